@@ -1,0 +1,75 @@
+"""What a follower asks of any chain. An adapter hides nodes, wire formats and proofs; it returns proven blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chains.model import Asset, Block, BlockHash, BlockRef
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHead:
+    """What one node says of its own chain at one moment: newest block, and where its finality tags point.
+
+    `safe` and `finalized` are None where the node has no such tag. They are claims: the follower counts them only once
+    their hash is in its own canonical chain.
+    """
+
+    node: str
+    host: str
+    head: BlockRef
+    safe: BlockRef | None
+    finalized: BlockRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node as operators see it: `state` is `ok`, `failing` or `unknown`; `reason` has no credentials in it."""
+
+    name: str
+    host: str
+    state: str
+    head: int | None
+    reason: str | None
+
+
+class ChainAdapter(Protocol):
+    """One configured chain with its nodes. Every method may raise `chains.errors.NodeUnavailable` (try again later) or
+    `chains.errors.ChainHolds` (no node's answer can be proven); none opens a database connection."""
+
+    async def fetch_head(self) -> NodeHead:
+        """Head and finality tags of the first node that answers, in order of preference."""
+
+    async def fetch_block(self, height: int) -> Block:
+        """The block at `height` on the node's current branch, proven and decoded. Raises `BlockNotFound` when no node
+        has it yet."""
+
+    async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
+        """One block by hash, proven and decoded: used when looking back over a reorg."""
+
+    async def fetch_ref(self, height: int) -> BlockRef | None:
+        """Place and hash of the block at `height` on the node's current branch; None when the node has none."""
+
+    async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
+        """Ask one node of each host for its header at `ref.height`: True where it names the same hash, False where it
+        names another, absent where it does not know or does not answer."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The distinct hosts of the configured nodes, in order."""
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        """Native coin first, then the allow-listed tokens."""
+
+    @property
+    def value_paths(self) -> tuple[str, ...]:
+        """Which paths of value are read: `native`, `logs`, `validator_withdrawals`; later `traces`."""
+
+    def node_statuses(self) -> tuple[NodeStatus, ...]:
+        """Each configured node as last seen."""
+
+    async def close(self) -> None:
+        """Close connections to nodes."""

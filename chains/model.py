@@ -1,0 +1,208 @@
+"""What a chain says, in values an accountant can read.
+
+A chain is a list of blocks, each naming its parent by hash. A block carries transactions; a transaction moves assets.
+One movement of one asset is a *transfer*: it takes no side, it knows nothing of tenants, and it keeps its identity
+(`transfer_id`) whatever block its transaction lands in.
+
+Money is an `int` in the asset's smallest unit (wei, satoshi). Addresses and hashes are raw `bytes` here and lower-case
+`0x` hex wherever a person or a program outside reads them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import NewType
+
+ChainId = NewType("ChainId", str)
+"""CAIP-2 name of a chain, e.g. `eip155:1`."""
+
+Slug = NewType("Slug", str)
+"""The operator's short name of a configured chain, e.g. `ethereum`."""
+
+AssetId = NewType("AssetId", str)
+"""CAIP-19 name of an asset, e.g. `eip155:1/slip44:60` or `eip155:1/erc20:0xa0b8...` (lower case)."""
+
+TransferId = NewType("TransferId", str)
+"""`tr_` and 40 hex digits: the identity of a transfer for ever, with no block in it."""
+
+BlockHash = bytes
+Address = bytes
+TransactionHash = bytes
+
+
+class ProofLevel(StrEnum):
+    """How far a block proved itself, weakest first; what each checks is in `chains/evm/proof.py`."""
+
+    OFF = "off"
+    STRUCTURE = "structure"
+    BLOOM = "bloom"
+    ROOTS = "roots"
+
+
+class LocatorKind(StrEnum):
+    """By which path of its transaction or block a transfer was seen."""
+
+    NATIVE = "native"
+    LOG = "log"
+    TRACE = "trace"
+    VALIDATOR_WITHDRAWAL = "validator_withdrawal"
+    TRANSACTION = "transaction"
+    """A failed transaction: it moved nothing but its fee."""
+    OUTPUT = "output"
+
+
+class AssetKind(StrEnum):
+    """What sort of thing an asset is."""
+
+    NATIVE = "native"
+    FUNGIBLE = "fungible"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """A block's place in its chain: enough to link blocks, nothing else."""
+
+    height: int
+    hash: BlockHash
+    parent_hash: BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A native coin or an allow-listed token contract. The scale (`decimals`) belongs to the asset, not to amounts."""
+
+    id: AssetId
+    symbol: str
+    decimals: int
+    kind: AssetKind
+    contract: Address | None = None
+    is_unindexed: bool = False
+    """The token's `Transfer` keeps its three arguments in the data (an old form): one topic, 96 bytes of data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Locator:
+    """Where inside its transaction a transfer sits. An attribute, never part of an identity.
+
+    `path` is the log's ordinal within its transaction, a trace path, or a validator withdrawal's index; `log_index` is
+    the block-wide index of the log, which may change when the transaction lands in another block.
+    """
+
+    kind: LocatorKind
+    path: str = ""
+    log_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """The on-chain carrier of transfers, as far as the ledger needs it."""
+
+    hash: TransactionHash
+    index: int
+    sender: Address
+    nonce: int
+    fee_atomic: int | None
+    """Fee in the native coin's smallest unit; None where it cannot be derived from proven data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One movement of one asset, as it was included in one block.
+
+    `has_failed` marks a transaction that was included and failed: it moved nothing, `amount_atomic` is what it would
+    have moved in the native coin, and only its sender cares (a failed withdrawal).
+    `transaction` is None for a validator withdrawal, which no transaction carries; `sender` of such is None too.
+    """
+
+    id: TransferId
+    asset_id: AssetId
+    sender: Address | None
+    recipient: Address | None
+    amount_atomic: int
+    locator: Locator
+    transaction: Transaction | None
+    has_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A proven and decoded block: its place, its time, and the transfers of known assets that it carries."""
+
+    ref: BlockRef
+    timestamp_s: int
+    """Seconds since 1970-01-01 UTC, as in the header."""
+    transfers: tuple[Transfer, ...]
+    proof: ProofLevel
+    transaction_count: int
+    node: str
+    """Name of the node that supplied it."""
+    host: str
+    """Host of that node: agreement is counted over hosts."""
+    rpc_calls: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A transfer before it has its identity: what `identify_transfers` numbers and names."""
+
+    asset_id: AssetId
+    sender: Address | None
+    recipient: Address | None
+    amount_atomic: int
+    locator: Locator
+    transaction: Transaction | None
+    has_failed: bool = False
+
+
+def hex_of(value: bytes) -> str:
+    """Lower-case `0x` hex of an address or hash."""
+    return "0x" + value.hex()
+
+
+def transfer_id_of(chain_id: ChainId, movement: Movement, n: int) -> TransferId:
+    """Identity of the `n`-th (from 0) equal movement of one transaction (DESIGN: identity has no block in it).
+
+    A validator withdrawal has no transaction: its index, which the consensus layer never reuses (EIP-4895), stands in.
+    A failed transaction that carries no native value is keyed by the transaction alone. One that carries value has the
+    identity which its native movement would have had, so that the same entry goes on if a reorg makes it succeed.
+    """
+    carrier = movement.transaction.hash.hex() if movement.transaction else f"withdrawal:{movement.locator.path}"
+    if movement.has_failed and movement.amount_atomic == 0:
+        fields = [chain_id, carrier, "transaction"]
+    else:
+        fields = [
+            chain_id,
+            carrier,
+            movement.asset_id,
+            movement.sender.hex() if movement.sender else "",
+            movement.recipient.hex() if movement.recipient else "",
+            str(movement.amount_atomic),
+            str(n),
+        ]
+    return TransferId("tr_" + sha256("|".join(fields).encode()).hexdigest()[:40])
+
+
+def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tuple[Transfer, ...]:
+    """Name every movement of a block: equal movements of one transaction are numbered in their order of appearance."""
+    seen: Counter[tuple[object, ...]] = Counter()
+    transfers = []
+    for m in movements:
+        carrier = m.transaction.hash if m.transaction else m.locator.path
+        key = (carrier, m.asset_id, m.sender, m.recipient, m.amount_atomic)
+        transfer_id = transfer_id_of(chain_id, m, seen[key])
+        seen[key] += 1
+        transfers.append(
+            Transfer(
+                transfer_id, m.asset_id, m.sender, m.recipient, m.amount_atomic, m.locator, m.transaction, m.has_failed
+            )
+        )
+    return tuple(transfers)
+
+
+def is_linked(refs: Sequence[BlockRef]) -> bool:
+    """True when each ref is the child of the one before it."""
+    return all(b.parent_hash == a.hash and b.height == a.height + 1 for a, b in zip(refs, refs[1:], strict=False))
