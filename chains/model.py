@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
+from itertools import pairwise
 from typing import NewType
 
 ChainId = NewType("ChainId", str)
@@ -205,4 +206,4 @@ def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tupl
 
 def is_linked(refs: Sequence[BlockRef]) -> bool:
     """True when each ref is the child of the one before it."""
-    return all(b.parent_hash == a.hash and b.height == a.height + 1 for a, b in zip(refs, refs[1:], strict=False))
+    return all(b.parent_hash == a.hash and b.height == a.height + 1 for a, b in pairwise(refs))
