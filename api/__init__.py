@@ -1,0 +1,1 @@
+"""REST: authentication, resources, problems, OpenAPI. The only door to callers."""

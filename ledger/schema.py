@@ -1,0 +1,442 @@
+"""Every table, in the order in which data flows through them: chain, block, watch, entry, event, delivery, attempt.
+
+The indexing protocol in short. A follower locks its chain's row, matches the addresses of a block against `watches`,
+writes `entries`, `events` and `deliveries`, the block's row and the checkpoint (`chains.tip_*`), and commits: all or
+nothing. Locks are taken in one order: chain row, tenants sorted by id, then the rest. Nothing here is ever deleted but
+by housekeeping: a block that left our chain is `orphaned`, an entry that lost its block is `reorged` or `reversed`.
+
+A table that a tenant owns has `tenant_id` first in its primary key. Hashes and addresses are `bytea`, amounts are
+`numeric(78,0)` (2^256 has 78 digits), times are `timestamptz`. Comments below reach Postgres.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from chains.model import AssetKind, LocatorKind
+from ledger.ids import Side
+from ledger.states import (
+    SETTLED_STATES,
+    BlockState,
+    ChainState,
+    DeliveryState,
+    Disposition,
+    EndpointState,
+    EntryState,
+    Origin,
+    Outcome,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+AMOUNT = Numeric(78, 0)
+TIME = DateTime(timezone=True)
+
+
+def one_of(column: str, members: type[StrEnum]) -> CheckConstraint:
+    """A CHECK that admits exactly the members of an enum: Postgres mirrors `ledger/states.py`."""
+    values = ", ".join(f"'{member.value}'" for member in members)
+    return CheckConstraint(f"{column} IN ({values})", name=column)
+
+
+def iff(column: str, state: str, members: tuple[StrEnum, ...]) -> CheckConstraint:
+    """A CHECK that `column` is set exactly while `state` is one of `members`."""
+    values = ", ".join(f"'{member.value}'" for member in members)
+    return CheckConstraint(f"({column} IS NOT NULL) = ({state} IN ({values}))", name=column)
+
+
+chains = Table(
+    "chains",
+    metadata,
+    Column("chain_id", Text, primary_key=True, comment="CAIP-2 name, e.g. eip155:1"),
+    Column("slug", Text, nullable=False, unique=True, comment="the operator's short name"),
+    Column("profile", Text, nullable=False),
+    Column("livemode", Boolean, nullable=False, comment="false on test networks"),
+    Column("native_asset_id", Text, nullable=False, comment="CAIP-19 name of the native coin"),
+    Column("state", Text, nullable=False, server_default=ChainState.STOPPED.value),
+    Column("reason", Text, comment="why it is holding or halted; null otherwise"),
+    Column("first_height", BigInteger, comment="first block that we followed; null before it"),
+    Column("tip_height", BigInteger, comment="the checkpoint: newest committed block"),
+    Column("tip_hash", LargeBinary),
+    Column("tip_at", TIME, comment="timestamp in the tip's header"),
+    Column("head_height", BigInteger, comment="newest block that a node claims"),
+    Column("safe_height", BigInteger, comment="only rises, and only over blocks of ours"),
+    Column("finalized_height", BigInteger, comment="only rises, and only over blocks of ours"),
+    Column("finalized_hash", LargeBinary),
+    Column("agreed_height", BigInteger, comment="highest block that a quorum of hosts names"),
+    Column(
+        "accepted_reorg_height", BigInteger, comment="an operator's leave to undo finalized blocks above it; used once"
+    ),
+    Column("quorum", SmallInteger, nullable=False, server_default="1", comment="hosts that must agree before credit"),
+    Column("proof", Text, nullable=False, comment="configured proof level"),
+    Column("value_paths", ARRAY(Text), nullable=False, server_default="{}"),
+    Column(
+        "nodes", JSONB, nullable=False, server_default="[]", comment="each node as last seen: name, state, head, reason"
+    ),
+    Column("heartbeat_at", TIME, comment="last sign of life of the follower"),
+    CheckConstraint("(tip_height IS NULL) = (tip_hash IS NULL)", name="tip"),
+    CheckConstraint("(finalized_height IS NULL) = (finalized_hash IS NULL)", name="finalized"),
+    CheckConstraint("finalized_height <= tip_height", name="finalized_below_tip"),
+    CheckConstraint("state NOT IN ('holding', 'halted') OR reason IS NOT NULL", name="reason"),
+    one_of("state", ChainState),
+    comment="one row for each followed chain: its checkpoint, and the lock under which blocks and watches meet",
+)
+
+assets = Table(
+    "assets",
+    metadata,
+    Column("asset_id", Text, primary_key=True, comment="CAIP-19 name, lower case"),
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("symbol", Text, nullable=False, comment="for people: never decides anything"),
+    Column("decimals", SmallInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("contract", LargeBinary, comment="20 bytes; null for the native coin"),
+    Column(
+        "listed_from_height", BigInteger, comment="first height from which it is read; null: from the chain's first"
+    ),
+    CheckConstraint("decimals BETWEEN 0 AND 255", name="decimals"),
+    one_of("kind", AssetKind),
+    comment="native coins and allow-listed tokens: nothing else is ever an entry",
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("rules", JSONB, nullable=False, comment="first-match rules: name, asset, amounts, credit_at"),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("chain_id", "version"),
+    comment="when a deposit counts; an entry keeps the version that was in force when it was detected",
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("height", BigInteger, nullable=False),
+    Column("parent_hash", LargeBinary, nullable=False),
+    Column("block_at", TIME, nullable=False, comment="timestamp in the header"),
+    Column("state", Text, nullable=False),
+    Column("proof", Text, nullable=False, comment="level that it proved itself to"),
+    Column("agreed_by", SmallInteger, nullable=False, comment="hosts that name this hash"),
+    Column("node", Text, nullable=False, comment="node that supplied it"),
+    Column("transaction_count", Integer, nullable=False),
+    Column("entry_count", Integer, nullable=False),
+    Column("committed_at", TIME, nullable=False),
+    Column("orphaned_at", TIME),
+    PrimaryKeyConstraint("chain_id", "hash"),
+    Index("uq_blocks_canonical", "chain_id", "height", unique=True, postgresql_where=text("state = 'canonical'")),
+    Index("ix_blocks_height", "chain_id", "height"),
+    one_of("state", BlockState),
+    iff("orphaned_at", "state", (BlockState.ORPHANED,)),
+    comment="a row for every block that we committed, the empty ones too: a reorg can move a deposit into an empty height",
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("feed_position", BigInteger, nullable=False, server_default="0", comment="position of its newest event"),
+    Column("created_at", TIME, nullable=False),
+    comment="a payment company that uses us; ten_ops is the operator",
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("id", Text, nullable=False, unique=True, comment="the public part inside the key"),
+    Column("secret_sha256", LargeBinary, nullable=False, comment="of the secret part, which is 256 random bits"),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("expires_at", TIME),
+    Column("revoked_at", TIME),
+    Column("last_used_at", TIME),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    comment="bearer keys: shown once, stored hashed",
+)
+
+watches = Table(
+    "watches",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("scope", Text, nullable=False, comment="a chain_id, or evm for all EVM chains"),
+    Column("address", LargeBinary, nullable=False),
+    Column("reference", Text, comment="the tenant's own name for it, e.g. an order"),
+    Column("metadata", JSONB, nullable=False, server_default="{}"),
+    Column("start_height", BigInteger, comment="height from which the tenant asked for coverage"),
+    Column(
+        "covered_from",
+        JSONB,
+        nullable=False,
+        comment="chain_id to first covered height; a chain that is not named covers it from the chain's own first block",
+    ),
+    Column("created_at", TIME, nullable=False),
+    Column("deleted_at", TIME, comment="no new entries from then on; history stays"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    Index(
+        "uq_watches_live",
+        "tenant_id",
+        "scope",
+        "address",
+        unique=True,
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index("ix_watches_match", "address", "scope", postgresql_where=text("deleted_at IS NULL")),
+    Index("ix_watches_reference", "tenant_id", "reference", postgresql_where=text("reference IS NOT NULL")),
+    CheckConstraint("octet_length(address) = 20", name="address"),
+    comment="a tenant's interest in an address; matched by index, so that a block costs the same whatever their number",
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("id", Text, nullable=False, comment="hash of tenant, side and transfer: the same for ever"),
+    Column("side", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("sequence", Integer, nullable=False, comment="counts its events from 1 without a gap"),
+    Column("disposition", Text, nullable=False, server_default=Disposition.CREDIT.value),
+    Column("reasons", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("origin", Text, nullable=False),
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("asset_id", Text, ForeignKey("assets.asset_id"), nullable=False),
+    Column("amount_atomic", AMOUNT, nullable=False),
+    Column("sender", LargeBinary, comment="null for a validator withdrawal"),
+    Column("recipient", LargeBinary),
+    Column("address", LargeBinary, nullable=False, comment="the watched one of the two"),
+    Column("transfer_id", Text, nullable=False),
+    Column("transaction_hash", LargeBinary, comment="null for a validator withdrawal"),
+    Column("transaction_index", Integer),
+    Column("transaction_sender", LargeBinary, comment="with the nonce: what could replace the transaction"),
+    Column("transaction_nonce", Numeric(20, 0)),
+    Column("fee_atomic", AMOUNT, comment="withdrawals only: in the native coin, where it can be derived"),
+    Column("locator_kind", Text, nullable=False),
+    Column("locator_path", Text, nullable=False),
+    Column("log_index", Integer),
+    Column("block_height", BigInteger, comment="null while it is in no canonical block"),
+    Column("block_hash", LargeBinary),
+    Column("block_at", TIME),
+    Column("proof", Text, nullable=False),
+    Column("agreed_by", SmallInteger, nullable=False),
+    Column("policy", Text, nullable=False, comment="chain/rule@version in force at detection"),
+    Column("credit_at", Text, nullable=False, comment="a count of confirmations, safe or finalized"),
+    Column("confirm_height", BigInteger, comment="tip at which the count is reached; null for safe and finalized"),
+    Column("watch_id", Text, nullable=False),
+    Column("detected_at", TIME, nullable=False),
+    Column("confirmed_at", TIME),
+    Column("finalized_at", TIME),
+    Column("updated_at", TIME, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    ForeignKeyConstraint(["tenant_id", "watch_id"], ["watches.tenant_id", "watches.id"]),
+    Index("ix_entries_transfer", "chain_id", "transfer_id"),
+    Index("ix_entries_block", "chain_id", "block_height"),
+    Index("ix_entries_confirm", "chain_id", "confirm_height", postgresql_where=text("state = 'detected'")),
+    Index("ix_entries_open", "chain_id", "block_height", postgresql_where=text("state IN ('detected', 'confirmed')")),
+    Index("ix_entries_lost", "chain_id", "transfer_id", postgresql_where=text("state IN ('reorged', 'reversed')")),
+    Index("ix_entries_list", "tenant_id", "side", "detected_at", "id"),
+    Index("ix_entries_updated", "tenant_id", "side", "updated_at", "id"),
+    Index("ix_entries_address", "tenant_id", "address", "detected_at"),
+    Index("ix_entries_hash", "tenant_id", "transaction_hash"),
+    Index("ix_entries_watch", "tenant_id", "watch_id", "detected_at"),
+    one_of("side", Side),
+    one_of("state", EntryState),
+    one_of("disposition", Disposition),
+    one_of("origin", Origin),
+    one_of("locator_kind", LocatorKind),
+    CheckConstraint("sequence >= 1", name="sequence"),
+    CheckConstraint("amount_atomic >= 0", name="amount"),
+    CheckConstraint(
+        "(block_hash IS NULL) = (state IN ('reorged', 'reversed', 'dropped', 'replaced'))"
+        " AND (block_hash IS NULL) = (block_height IS NULL) AND (block_hash IS NULL) = (block_at IS NULL)",
+        name="block",
+    ),
+    CheckConstraint("state NOT IN ('confirmed', 'finalized') OR confirmed_at IS NOT NULL", name="confirmed_at"),
+    iff("finalized_at", "state", (EntryState.FINALIZED,)),
+    CheckConstraint("state <> 'failed' OR side = 'withdrawal'", name="failed"),
+    comment="one deposit or withdrawal of one tenant; its story is told by events, counted by sequence",
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("id", Text, nullable=False, comment="a UUIDv7: made once, when the entry's sequence moved"),
+    Column("feed_position", BigInteger, nullable=False, comment="gap-free per tenant, visible in order"),
+    Column("type", Text, nullable=False),
+    Column("subject", Text, nullable=False, comment="what it tells of: an entry, a watch, a chain, an endpoint"),
+    Column("sequence", Integer, comment="of the entry; null for other subjects"),
+    Column("body", LargeBinary, nullable=False, comment="the exact bytes that are sent, for ever"),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "created_at", "id"),
+    Index("ix_events_feed", "tenant_id", "feed_position"),
+    Index("ix_events_id", "tenant_id", "id"),
+    Index("ix_events_subject", "tenant_id", "subject", "feed_position"),
+    postgresql_partition_by="RANGE (created_at)",
+    comment="append-only; leaves by dropping whole days",
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("event_types", ARRAY(Text), comment="patterns such as deposit.*; null for all"),
+    Column("description", Text),
+    Column("state", Text, nullable=False, server_default=EndpointState.ACTIVE.value),
+    Column("state_reason", Text),
+    Column("created_at", TIME, nullable=False),
+    Column("updated_at", TIME, nullable=False),
+    Column("deleted_at", TIME),
+    Column("last_attempt_at", TIME),
+    Column("last_accepted_at", TIME),
+    Column("failures_consecutive", Integer, nullable=False, server_default="0"),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    one_of("state", EndpointState),
+    comment="a tenant's webhook URL and which events it wants",
+)
+
+endpoint_secrets = Table(
+    "endpoint_secrets",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="AES-256-GCM, bound to this row"),
+    Column("created_at", TIME, nullable=False),
+    Column("expires_at", TIME, comment="end of a rotation's grace; null while it is the current one"),
+    PrimaryKeyConstraint("tenant_id", "endpoint_id", "id"),
+    ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
+    comment="signing secrets, encrypted at rest; several may live during a rotation",
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("event_created_at", TIME, nullable=False, comment="finds the event's partition"),
+    Column("feed_position", BigInteger, nullable=False, comment="order within a lane"),
+    Column("endpoint_id", Text, nullable=False),
+    Column("subject", Text, nullable=False, comment="with the endpoint: the lane"),
+    Column("priority", SmallInteger, nullable=False, comment="0 live, 1 found in catch-up or backfill"),
+    Column("state", Text, nullable=False),
+    Column(
+        "attempts", SmallInteger, nullable=False, server_default="0", comment="rises at claim, so that a crash counts"
+    ),
+    Column("due_at", TIME, nullable=False),
+    Column("lease_token", Text, comment="who claimed it; settling compares it"),
+    Column("leased_until", TIME),
+    Column("created_at", TIME, nullable=False),
+    Column("settled_at", TIME),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
+    Index("ix_deliveries_due", "priority", "due_at", postgresql_where=text("state = 'pending'")),
+    Index(
+        "ix_deliveries_lane",
+        "tenant_id",
+        "endpoint_id",
+        "subject",
+        "feed_position",
+        postgresql_where=text("state IN ('pending', 'held')"),
+    ),
+    Index("ix_deliveries_event", "tenant_id", "event_id"),
+    Index("ix_deliveries_subject", "tenant_id", "subject", "created_at"),
+    Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),
+    Index("ix_deliveries_list", "tenant_id", "created_at", "id"),
+    one_of("state", DeliveryState),
+    iff("settled_at", "state", SETTLED_STATES),
+    CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),
+    comment="one event owed to one endpoint: the queue itself, churning, kept apart from what is append-only",
+    # A busy queue leaves a dead row behind each state; vacuum at 1 % and room on each page keep it small.
+    postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01, "autovacuum_vacuum_cost_delay": 0},
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("delivery_id", Text, nullable=False),
+    Column("number", SmallInteger, nullable=False),
+    Column("started_at", TIME, nullable=False),
+    Column("duration_ms", Integer, nullable=False),
+    Column("status_code", SmallInteger),
+    Column("outcome", Text, nullable=False),
+    Column("error", Text),
+    Column("response_excerpt", Text),
+    PrimaryKeyConstraint("tenant_id", "started_at", "delivery_id", "number"),
+    Index("ix_attempts_delivery", "tenant_id", "delivery_id", "number"),
+    one_of("outcome", Outcome),
+    postgresql_partition_by="RANGE (started_at)",
+    comment="one row for each HTTP request; append-only; leaves by dropping whole days",
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False, comment="SHA-256 of method, path and body"),
+    Column("status_code", SmallInteger, nullable=False),
+    Column("sealed_body", LargeBinary, nullable=False, comment="the stored answer, encrypted: it may hold a secret"),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "key"),
+    Index("ix_idempotency_keys_created", "created_at"),
+    comment="answers to POSTs, written in the transaction of their effect, kept for a day",
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("actor", Text, nullable=False, comment="a key's id, or command line"),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", JSONB, nullable=False, server_default="{}"),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "id"),
+    comment="who changed what; append-only, in the transaction of the change",
+)
+
+API_ROLE = "chainbell_api"
+"""Postgres role of the REST API: it owns nothing, and cannot change the schema or the story."""
+
+PARTITIONED = ("events", "attempts")
+"""Tables kept in daily partitions, made ahead and dropped whole by housekeeping."""

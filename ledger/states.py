@@ -1,0 +1,152 @@
+"""Every state a row can be in, how it enters and how it leaves. Postgres holds a CHECK that mirrors each enum."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EntryState(StrEnum):
+    """Where an entry stands. The arrows are `ENTRY_TRANSITIONS`; each is one event with the next sequence number."""
+
+    DETECTED = "detected"
+    """Enters when its block is in our canonical chain. Leaves to confirmed or reorged."""
+    CONFIRMED = "confirmed"
+    """Enters when the policy's credit point and the quorum are met. Leaves to finalized or reversed."""
+    FINALIZED = "finalized"
+    """Enters when the chain's finality covers its block. Leaves to reversed only by an operator's accepted reorg."""
+    REORGED = "reorged"
+    """Enters when it lost its block before the credit point. Leaves to detected when a later block includes it again, to
+    failed when one includes its transaction and that fails, or to dropped."""
+    REVERSED = "reversed"
+    """Enters when it lost its block after the credit point: pages a human. Leaves like reorged."""
+    FAILED = "failed"
+    """Enters when a withdrawal's transaction was included and failed. Leaves to detected or reorged by a reorg."""
+    DROPPED = "dropped"
+    """Enters when a finalized block spent its nonce on another transaction. Final."""
+    REPLACED = "replaced"
+    """Enters like dropped, when its sender replaced it by a transaction of the same nonce. Final."""
+
+
+ENTRY_TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
+    EntryState.DETECTED: frozenset({EntryState.CONFIRMED, EntryState.REORGED}),
+    EntryState.CONFIRMED: frozenset({EntryState.FINALIZED, EntryState.REVERSED}),
+    EntryState.FINALIZED: frozenset({EntryState.REVERSED}),
+    EntryState.REORGED: frozenset({EntryState.DETECTED, EntryState.FAILED, EntryState.DROPPED, EntryState.REPLACED}),
+    EntryState.REVERSED: frozenset({EntryState.DETECTED, EntryState.FAILED, EntryState.DROPPED, EntryState.REPLACED}),
+    EntryState.FAILED: frozenset({EntryState.DETECTED, EntryState.REORGED}),
+    EntryState.DROPPED: frozenset(),
+    EntryState.REPLACED: frozenset(),
+}
+
+LOST_STATES = (EntryState.REORGED, EntryState.REVERSED)
+"""States of entries that are in no canonical block, and that a later block may bring back."""
+
+CREDITED_STATES = (EntryState.CONFIRMED, EntryState.FINALIZED)
+"""States in which a deposit counts as credited: losing the block afterwards is a reversal, never silent."""
+
+
+class Origin(StrEnum):
+    """On which way an entry was found."""
+
+    LIVE = "live"
+    CATCH_UP = "catch_up"
+    BACKFILL = "backfill"
+    REPLAY = "replay"
+
+
+class Disposition(StrEnum):
+    """Whether an entry counts as money: a second axis beside the state."""
+
+    CREDIT = "credit"
+    IGNORE = "ignore"
+
+
+class BlockState(StrEnum):
+    """Whether a block is in our chain. Facts are never deleted, only orphaned."""
+
+    CANONICAL = "canonical"
+    """Enters when committed, or when a reorg brings an orphaned block back."""
+    ORPHANED = "orphaned"
+    """Enters when a reorg leaves it behind; `orphaned_at` says when."""
+
+
+class ChainState(StrEnum):
+    """What the follower of a chain is doing."""
+
+    FOLLOWING = "following"
+    """At the head."""
+    CATCHING_UP = "catching_up"
+    """Far behind the head and fetching ahead."""
+    HOLDING = "holding"
+    """No node's answer can be used at the moment; tried again by itself."""
+    HALTED = "halted"
+    """A person has to decide: leaves only by `resume`."""
+    STOPPED = "stopped"
+    """No follower is at work. Never stored by a crash: readers derive it from an old heartbeat."""
+
+
+class EndpointState(StrEnum):
+    """Whether an endpoint is told of events."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    """By its owner; deliveries are held until it is resumed."""
+    DISABLED = "disabled"
+    """By us, after it failed for long; deliveries are held until it is resumed."""
+
+
+class DeliveryState(StrEnum):
+    """What became of one event owed to one endpoint."""
+
+    PENDING = "pending"
+    """Enters at fan-out; due at `due_at`. Leaves to any other."""
+    DELIVERED = "delivered"
+    """Accepted with a 2xx; has `settled_at`."""
+    HELD = "held"
+    """Waits for its endpoint to be active again; burns no attempts. Leaves to pending, discarded or superseded."""
+    EXHAUSTED = "exhausted"
+    """All attempts were used; has `settled_at`; kept and listed."""
+    REFUSED = "refused"
+    """No retry can mend it (an address that must not be reached); has `settled_at`."""
+    DISCARDED = "discarded"
+    """Given up by its owner; has `settled_at`."""
+    SUPERSEDED = "superseded"
+    """A newer event of the same subject was sent instead; has `settled_at`."""
+
+
+SETTLED_STATES = (
+    DeliveryState.DELIVERED,
+    DeliveryState.EXHAUSTED,
+    DeliveryState.REFUSED,
+    DeliveryState.DISCARDED,
+    DeliveryState.SUPERSEDED,
+)
+
+
+class Outcome(StrEnum):
+    """What one attempt came to."""
+
+    ACCEPTED = "accepted"
+    RETRYABLE = "retryable"
+    REFUSED = "refused"
+
+
+ENTRY_EVENT_TYPES = tuple(
+    f"deposit.{name}" for name in ("detected", "confirmed", "finalized", "moved", "reorged", "reversed", "dropped")
+) + tuple(
+    f"withdrawal.{name}"
+    for name in ("detected", "confirmed", "finalized", "moved", "reorged", "reversed", "dropped", "failed", "replaced")
+)
+
+EVENT_TYPES = (
+    *ENTRY_EVENT_TYPES,
+    "watch.activated",
+    "test.ping",
+    "chain.halted",
+    "chain.resumed",
+    "chain.delayed",
+    "chain.reorged",
+    "endpoint.paused",
+    "endpoint.resumed",
+)
+"""Every type of event there is, in the order of the documentation."""

@@ -1,0 +1,1 @@
+"""Telling merchants: signing, sending, backoff. The only door to merchants."""
