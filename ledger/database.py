@@ -1,0 +1,92 @@
+"""The door to Postgres: engines, transactions, and the advisory locks that make one process a leader.
+
+Every statement of the product runs on an `AsyncConnection` that came from here, inside a transaction that `transaction`
+opened. No network call of another kind is made while one is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from hashlib import sha256
+
+import msgspec
+from sqlalchemy import func, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ledger.schema import API_ROLE
+
+
+def async_url(url: str) -> str:
+    """The URL with the driver that we use; raises ValueError when it is no Postgres URL."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ValueError(f"database.url must begin with postgresql://, not {parsed.get_backend_name()}://")
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def _encode_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def connect(url: str, *, application: str, pool_size: int = 5, role: str | None = None) -> AsyncEngine:
+    """An engine whose connections call themselves `application`; `role` is taken on at once and cannot be reset to the
+    login's own (the API uses `chainbell_api`)."""
+    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+    if role is not None:
+        options += f" -c role={role}"
+    return create_async_engine(
+        async_url(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_pre_ping=True,
+        json_serializer=_encode_json,
+        json_deserializer=msgspec.json.decode,
+        connect_args={"application_name": application, "options": options, "connect_timeout": 10},
+    )
+
+
+def connect_api(url: str, *, pool_size: int = 10) -> AsyncEngine:
+    """The API's engine: it speaks as a role that owns nothing."""
+    return connect(url, application="chainbell serve", pool_size=pool_size, role=API_ROLE)
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection inside one transaction: committed at the end, rolled back when the block raises."""
+    async with engine.begin() as connection:
+        yield connection
+
+
+async def database_now(connection: AsyncConnection) -> datetime:
+    """The database's clock: the only one by which leases and due times are judged."""
+    moment: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
+    return moment
+
+
+def lock_number(*names: str) -> int:
+    """The advisory lock number (a signed 64-bit integer) that stands for `names`."""
+    return int.from_bytes(sha256("|".join(names).encode()).digest()[:8], "big", signed=True)
+
+
+@asynccontextmanager
+async def leadership(engine: AsyncEngine, *names: str) -> AsyncIterator[AsyncConnection | None]:
+    """Try to become the leader for `names`; yields the connection that holds the session lock, or None when another
+    process leads. The lock dies with the connection, so a killed leader is succeeded at once."""
+    number = lock_number(*names)
+    async with engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        is_leader = (await autocommit.execute(select(func.pg_try_advisory_lock(number)))).scalar_one()
+        try:
+            yield autocommit if is_leader else None
+        finally:
+            if is_leader and not autocommit.closed and not autocommit.invalidated:
+                await autocommit.execute(select(func.pg_advisory_unlock(number)))
+
+
+async def is_alive(connection: AsyncConnection) -> bool:
+    """True when the connection still answers; raises the driver's error when it does not."""
+    return bool((await connection.execute(text("SELECT true"))).scalar_one())
