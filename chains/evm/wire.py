@@ -1,0 +1,202 @@
+"""What a node says over JSON-RPC, typed, and still in the node's own hex.
+
+Decoding checks that the answer has the fields we need, in strings of the right length, and stops there: most fields of
+most blocks are hashed once and never looked at again, so each is turned into bytes or a number where it is used, once.
+Fields that we do not need are skipped without being stored. Nodes differ; what differs and is tolerated:
+
+- `type` is absent on nodes older than EIP-2718: such a transaction is a legacy one.
+- `yParity` is absent on older nodes: `v` stands in. Where both are there they must agree.
+- `status` is absent or null in a receipt from before Byzantium (EIP-658), which carries the state root `root` instead.
+- `withdrawals`, `baseFeePerGas` and the like are absent or null before the fork that brought them.
+
+**One reading.** Every hex string is read from its third character on, by `quantity_of` as a number and by `bytes_of` as
+bytes, and the proof hashes exactly those characters. A string must never mean one thing to the proof and another to
+the decoder, or a node could slip a forged value past a correct hash.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from chains.evm.errors import ProofFailure
+
+Quantity = Annotated[str, Meta(min_length=3, max_length=66)]
+"""`0x` and a number of up to 256 bits, without padding."""
+Data = Annotated[str, Meta(min_length=2)]
+"""`0x` and any number of bytes."""
+Hex8 = Annotated[str, Meta(min_length=18, max_length=18)]
+Hex20 = Annotated[str, Meta(min_length=42, max_length=42)]
+Hex32 = Annotated[str, Meta(min_length=66, max_length=66)]
+Hex256 = Annotated[str, Meta(min_length=514, max_length=514)]
+
+
+class WireHeader(Struct, rename="camel", gc=False):
+    """A header, as `eth_getBlockByNumber(.., false)` and `newHeads` give it: every field that enters the block hash.
+
+    The fields after `nonce` came with forks and are None before them: London (EIP-1559), Shanghai (EIP-4895), Cancun
+    (EIP-4844, EIP-4788), Prague (EIP-7685). Osaka adds none.
+    """
+
+    hash: Hex32
+    parent_hash: Hex32
+    sha3_uncles: Hex32
+    miner: Hex20
+    state_root: Hex32
+    transactions_root: Hex32
+    receipts_root: Hex32
+    logs_bloom: Hex256
+    difficulty: Quantity
+    number: Quantity
+    gas_limit: Quantity
+    gas_used: Quantity
+    timestamp: Quantity
+    extra_data: Data
+    mix_hash: Hex32
+    nonce: Hex8
+    base_fee_per_gas: Quantity | None = None
+    withdrawals_root: Hex32 | None = None
+    blob_gas_used: Quantity | None = None
+    excess_blob_gas: Quantity | None = None
+    parent_beacon_block_root: Hex32 | None = None
+    requests_hash: Hex32 | None = None
+
+
+class WireAccess(Struct, rename="camel", gc=False):
+    """One row of an access list (EIP-2930)."""
+
+    address: Hex20
+    storage_keys: list[Hex32]
+
+
+class WireAuthorization(Struct, rename="camel", gc=False):
+    """One signed delegation of a type 0x4 transaction (EIP-7702)."""
+
+    chain_id: Quantity
+    address: Hex20
+    nonce: Quantity
+    r: Quantity
+    s: Quantity
+    y_parity: Quantity | None = None
+    v: Quantity | None = None
+
+
+class WireTransaction(Struct, rename="camel", gc=False):
+    """A transaction of any type of Ethereum: legacy, 0x1, 0x2, 0x3, 0x4; one of another type decodes and fails proof.
+
+    `sender` is the node's claim (`from`), true only once it is compared with the signature. `gas_price` is the
+    sender's own price for legacy and 0x1, and the node's arithmetic for the later types: never used there.
+    """
+
+    hash: Hex32
+    nonce: Quantity
+    gas: Quantity
+    value: Quantity
+    input: Data
+    v: Quantity
+    r: Quantity
+    s: Quantity
+    sender: Hex20 = field(name="from")
+    to: Hex20 | None = None
+    type: Quantity | None = None
+    block_hash: Hex32 | None = None
+    transaction_index: Quantity | None = None
+    gas_price: Quantity | None = None
+    chain_id: Quantity | None = None
+    y_parity: Quantity | None = None
+    max_priority_fee_per_gas: Quantity | None = None
+    max_fee_per_gas: Quantity | None = None
+    max_fee_per_blob_gas: Quantity | None = None
+    access_list: list[WireAccess] | None = None
+    blob_versioned_hashes: list[Hex32] | None = None
+    authorization_list: list[WireAuthorization] | None = None
+
+
+class WireLog(Struct, rename="camel", gc=False):
+    """A log. Its address, topics and data are under the receipts root; the other fields are checked for order only."""
+
+    address: Hex20
+    topics: list[Hex32]
+    data: Data
+    log_index: Quantity
+    block_hash: Hex32
+    transaction_hash: Hex32
+    transaction_index: Quantity
+    removed: bool | None = None
+
+
+class WireReceipt(Struct, rename="camel", gc=False):
+    """A receipt. `status` or, before Byzantium, `root`; `gas_used` is derivable and compared where it is given."""
+
+    transaction_hash: Hex32
+    transaction_index: Quantity
+    block_hash: Hex32
+    cumulative_gas_used: Quantity
+    logs: list[WireLog]
+    type: Quantity | None = None
+    status: Quantity | None = None
+    root: Data | None = None
+    gas_used: Quantity | None = None
+    logs_bloom: Hex256 | None = None
+
+
+class WireWithdrawal(Struct, rename="camel", gc=False):
+    """A validator withdrawal (EIP-4895). `amount` is in Gwei."""
+
+    index: Quantity
+    validator_index: Quantity
+    address: Hex20
+    amount: Quantity
+
+
+class WireBlock(WireHeader, rename="camel", gc=False, kw_only=True):
+    """A block with full transactions, as `eth_getBlockByNumber(.., true)` gives it."""
+
+    transactions: list[WireTransaction]
+    withdrawals: list[WireWithdrawal] | None = None
+
+
+_Answer = TypeVar("_Answer")
+
+_header_decoder = msgspec.json.Decoder(WireHeader | None)
+_block_decoder = msgspec.json.Decoder(WireBlock | None)
+_receipts_decoder = msgspec.json.Decoder(list[WireReceipt] | None)
+
+
+def decode_header(answer: bytes | msgspec.Raw) -> WireHeader | None:
+    """The header in the JSON of a `result`; None for `null` (no such block). Raises `ProofFailure("structure")`."""
+    return _decode(_header_decoder, answer, "header")
+
+
+def decode_block(answer: bytes | msgspec.Raw) -> WireBlock | None:
+    """The block in the JSON of a `result`; None for `null` (no such block). Raises `ProofFailure("structure")`."""
+    return _decode(_block_decoder, answer, "block")
+
+
+def decode_receipts(answer: bytes | msgspec.Raw) -> list[WireReceipt] | None:
+    """The receipts in the JSON of a `result` of `eth_getBlockReceipts`; None for `null`. Raises
+    `ProofFailure("structure")`."""
+    return _decode(_receipts_decoder, answer, "receipts")
+
+
+def _decode(decoder: msgspec.json.Decoder[_Answer], answer: bytes | msgspec.Raw, what: str) -> _Answer:
+    try:
+        return decoder.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProofFailure("structure", f"the node's {what} is malformed: {error}") from error
+
+
+def quantity_of(text: str) -> int:
+    """The number that a quantity names. Raises ValueError when it is not hexadecimal."""
+    return int(text[2:], 16)
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes that a hex string names. Raises ValueError when it is not hexadecimal; whitespace, which
+    `bytes.fromhex` skips, is not."""
+    raw = bytes.fromhex(text[2:])
+    if len(raw) * 2 != len(text) - 2:
+        raise ValueError(f"not hexadecimal: {text[:80]!r}")
+    return raw

@@ -1,0 +1,170 @@
+"""Per-chain facts: what has to be known of a network before a deposit on it can be credited.
+
+The shipped profiles are `chains/profiles/<slug>.toml`. Every field is required there: there is no default finality,
+pace or credit rule for a chain that nobody has thought about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from chains.errors import ProfileError
+from chains.evm.address import parse_address
+from chains.model import Asset, AssetId, AssetKind, ChainId, ProofLevel, Slug, hex_of
+
+CreditPoint = int | Literal["safe", "finalized"]
+"""When an entry is confirmed: a count of confirmations (the including block counts as 1), or a finality tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainProfile:
+    """One network's facts. A configured chain is a profile, perhaps under another slug and chain id."""
+
+    slug: Slug
+    chain_id: ChainId
+    livemode: bool
+    """True where the coins are worth money."""
+    native: Asset
+    tokens: tuple[Asset, ...]
+    """The allow-list: an unlisted token is never an entry."""
+    block_time_s: float
+    """The usual time between blocks."""
+    poll_interval_s: float
+    """How often to ask for the head."""
+    has_finality_tags: bool
+    """The node's `safe` and `finalized` tags mean something on this chain."""
+    finality_depth: int
+    """Blocks below the tip after which a block is final where there is no tag; also how many blocks the reorg window
+    keeps at least."""
+    proof: ProofLevel
+    credit_at: CreditPoint
+    sources: tuple[str, ...]
+    """Where the facts were read."""
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        """Native coin first, then the allow-listed tokens."""
+        return (self.native, *self.tokens)
+
+
+class _NativeRow(Struct, forbid_unknown_fields=True):
+    symbol: str
+    decimals: int
+    slip44: int
+
+
+class _TokenRow(Struct, forbid_unknown_fields=True):
+    contract: str
+    symbol: str
+    decimals: int
+    source: str
+    is_unindexed: bool = False
+
+
+class _ProfileFile(Struct, forbid_unknown_fields=True):
+    chain_id: str
+    livemode: bool
+    native: _NativeRow
+    tokens: list[_TokenRow]
+    block_time_s: float
+    poll_interval_s: float
+    has_finality_tags: bool
+    finality_depth: int
+    proof: ProofLevel
+    credit_at: CreditPoint
+    sources: list[str]
+
+
+def make_native(chain_id: ChainId, symbol: str, decimals: int, slip44: int) -> Asset:
+    """The native coin of a chain, named by its SLIP-44 coin type (CAIP-19, CAIP-20)."""
+    return Asset(AssetId(f"{chain_id}/slip44:{slip44}"), symbol, decimals, AssetKind.NATIVE)
+
+
+def make_token(chain_id: ChainId, contract: str, symbol: str, decimals: int, is_unindexed: bool = False) -> Asset:
+    """An ERC-20 token (CAIP-19, CAIP-21). Raises `chains.evm.address.AddressError` for a contract that is no address
+    or has a wrong checksum."""
+    address = parse_address(contract)
+    asset_id = AssetId(f"{chain_id}/erc20:{hex_of(address)}")
+    return Asset(asset_id, symbol, decimals, AssetKind.FUNGIBLE, address, is_unindexed)
+
+
+def profile_names() -> tuple[str, ...]:
+    """The shipped profiles, sorted."""
+    names = (entry.name for entry in files("chains").joinpath("profiles").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+def load_profile(name: str) -> ChainProfile:
+    """The shipped profile of that name. Raises `ProfileError` with the names that there are."""
+    if name not in profile_names():
+        known = ", ".join(profile_names())
+        raise ProfileError(f"no profile is named {name!r}; shipped profiles: {known}")
+    text = files("chains").joinpath("profiles", f"{name}.toml").read_bytes()
+    return read_profile(name, text)
+
+
+def read_profile(name: str, text: bytes) -> ChainProfile:
+    """The profile in a TOML file's bytes. Raises `ProfileError` naming the key that is missing, unknown or wrong."""
+    try:
+        row = msgspec.toml.decode(text, type=_ProfileFile)
+        return _profile_of(name, row)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ProfileError(f"profile {name!r} is not complete: {error}") from error
+
+
+def rename_profile(profile: ChainProfile, slug: Slug, chain_id: ChainId) -> ChainProfile:
+    """The same kind of network under another slug and chain id: its coin and tokens are named by the new id."""
+
+    def moved(asset: Asset) -> Asset:
+        return replace(asset, id=AssetId(f"{chain_id}/{asset.id.partition('/')[2]}"))
+
+    tokens = tuple(moved(token) for token in profile.tokens)
+    return replace(profile, slug=slug, chain_id=chain_id, native=moved(profile.native), tokens=tokens)
+
+
+def add_tokens(profile: ChainProfile, tokens: tuple[Asset, ...]) -> ChainProfile:
+    """The profile with an operator's tokens added. Raises `ProfileError` when a contract is already listed."""
+    listed = {token.contract: token.symbol for token in profile.tokens}
+    for token in tokens:
+        if token.contract in listed:
+            raise ProfileError(f"{profile.slug}: {token.id} is listed already, as {listed[token.contract]}; remove one")
+        listed[token.contract] = token.symbol
+    return replace(profile, tokens=profile.tokens + tokens)
+
+
+def _profile_of(name: str, row: _ProfileFile) -> ChainProfile:
+    chain_id = ChainId(row.chain_id)
+    _check(row)
+    bare = ChainProfile(
+        slug=Slug(name),
+        chain_id=chain_id,
+        livemode=row.livemode,
+        native=make_native(chain_id, row.native.symbol, row.native.decimals, row.native.slip44),
+        tokens=(),
+        block_time_s=row.block_time_s,
+        poll_interval_s=row.poll_interval_s,
+        has_finality_tags=row.has_finality_tags,
+        finality_depth=row.finality_depth,
+        proof=row.proof,
+        credit_at=row.credit_at,
+        sources=tuple(row.sources),
+    )
+    tokens = (make_token(chain_id, t.contract, t.symbol, t.decimals, t.is_unindexed) for t in row.tokens)
+    return add_tokens(bare, tuple(tokens))
+
+
+def _check(row: _ProfileFile) -> None:
+    namespace, _, reference = row.chain_id.partition(":")
+    if namespace != "eip155" or not reference.isdecimal():
+        raise ValueError(f"chain_id {row.chain_id!r} is not of the form eip155:<number>")
+    if min(row.block_time_s, row.poll_interval_s, row.finality_depth) <= 0:
+        raise ValueError("block_time_s, poll_interval_s and finality_depth must be above zero")
+    if isinstance(row.credit_at, int) and row.credit_at < 1:
+        raise ValueError("credit_at counts the including block, so it is 1 or more")
+    if row.credit_at in ("safe", "finalized") and not row.has_finality_tags:
+        raise ValueError(f"credit_at is {row.credit_at!r}, but the chain has no finality tags")
