@@ -1,0 +1,1 @@
+"""Transport: one node's JSON-RPC client, the health of one upstream, and the pool over several."""

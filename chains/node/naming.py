@@ -1,0 +1,79 @@
+"""What nodes are called in messages, metrics and logs: never by a URL, which often carries a key. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from chains.errors import ProfileError
+
+TEXT_MAX = 200
+"""Characters of a node's own words that we repeat."""
+
+SECRET_LENGTH_MIN = 8
+"""Parts of a URL's path shorter than this (`v2`, `rpc`) are no keys."""
+
+
+class NodeSettings(Protocol):
+    """One node as the operator configured it."""
+
+    @property
+    def url(self) -> str:
+        """HTTP or HTTPS address of its JSON-RPC, credentials and all."""
+
+    @property
+    def name(self) -> str | None:
+        """The operator's name for it; its host where there is none."""
+
+    @property
+    def rps(self) -> float | None:
+        """Calls a second that it may be asked; None: as many as we like."""
+
+
+def host_of(url: str) -> str:
+    """The host of a node's URL, lower case. Raises `ProfileError` for what is not an HTTP URL with a host."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ProfileError("a node's url must be http:// or https:// with a host and, if any, a numeric port")
+    return host
+
+
+def names_of(nodes: Sequence[NodeSettings]) -> tuple[str, ...]:
+    """A distinct name for each node: the configured one, else its host, with the port or a count where hosts repeat."""
+    hosts = Counter(host_of(node.url) for node in nodes if not node.name)
+    names: list[str] = []
+    for node in nodes:
+        host = host_of(node.url)
+        port = urlsplit(node.url).port
+        name = node.name or (f"{host}:{port}" if hosts[host] > 1 and port else host)
+        repeats = sum(1 for other in names if other == name or other.startswith(f"{name}#"))
+        names.append(f"{name}#{repeats + 1}" if repeats else name)
+    return tuple(names)
+
+
+def secrets_in(url: str) -> tuple[str, ...]:
+    """Everything in a node's URL that may be a credential: user, password, long parts of the path, the query."""
+    parts = urlsplit(url)
+    found = [parts.username or "", parts.password or "", parts.query]
+    found += [part for part in parts.path.split("/") if len(part) >= SECRET_LENGTH_MIN]
+    found += [value for pair in parts.query.split("&") if (value := pair.partition("=")[2])]
+    return tuple(sorted({secret for secret in found if secret}, key=len, reverse=True))
+
+
+def redact(text: str, url: str) -> str:
+    """`text` without the credentials of `url`: nodes and libraries like to repeat the address they were called by."""
+    for secret in secrets_in(url):
+        text = text.replace(secret, "***")
+    return text
+
+
+def one_line(text: str) -> str:
+    """A stranger's words made fit for a log: printable, on one line, bounded."""
+    return re.sub(r"[^\x20-\x7e]+", " ", text).strip()[:TEXT_MAX]
