@@ -1,0 +1,332 @@
+"""What merchants and backends read: the JSON of entries, events and chains, as typed structs and pure functions.
+
+The API's answers, the webhooks' bytes and the schemas in `/openapi.json` all come from here, so they cannot differ.
+Amounts are strings, times are RFC 3339 in UTC, addresses and hashes are lower-case `0x` hex.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from chains.model import hex_of
+from ledger.ids import EventId, Side
+from ledger.model import AssetRow, ChainRow, Entry, WatchLabel
+
+API_VERSION = "2026-11-01"
+"""Date of the payload's shape. Fields are only ever added within one version."""
+
+
+class AssetDocument(msgspec.Struct, frozen=True):
+    """An asset: `id` is its CAIP-19 name. Decide by `id` or `contract`, never by `symbol`."""
+
+    id: str
+    symbol: str
+    decimals: int
+    contract: str | None
+    kind: str
+
+
+class TransactionDocument(msgspec.Struct, frozen=True):
+    """The transaction that carries the transfer."""
+
+    hash: str
+    index: int
+
+
+class LocatorDocument(msgspec.Struct, frozen=True):
+    """Where inside its transaction the transfer sits."""
+
+    kind: str
+    path: str
+    log_index: int | None
+
+
+class BlockDocument(msgspec.Struct, frozen=True):
+    """The block that includes the transfer."""
+
+    height: int
+    hash: str
+    timestamp: str
+
+
+class ConfirmationsDocument(msgspec.Struct, frozen=True):
+    """How far the entry is from credit. The including block counts as 1. `required` is null where the policy waits for
+    a finality tag; `credit_at` is the policy's own word: a count, `safe` or `finalized`."""
+
+    current: int
+    required: int | None
+    credit_at: str
+    finality: str
+    policy: str
+
+
+class ProofDocument(msgspec.Struct, frozen=True):
+    """How far the block proved itself, and how many hosts name it."""
+
+    level: str
+    agreed_by: int
+
+
+class WatchLabelDocument(msgspec.Struct, frozen=True):
+    """The watch that matched, in the tenant's own words."""
+
+    id: str
+    reference: str | None
+    metadata: dict[str, Any]
+
+
+class DepositDocument(msgspec.Struct, frozen=True, tag_field="object", tag="deposit"):
+    """A deposit."""
+
+    id: str
+    state: str
+    sequence: int
+    livemode: bool
+    disposition: str
+    reasons: list[str]
+    origin: str
+    chain: str
+    chain_id: str
+    asset: AssetDocument
+    amount_atomic: str
+    amount: str
+    sender: str | None = msgspec.field(name="from")
+    recipient: str | None = msgspec.field(name="to")
+    transaction: TransactionDocument | None
+    transfer_id: str
+    locator: LocatorDocument
+    block: BlockDocument | None
+    confirmations: ConfirmationsDocument
+    proof: ProofDocument
+    watch: WatchLabelDocument
+    detected_at: str
+    confirmed_at: str | None
+    finalized_at: str | None
+    updated_at: str
+
+
+class FeeDocument(msgspec.Struct, frozen=True):
+    """A fee in the native coin."""
+
+    asset_id: str
+    amount_atomic: str
+
+
+class FailureDocument(msgspec.Struct, frozen=True):
+    """Why a withdrawal moved nothing."""
+
+    code: str
+    detail: str
+
+
+class WithdrawalDocument(msgspec.Struct, frozen=True, tag_field="object", tag="withdrawal"):
+    """A withdrawal: a deposit's fields, with the fee of its transaction and, where it failed, why."""
+
+    id: str
+    state: str
+    sequence: int
+    livemode: bool
+    disposition: str
+    reasons: list[str]
+    origin: str
+    chain: str
+    chain_id: str
+    asset: AssetDocument
+    amount_atomic: str
+    amount: str
+    sender: str | None = msgspec.field(name="from")
+    recipient: str | None = msgspec.field(name="to")
+    transaction: TransactionDocument | None
+    transfer_id: str
+    locator: LocatorDocument
+    block: BlockDocument | None
+    confirmations: ConfirmationsDocument
+    proof: ProofDocument
+    watch: WatchLabelDocument
+    detected_at: str
+    confirmed_at: str | None
+    finalized_at: str | None
+    updated_at: str
+    fee: FeeDocument | None
+    failure: FailureDocument | None
+
+
+class NodeDocument(msgspec.Struct, frozen=True):
+    """One node as last seen."""
+
+    name: str
+    state: str
+    head: int | None
+    reason: str | None
+
+
+class ChainDocument(msgspec.Struct, frozen=True):
+    """A chain as operators and backends see it: a row of `status` and of `GET /v1/chains`."""
+
+    chain: str
+    chain_id: str
+    head: int | None
+    tip: int | None
+    lag_blocks: int | None
+    lag_seconds: int | None
+    safe: int | None
+    finalized: int | None
+    proof: str
+    quorum: int
+    state: str
+    reason: str | None
+    value_paths: list[str]
+    nodes: list[NodeDocument]
+
+
+Subject = TypeVar("Subject")
+
+
+class EventDocument(msgspec.Struct, Generic[Subject], frozen=True):
+    """The body of a webhook and a row of the feed. `data` is the subject as it stood at this event."""
+
+    id: str
+    type: str
+    timestamp: str
+    livemode: bool
+    sequence: int | None
+    previous_state: str | None
+    data: Subject
+    api_version: str = API_VERSION
+
+
+def time_of(moment: datetime) -> str:
+    """RFC 3339 in UTC, with microseconds only where there are some."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def amount_of(amount_atomic: int, decimals: int) -> str:
+    """An amount for people: plain decimal notation, no exponent, no trailing zeros."""
+    whole, fraction = divmod(amount_atomic, 10**decimals)
+    digits = f"{fraction:0{decimals}d}".rstrip("0") if decimals else ""
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+def asset_document(asset: AssetRow) -> AssetDocument:
+    """An asset as JSON."""
+    contract = hex_of(asset.contract) if asset.contract is not None else None
+    return AssetDocument(asset.asset_id, asset.symbol, asset.decimals, contract, asset.kind)
+
+
+def finality_of(entry: Entry, chain: ChainRow) -> str:
+    """How final the entry's block is by the chain's tags: `none`, `safe` or `finalized`."""
+    if entry.block_height is None:
+        return "none"
+    if chain.finalized_height is not None and entry.block_height <= chain.finalized_height:
+        return "finalized"
+    if chain.safe_height is not None and entry.block_height <= chain.safe_height:
+        return "safe"
+    return "none"
+
+
+def _confirmations(entry: Entry, chain: ChainRow) -> ConfirmationsDocument:
+    is_included = entry.block_height is not None and chain.tip_height is not None
+    current = max(0, (chain.tip_height or 0) - (entry.block_height or 0) + 1) if is_included else 0
+    required = int(entry.credit_at) if entry.credit_at.isdigit() else None
+    return ConfirmationsDocument(current, required, entry.credit_at, finality_of(entry, chain), entry.policy)
+
+
+def _block(entry: Entry) -> BlockDocument | None:
+    if entry.block_height is None or entry.block_hash is None or entry.block_at is None:
+        return None
+    return BlockDocument(entry.block_height, hex_of(entry.block_hash), time_of(entry.block_at))
+
+
+def _transaction(entry: Entry) -> TransactionDocument | None:
+    if entry.transaction_hash is None or entry.transaction_index is None:
+        return None
+    return TransactionDocument(hex_of(entry.transaction_hash), entry.transaction_index)
+
+
+def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "state": entry.state.value,
+        "sequence": entry.sequence,
+        "livemode": chain.livemode,
+        "disposition": entry.disposition.value,
+        "reasons": list(entry.reasons),
+        "origin": entry.origin.value,
+        "chain": chain.slug,
+        "chain_id": chain.chain_id,
+        "asset": asset_document(asset),
+        "amount_atomic": str(entry.amount_atomic),
+        "amount": amount_of(entry.amount_atomic, asset.decimals),
+        "sender": hex_of(entry.sender) if entry.sender is not None else None,
+        "recipient": hex_of(entry.recipient) if entry.recipient is not None else None,
+        "transaction": _transaction(entry),
+        "transfer_id": entry.transfer_id,
+        "locator": LocatorDocument(entry.locator_kind.value, entry.locator_path, entry.log_index),
+        "block": _block(entry),
+        "confirmations": _confirmations(entry, chain),
+        "proof": ProofDocument(entry.proof, entry.agreed_by),
+        "watch": WatchLabelDocument(watch.id, watch.reference, dict(watch.metadata)),
+        "detected_at": time_of(entry.detected_at),
+        "confirmed_at": time_of(entry.confirmed_at) if entry.confirmed_at else None,
+        "finalized_at": time_of(entry.finalized_at) if entry.finalized_at else None,
+        "updated_at": time_of(entry.updated_at),
+    }
+
+
+def entry_document(
+    entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel
+) -> DepositDocument | WithdrawalDocument:
+    """A deposit or withdrawal as JSON, as it stands against the chain's tip."""
+    common = _common(entry, chain, asset, watch)
+    if entry.side is Side.DEPOSIT:
+        return DepositDocument(**common)
+    fee = FeeDocument(chain.native_asset_id, str(entry.fee_atomic)) if entry.fee_atomic is not None else None
+    failure = None
+    if entry.state.value == "failed":
+        failure = FailureDocument("reverted", "the transaction was included and failed: only its fee was spent")
+    return WithdrawalDocument(**common, fee=fee, failure=failure)
+
+
+def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocument:
+    """A chain as JSON; `state` is the row's own or `stopped` when its follower gave no sign of life."""
+    lag_blocks = None
+    if chain.head_height is not None and chain.tip_height is not None:
+        lag_blocks = max(0, chain.head_height - chain.tip_height)
+    lag_seconds = None if chain.tip_at is None else max(0, int((now - chain.tip_at).total_seconds()))
+    if lag_blocks == 0:
+        lag_seconds = 0
+    nodes = [NodeDocument(n["name"], n["state"], n["head"], n["reason"]) for n in chain.nodes]
+    return ChainDocument(
+        chain=chain.slug,
+        chain_id=chain.chain_id,
+        head=chain.head_height,
+        tip=chain.tip_height,
+        lag_blocks=lag_blocks,
+        lag_seconds=lag_seconds,
+        safe=chain.safe_height,
+        finalized=chain.finalized_height,
+        proof=chain.proof,
+        quorum=chain.quorum,
+        state=state,
+        reason=chain.reason,
+        value_paths=list(chain.value_paths),
+        nodes=nodes,
+    )
+
+
+def event_body(
+    *,
+    event_id: EventId,
+    event_type: str,
+    now: datetime,
+    livemode: bool,
+    sequence: int | None,
+    previous_state: str | None,
+    data: object,
+) -> bytes:
+    """The exact bytes of an event: made once, stored, signed and sent as they are."""
+    document = EventDocument(event_id, event_type, time_of(now), livemode, sequence, previous_state, data)
+    return msgspec.json.encode(document)
