@@ -34,7 +34,7 @@ from chains.node.errors import (
 )
 from chains.node.jsonrpc import BatchRefused, Call, fault_of, read_answer, read_answers, write_batch, write_call
 from chains.node.metrics import NODE_REQUESTS
-from chains.node.naming import host_of, redact
+from chains.node.naming import host_of, one_line, secrets_in
 from chains.node.pace import Pace
 
 CONNECT_TIMEOUT_S = 3.0
@@ -81,6 +81,7 @@ class NodeClient:
         """How many calls the node takes in one batch, as far as we have learnt; 1: none."""
         self._chain = chain
         self._url = url
+        self._secrets = secrets_in(url)
         self._session = session
         self._pace = Pace(rps)
         self._timeout_s = timeout_s
@@ -143,9 +144,10 @@ class NodeClient:
             try:
                 answer = await ask()
             except NodeError as error:
+                error.hide(self._secrets)
                 self._count(methods, error.outcome)
                 raise
-            self._count_answers(methods, answer)
+            self._note_answers(methods, answer)
             return answer
 
         return await retrying(once)
@@ -159,9 +161,11 @@ class NodeClient:
         for method in methods:
             NODE_REQUESTS.labels(self._chain, self.name, method, outcome).inc()
 
-    def _count_answers(self, methods: Sequence[str], answer: object) -> None:
+    def _note_answers(self, methods: Sequence[str], answer: object) -> None:
         results = answer if isinstance(answer, list) else [answer]
         for method, result in zip(methods, results, strict=True):
+            if isinstance(result, RpcError):
+                result.hide(self._secrets)
             self._count([method], result.outcome if isinstance(result, RpcError) else "ok")
 
     async def _post(self, body: bytes, calls: int) -> bytes:
@@ -171,7 +175,8 @@ class NodeClient:
         except TimeoutError:
             raise NodeTimeout(self.name, f"no whole answer in {self._timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise NodeUnreachable(self.name, self._said(error)) from None
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise NodeUnreachable(self.name, f"connection failed: {one_line(reason)}") from None
         except aiohttp.ClientError as error:
             raise NodeGarbled(self.name, f"not HTTP: {type(error).__name__}") from None
 
@@ -212,10 +217,6 @@ class NodeClient:
         if status >= 500:
             return NodeOverloaded(self.name, f"HTTP {status}", _retry_after_s(response))
         return NodeGarbled(self.name, f"HTTP {status}, not JSON-RPC: is the URL that of a JSON-RPC server?")
-
-    def _said(self, error: Exception) -> str:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return redact(f"connection failed: {reason}", self._url)[:300]
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:

@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from chains.errors import ChainError
@@ -50,6 +51,12 @@ class NodeError(ChainError):
         super().__init__(f"{node}: {detail}")
         self.node = node
         self.detail = detail
+
+    def hide(self, secrets: Sequence[str]) -> None:
+        """Take credentials out of the message: some nodes repeat the address that they were called by."""
+        for secret in secrets:
+            self.detail = self.detail.replace(secret, "***")
+        self.args = (f"{self.node}: {self.detail}",)
 
 
 class NodeBusy(NodeError):
@@ -107,20 +114,15 @@ class AnswerTooLarge(NodeFailed):
 
 
 class RpcError(NodeFailed):
-    """A JSON-RPC error object: `code` and `message` as the node gave them."""
+    """A JSON-RPC error object, with its `code`."""
 
     outcome = "error"
 
     def __init__(self, node: str, method: str, code: int, message: str) -> None:
         super().__init__(node, f"{method}: {message} (code {code})")
-        self.method = method
         self.code = code
-        self.message = message
-
-    @property
-    def is_not_found(self) -> bool:
+        self.is_not_found = code in NOT_FOUND_CODES or _NOT_FOUND.search(message) is not None
         """True where the error says what others say by `null`: no such block."""
-        return self.code in NOT_FOUND_CODES or _NOT_FOUND.search(self.message) is not None
 
 
 class MethodNotSupported(RpcError):

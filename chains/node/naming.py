@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -53,8 +54,8 @@ def names_of(nodes: Sequence[NodeSettings]) -> tuple[str, ...]:
         host = host_of(node.url)
         port = urlsplit(node.url).port
         name = node.name or (f"{host}:{port}" if hosts[host] > 1 and port else host)
-        repeats = sum(1 for other in names if other == name or other.startswith(f"{name}#"))
-        names.append(f"{name}#{repeats + 1}" if repeats else name)
+        numbered = (f"{name}#{n}" for n in count(2))
+        names.append(name if name not in names else next(other for other in numbered if other not in names))
     return tuple(names)
 
 
@@ -65,13 +66,6 @@ def secrets_in(url: str) -> tuple[str, ...]:
     found += [part for part in parts.path.split("/") if len(part) >= SECRET_LENGTH_MIN]
     found += [value for pair in parts.query.split("&") if (value := pair.partition("=")[2])]
     return tuple(sorted({secret for secret in found if secret}, key=len, reverse=True))
-
-
-def redact(text: str, url: str) -> str:
-    """`text` without the credentials of `url`: nodes and libraries like to repeat the address they were called by."""
-    for secret in secrets_in(url):
-        text = text.replace(secret, "***")
-    return text
 
 
 def one_line(text: str) -> str:
