@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sha3 import keccak_256
-
+from chains.evm.keccak import keccak
 from chains.model import Address
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
@@ -35,5 +34,5 @@ def parse_address(text: str) -> Address:
 def checksum_of(address: Address) -> str:
     """The EIP-55 spelling: a letter is upper case where the same digit of the hash of the lower-case text is 8 or more."""
     digits = address.hex()
-    marks = keccak_256(digits.encode()).hexdigest()
+    marks = keccak(digits.encode()).hex()
     return "0x" + "".join(d.upper() if int(m, 16) >= 8 else d for d, m in zip(digits, marks, strict=False))

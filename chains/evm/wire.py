@@ -160,9 +160,9 @@ class WireBlock(WireHeader, rename="camel", gc=False, kw_only=True):
 
 _Answer = TypeVar("_Answer")
 
-_header_decoder = msgspec.json.Decoder(WireHeader | None)
-_block_decoder = msgspec.json.Decoder(WireBlock | None)
-_receipts_decoder = msgspec.json.Decoder(list[WireReceipt] | None)
+_header_decoder: msgspec.json.Decoder[WireHeader | None] = msgspec.json.Decoder(WireHeader | None)
+_block_decoder: msgspec.json.Decoder[WireBlock | None] = msgspec.json.Decoder(WireBlock | None)
+_receipts_decoder: msgspec.json.Decoder[list[WireReceipt] | None] = msgspec.json.Decoder(list[WireReceipt] | None)
 
 
 def decode_header(answer: bytes | msgspec.Raw) -> WireHeader | None:
@@ -189,14 +189,25 @@ def _decode(decoder: msgspec.json.Decoder[_Answer], answer: bytes | msgspec.Raw,
 
 
 def quantity_of(text: str) -> int:
-    """The number that a quantity names. Raises ValueError when it is not hexadecimal."""
-    return int(text[2:], 16)
+    """The number that a quantity names. Raises `ProofFailure("structure")` when it is not hexadecimal."""
+    try:
+        return int(text[2:], 16)
+    except ValueError:
+        raise ProofFailure("structure", f"not a hexadecimal number: {text[:80]!r}") from None
 
 
 def bytes_of(text: str) -> bytes:
-    """The bytes that a hex string names. Raises ValueError when it is not hexadecimal; whitespace, which
-    `bytes.fromhex` skips, is not."""
-    raw = bytes.fromhex(text[2:])
-    if len(raw) * 2 != len(text) - 2:
-        raise ValueError(f"not hexadecimal: {text[:80]!r}")
+    """The bytes that a hex string names. Raises `ProofFailure("structure")` when it is not hexadecimal."""
+    return packed(text[2:])
+
+
+def packed(digits: str) -> bytes:
+    """The bytes of hex digits. Raises `ProofFailure("structure")` for anything else, whitespace too, which
+    `bytes.fromhex` would skip: a gap could move digits from one field into the next."""
+    try:
+        raw = bytes.fromhex(digits)
+    except ValueError:
+        raise ProofFailure("structure", f"not hexadecimal: {digits[:80]!r}") from None
+    if len(raw) * 2 != len(digits):
+        raise ProofFailure("structure", f"not hexadecimal: {digits[:80]!r}")
     return raw

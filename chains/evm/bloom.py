@@ -1,0 +1,30 @@
+"""The bloom filter over a block's logs (Yellow Paper, section 4.3.1): 2048 bits, three for each address and topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from chains.evm.keccak import keccak
+from chains.evm.wire import WireLog, bytes_of
+
+
+def bloom_of(logs: Iterable[WireLog]) -> int:
+    """The bloom over the logs, as the number whose 256 big-endian bytes are the field `logsBloom`."""
+    bloom = 0
+    for log in logs:
+        bloom |= _bits_of(log.address)
+        for topic in log.topics:
+            bloom |= _bits_of(topic)
+    return bloom
+
+
+@lru_cache(maxsize=16384)
+def _bits_of(text: str) -> int:
+    """The three bits of one address or topic. Kept, because tokens, events and busy addresses come again and again;
+    bounded to a few megabytes."""
+    digest = keccak(bytes_of(text))
+    bits = 0
+    for at in (0, 2, 4):
+        bits |= 1 << (int.from_bytes(digest[at : at + 2], "big") & 2047)
+    return bits

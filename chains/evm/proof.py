@@ -1,0 +1,192 @@
+"""How a block proves itself. Pure: the node's answer in, nothing or `ProofFailure` out.
+
+The best documented way to lose a deposit is a node that answers HTTP 200 with an incomplete list. The levels, each with
+everything of the one before it:
+
+- `off`: nothing is checked.
+- `structure`: as many receipts as transactions, each naming this block, its transaction and its place; log indexes count
+  from 0 without a hole; gas adds up. A node that cut its answer short, or mixed two blocks, is caught.
+- `bloom`: the bloom filter recomputed from the logs *equals* the header's and each receipt's. A node that left a log out
+  is caught, unless every bit of that log is set by others: at busy heights not a rare thing.
+- `roots`: the header hash, the transactions root, the receipts root and the withdrawals root are recomputed from the
+  fields, and each transaction's hash and sender from its bytes and signature. Nothing of a block that has this hash can
+  be left out or altered. (That this block is the chain's own is not for here: agreement between hosts says so.)
+
+What is *not* under any commitment is derived where it is needed and never read: the address of a created contract
+(`chains.evm.senders`), gas used by a transaction and the price it paid (`chains.evm.transfers`). Below `roots` the
+sender is the node's word. A log's and a receipt's place (indexes, hashes) is checked for order at every level.
+"""
+
+from __future__ import annotations
+
+from chains.evm.bloom import bloom_of
+from chains.evm.envelope import Envelope, envelope_of, type_of
+from chains.evm.errors import ProofFailure
+from chains.evm.header import prove_header
+from chains.evm.rlp import list_hex, quantity_hex, string_hex
+from chains.evm.senders import sender_of
+from chains.evm.trie import ordered_root
+from chains.evm.wire import (
+    WireBlock,
+    WireLog,
+    WireReceipt,
+    WireTransaction,
+    WireWithdrawal,
+    bytes_of,
+    packed,
+    quantity_of,
+)
+from chains.model import ProofLevel
+
+
+def prove_block(block: WireBlock, receipts: list[WireReceipt], level: ProofLevel) -> None:
+    """Check a block and its receipts up to `level`. Raises `ProofFailure`, whose `check` names what did not hold."""
+    if level is ProofLevel.OFF:
+        return
+    _prove_structure(block, receipts)
+    if level is ProofLevel.STRUCTURE:
+        return
+    blooms = _prove_bloom(block, receipts)
+    if level is ProofLevel.BLOOM:
+        return
+    prove_header(block)
+    envelopes = _prove_transactions(block)
+    _prove_receipts(block, receipts, blooms)
+    _prove_withdrawals(block)
+    _prove_senders(block, envelopes)
+
+
+def _prove_structure(block: WireBlock, receipts: list[WireReceipt]) -> None:
+    if len(receipts) != len(block.transactions):
+        raise ProofFailure("structure", f"{len(receipts)} receipts for {len(block.transactions)} transactions")
+    gas_before = log_index = 0
+    for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
+        _check_place(block, index, transaction, receipt)
+        gas_before = _check_gas(receipt, gas_before)
+        log_index = _check_logs(receipt, log_index)
+    if gas_before != quantity_of(block.gas_used):
+        raise ProofFailure("structure", f"receipts use {gas_before} gas, the header says {block.gas_used}")
+
+
+def _check_place(block: WireBlock, index: int, transaction: WireTransaction, receipt: WireReceipt) -> None:
+    """The transaction and its receipt stand at `index` of this block, and belong together."""
+    if transaction.block_hash not in (block.hash, None):
+        raise ProofFailure("structure", f"transaction {index} is of block {transaction.block_hash}, not {block.hash}")
+    if transaction.transaction_index is not None and quantity_of(transaction.transaction_index) != index:
+        raise ProofFailure("structure", f"transaction {index} says that its index is {transaction.transaction_index}")
+    if receipt.block_hash != block.hash:
+        raise ProofFailure("structure", f"receipt {index} is of block {receipt.block_hash}, not {block.hash}")
+    if receipt.transaction_hash != transaction.hash:
+        raise ProofFailure("structure", f"receipt {index} is of transaction {receipt.transaction_hash}")
+    if quantity_of(receipt.transaction_index) != index:
+        raise ProofFailure("structure", f"receipt {index} says that its index is {receipt.transaction_index}")
+    if receipt.type is not None and quantity_of(receipt.type) != type_of(transaction):
+        raise ProofFailure("structure", f"receipt {index} is of type {receipt.type}, its transaction is not")
+
+
+def _check_gas(receipt: WireReceipt, gas_before: int) -> int:
+    """Gas grows from receipt to receipt by what the receipt says it used; returns the sum so far."""
+    gas_after = quantity_of(receipt.cumulative_gas_used)
+    if gas_after <= gas_before:
+        raise ProofFailure("structure", f"receipt {receipt.transaction_index} used no gas")
+    if receipt.gas_used is not None and quantity_of(receipt.gas_used) != gas_after - gas_before:
+        raise ProofFailure("structure", f"receipt {receipt.transaction_index} does not add up to its cumulative gas")
+    return gas_after
+
+
+def _check_logs(receipt: WireReceipt, log_index: int) -> int:
+    """Log indexes go on without a hole, and each log names its block and transaction; returns the next index."""
+    for log in receipt.logs:
+        if quantity_of(log.log_index) != log_index:
+            raise ProofFailure("structure", f"log {log_index} says that its index is {log.log_index}")
+        if (
+            log.block_hash != receipt.block_hash
+            or log.transaction_hash != receipt.transaction_hash
+            or log.transaction_index != receipt.transaction_index
+            or log.removed
+        ):
+            raise ProofFailure("structure", f"log {log_index} is not of transaction {receipt.transaction_hash}")
+        log_index += 1
+    return log_index
+
+
+def _prove_bloom(block: WireBlock, receipts: list[WireReceipt]) -> list[str]:
+    """Returns the digits of each receipt's bloom, which the receipts root needs too."""
+    block_bloom = 0
+    blooms = []
+    for receipt in receipts:
+        bloom = bloom_of(receipt.logs)
+        block_bloom |= bloom
+        digits = f"{bloom:0512x}"
+        if receipt.logs_bloom is not None and receipt.logs_bloom[2:].lower() != digits:
+            raise ProofFailure("bloom", f"receipt {receipt.transaction_index}: its bloom is not that of its logs")
+        blooms.append(digits)
+    if block.logs_bloom[2:].lower() != f"{block_bloom:0512x}":
+        raise ProofFailure("bloom", "the header's bloom is not that of the logs: a log is missing, added or altered")
+    return blooms
+
+
+def _prove_transactions(block: WireBlock) -> list[Envelope]:
+    envelopes = [envelope_of(transaction) for transaction in block.transactions]
+    for index, (transaction, envelope) in enumerate(zip(block.transactions, envelopes, strict=True)):
+        if envelope.hash != bytes_of(transaction.hash):
+            raise ProofFailure("transaction_hash", f"transaction {index} does not hash to {transaction.hash}")
+    _compare_root("transactions_root", block.transactions_root, [envelope.raw for envelope in envelopes])
+    return envelopes
+
+
+def _prove_receipts(block: WireBlock, receipts: list[WireReceipt], blooms: list[str]) -> None:
+    encoded = [_receipt_bytes(*row) for row in zip(block.transactions, receipts, blooms, strict=True)]
+    _compare_root("receipts_root", block.receipts_root, encoded)
+
+
+def _receipt_bytes(transaction: WireTransaction, receipt: WireReceipt, bloom: str) -> bytes:
+    """The receipt as it lies under the receipts root: outcome, gas, bloom, logs, after the transaction's type."""
+    logs = "".join([_log_hex(log) for log in receipt.logs])
+    payload = _outcome_hex(receipt) + quantity_hex(receipt.cumulative_gas_used) + "b90100" + bloom + list_hex(logs)
+    kind = type_of(transaction)
+    return packed(f"{kind:02x}" * (kind > 0) + list_hex(payload))
+
+
+def _outcome_hex(receipt: WireReceipt) -> str:
+    """The status (EIP-658), or before Byzantium the state root, beside which a status means nothing."""
+    if receipt.root is not None:
+        return string_hex(receipt.root)
+    if receipt.status is None:
+        raise ProofFailure("structure", f"receipt {receipt.transaction_index} has neither status nor root")
+    return quantity_hex(receipt.status)
+
+
+def _log_hex(log: WireLog) -> str:
+    topics = "".join(["a0" + topic[2:] for topic in log.topics])
+    return list_hex("94" + log.address[2:] + list_hex(topics) + string_hex(log.data))
+
+
+def _prove_withdrawals(block: WireBlock) -> None:
+    """A block either has both the list and its root, or neither (EIP-4895)."""
+    if block.withdrawals_root is None:
+        if block.withdrawals:
+            raise ProofFailure("withdrawals_root", f"{len(block.withdrawals)} withdrawals in a block without a root")
+        return
+    if block.withdrawals is None:
+        raise ProofFailure("withdrawals_root", "the block has a withdrawals root, but the node gave no withdrawals")
+    _compare_root("withdrawals_root", block.withdrawals_root, [_withdrawal_bytes(w) for w in block.withdrawals])
+
+
+def _withdrawal_bytes(withdrawal: WireWithdrawal) -> bytes:
+    fields = quantity_hex(withdrawal.index) + quantity_hex(withdrawal.validator_index)
+    return packed(list_hex(fields + "94" + withdrawal.address[2:] + quantity_hex(withdrawal.amount)))
+
+
+def _prove_senders(block: WireBlock, envelopes: list[Envelope]) -> None:
+    for index, (transaction, envelope) in enumerate(zip(block.transactions, envelopes, strict=True)):
+        sender = sender_of(transaction, envelope)
+        if sender != bytes_of(transaction.sender):
+            signer = f"0x{sender.hex()}"
+            raise ProofFailure("sender", f"transaction {index} is signed by {signer}, not by {transaction.sender}")
+
+
+def _compare_root(check: str, claimed: str, items: list[bytes]) -> None:
+    computed = ordered_root(items)
+    if computed != bytes_of(claimed):
+        raise ProofFailure(check, f"{len(items)} items give 0x{computed.hex()}, the header says {claimed}")
