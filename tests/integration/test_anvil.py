@@ -30,7 +30,8 @@ def header_hash(block: dict[str, str]) -> str:
         return bytes.fromhex(digits)
 
     header: bytes = rlp.encode([encode(name) for name in HEADER_FIELDS.split()])
-    return "0x" + keccak_256(header).digest().hex()
+    digest: str = keccak_256(header).hexdigest()
+    return "0x" + digest
 
 
 async def blocks(node: AnvilNode) -> list[dict[str, Any]]:
