@@ -1,0 +1,108 @@
+"""Block rows: which blocks are in our chain, which were, and how many hosts named them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chains.model import Block, BlockHash, BlockRef, ChainId
+from ledger.schema import blocks
+from ledger.states import BlockState
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBlock:
+    """A block about to be committed, with what the ledger adds to it."""
+
+    block: Block
+    block_at: datetime
+    agreed_by: int
+    entry_count: int
+
+
+async def insert_blocks(
+    connection: AsyncConnection, chain_id: ChainId, committed: Sequence[CommittedBlock], now: datetime
+) -> None:
+    """Make blocks canonical; one that was orphaned before (a reorg back) becomes canonical again."""
+    if not committed:
+        return
+    rows = [
+        {
+            "chain_id": chain_id,
+            "hash": c.block.ref.hash,
+            "height": c.block.ref.height,
+            "parent_hash": c.block.ref.parent_hash,
+            "block_at": c.block_at,
+            "state": BlockState.CANONICAL.value,
+            "proof": c.block.proof.value,
+            "agreed_by": c.agreed_by,
+            "node": c.block.node,
+            "transaction_count": c.block.transaction_count,
+            "entry_count": c.entry_count,
+            "committed_at": now,
+        }
+        for c in committed
+    ]
+    statement = insert(blocks)
+    again = {name: statement.excluded[name] for name in ("state", "proof", "agreed_by", "node", "committed_at")}
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[blocks.c.chain_id, blocks.c.hash], set_={**again, "orphaned_at": None}
+        ),
+        rows,
+    )
+
+
+async def orphan_blocks(connection: AsyncConnection, chain_id: ChainId, above_height: int, now: datetime) -> int:
+    """Take every canonical block above a height out of our chain; returns how many. Nothing is deleted."""
+    result = await connection.execute(
+        update(blocks)
+        .where(
+            blocks.c.chain_id == chain_id,
+            blocks.c.height > above_height,
+            blocks.c.state == BlockState.CANONICAL.value,
+        )
+        .values(state=BlockState.ORPHANED.value, orphaned_at=now)
+    )
+    return result.rowcount
+
+
+async def find_canonical(
+    connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int
+) -> dict[int, BlockRef]:
+    """Our canonical blocks in a range of heights, both ends included."""
+    rows = await connection.execute(
+        select(blocks.c.height, blocks.c.hash, blocks.c.parent_hash).where(
+            blocks.c.chain_id == chain_id,
+            blocks.c.height.between(from_height, to_height),
+            blocks.c.state == BlockState.CANONICAL.value,
+        )
+    )
+    return {row.height: BlockRef(row.height, row.hash, row.parent_hash) for row in rows}
+
+
+async def is_canonical(connection: AsyncConnection, chain_id: ChainId, height: int, block_hash: BlockHash) -> bool:
+    """True when this very block is in our chain."""
+    found = await find_canonical(connection, chain_id, height, height)
+    return height in found and found[height].hash == block_hash
+
+
+async def raise_agreement(
+    connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int, agreed_by: int
+) -> None:
+    """Store that `agreed_by` hosts name the canonical blocks of a range; a block's count never falls."""
+    await connection.execute(
+        update(blocks)
+        .where(
+            blocks.c.chain_id == chain_id,
+            blocks.c.height.between(from_height, to_height),
+            blocks.c.state == BlockState.CANONICAL.value,
+            blocks.c.agreed_by < agreed_by,
+        )
+        .values(agreed_by=agreed_by)
+    )

@@ -1,0 +1,51 @@
+"""Many rows at once: COPY in, and one UPDATE over arrays. Never a statement per row.
+
+Both take the columns' types from the table, so that a caller hands over plain Python values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import Column, Table, Update, bindparam, func, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+async def copy_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows by COPY: every row has the same keys, which are columns of `table`; a key conflict raises."""
+    if not rows:
+        return
+    names = list(rows[0])
+    statement = SQL("COPY {} ({}) FROM STDIN").format(
+        Identifier(table.name), SQL(", ").join(Identifier(name) for name in names)
+    )
+    raw = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    if driver is None:
+        raise RuntimeError("the connection has been closed by its pool")
+    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            await copy.write_row([row[name] for name in names])
+
+
+def update_statement(table: Table, keys: Sequence[str], values: Sequence[str], counter: str) -> Update:
+    """An UPDATE of many rows in one statement: arrays named by the columns come in as parameters, rows are found by
+    `keys` and by `counter` still being one less than some earlier value (`previous`): compare-and-set for each row."""
+    columns: list[Column[Any]] = [table.c[name] for name in (*keys, *values)]
+    arrays = [bindparam(f"all_{column.name}", type_=ARRAY(column.type)) for column in columns]
+    previous = bindparam("all_previous", type_=ARRAY(table.c[counter].type))
+    source = func.unnest(*arrays, previous).table_valued(*(column.name for column in columns), "previous", name="new")
+    found = [table.c[key] == source.c[key] for key in keys]
+    return (
+        update(table)
+        .values({name: source.c[name] for name in values})
+        .where(*found, table.c[counter] == source.c.previous)
+    )
+
+
+def array_parameters(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Parameters of such a statement: one array for each column."""
+    return {f"all_{name}": [row[name] for row in rows] for name in names}

@@ -1,0 +1,171 @@
+"""Entries: reading them by what a commit needs, and writing them whole.
+
+A commit reads what it touches under its chain's lock, decides in pure code (`indexer/story.py`), and writes the result:
+new rows by COPY, changed ones by one compare-and-set UPDATE over their sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Text, and_, bindparam, func, or_, select, union_all
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chains.model import ChainId, TransferId
+from ledger.bulk import array_parameters, copy_rows, update_statement
+from ledger.errors import StoryConflict
+from ledger.ids import TenantId, WatchId
+from ledger.model import ChainRow, Entry, WatchLabel
+from ledger.rows import entry_from
+from ledger.schema import entries, watches
+from ledger.states import LOST_STATES, EntryState
+
+KEYS = ("tenant_id", "id")
+
+CHANGING = (
+    "state",
+    "sequence",
+    "transaction_index",
+    "fee_atomic",
+    "locator_kind",
+    "locator_path",
+    "log_index",
+    "block_height",
+    "block_hash",
+    "block_at",
+    "proof",
+    "agreed_by",
+    "confirm_height",
+    "confirmed_at",
+    "finalized_at",
+    "updated_at",
+)
+"""Columns that an entry's story changes; every other one is fixed at detection."""
+
+_update_entries = update_statement(entries, KEYS, CHANGING, counter="sequence")
+
+_transfer_ids = func.unnest(bindparam("transfer_ids", type_=ARRAY(Text))).table_valued("id", name="asked")
+
+_by_transfer = (
+    select(entries)
+    .join(_transfer_ids, entries.c.transfer_id == _transfer_ids.c.id)
+    .where(entries.c.chain_id == bindparam("chain_id"))
+)
+
+_lost_states = tuple(state.value for state in LOST_STATES)
+
+# The literals must repeat the predicate of ix_entries_lost, or Postgres cannot use that index.
+_lost = and_(entries.c.chain_id == bindparam("chain_id"), entries.c.state.in_(_lost_states))
+
+
+async def find_entries_of(
+    connection: AsyncConnection, chain_id: ChainId, transfer_ids: Collection[TransferId]
+) -> list[Entry]:
+    """Every tenant's entries of the named transfers, whatever their state."""
+    if not transfer_ids:
+        return []
+    parameters = {"transfer_ids": list(transfer_ids), "chain_id": chain_id}
+    return [entry_from(row) for row in await connection.execute(_by_transfer, parameters)]
+
+
+async def find_lost_entries_of(
+    connection: AsyncConnection, chain_id: ChainId, transfer_ids: Collection[TransferId]
+) -> list[Entry]:
+    """Entries that are in no canonical block and whose transfer is among the named ones: a block brings them back."""
+    if not transfer_ids:
+        return []
+    asked = bindparam("transfer_ids", type_=ARRAY(Text))
+    statement = select(entries).where(_lost, entries.c.transfer_id == func.any(asked))
+    parameters = {"transfer_ids": list(transfer_ids), "chain_id": chain_id}
+    return [entry_from(row) for row in await connection.execute(statement, parameters)]
+
+
+async def find_entries_above(connection: AsyncConnection, chain_id: ChainId, height: int) -> list[Entry]:
+    """Entries in canonical blocks above a height, oldest block first: what a reorg to that height touches."""
+    statement = (
+        select(entries)
+        .where(entries.c.chain_id == chain_id, entries.c.block_height > height)
+        .order_by(entries.c.block_height, entries.c.transaction_index, entries.c.id)
+    )
+    return [entry_from(row) for row in await connection.execute(statement)]
+
+
+async def find_due_entries(connection: AsyncConnection, chain: ChainRow, limit: int) -> list[Entry]:
+    """Entries whose credit point or finality the chain's heights have reached, oldest block first, at most `limit`.
+
+    One of the statements that cross tenants. Each arm reads a partial index over unfinished entries only."""
+    if chain.tip_height is None:
+        return []
+    detected = and_(
+        entries.c.chain_id == chain.chain_id,
+        entries.c.state == EntryState.DETECTED.value,
+        entries.c.block_height <= (chain.agreed_height if chain.agreed_height is not None else -1),
+    )
+    by_tag = or_(
+        and_(entries.c.credit_at == "safe", entries.c.block_height <= _or_none(chain.safe_height)),
+        and_(entries.c.credit_at == "finalized", entries.c.block_height <= _or_none(chain.finalized_height)),
+    )
+    finalized = and_(
+        entries.c.chain_id == chain.chain_id,
+        entries.c.state == EntryState.CONFIRMED.value,
+        entries.c.block_height <= _or_none(chain.finalized_height),
+    )
+    arms = [
+        select(entries.c.tenant_id, entries.c.id).where(detected, entries.c.confirm_height <= chain.tip_height),
+        select(entries.c.tenant_id, entries.c.id).where(detected, entries.c.confirm_height.is_(None), by_tag),
+        select(entries.c.tenant_id, entries.c.id).where(finalized),
+    ]
+    due = union_all(*arms).limit(limit).subquery("due")
+    statement = (
+        select(entries)
+        .join(due, and_(entries.c.tenant_id == due.c.tenant_id, entries.c.id == due.c.id))
+        .order_by(entries.c.block_height, entries.c.transaction_index, entries.c.id)
+    )
+    return [entry_from(row) for row in await connection.execute(statement)]
+
+
+def _or_none(height: int | None) -> int:
+    """A height that no block has stands for a tag that we do not know."""
+    return height if height is not None else -1
+
+
+async def write_entries(
+    connection: AsyncConnection, new: Sequence[Entry], changed: Sequence[tuple[Entry, Entry]]
+) -> None:
+    """Store new entries, and changed ones given as (before, after). Raises `StoryConflict` when an entry's sequence is
+    not the one before: then nothing may be committed."""
+    await copy_rows(connection, entries, [_columns(entry) for entry in new])
+    if not changed:
+        return
+    rows = [_columns(after) for _, after in changed]
+    parameters = array_parameters(rows, (*KEYS, *CHANGING))
+    parameters["all_previous"] = [before.sequence for before, _ in changed]
+    result = await connection.execute(_update_entries, parameters)
+    if result.rowcount != len(changed):
+        raise StoryConflict(
+            f"{len(changed) - result.rowcount} of {len(changed)} entries changed under the chain's lock"
+        )
+
+
+def _columns(entry: Entry) -> dict[str, Any]:
+    return {**asdict(entry), "reasons": list(entry.reasons)}
+
+
+async def find_labels(
+    connection: AsyncConnection, keys: Collection[tuple[TenantId, WatchId]]
+) -> dict[tuple[TenantId, WatchId], WatchLabel]:
+    """What the named watches are called by their tenants."""
+    if not keys:
+        return {}
+    tenants, ids = zip(*keys, strict=True)
+    asked = func.unnest(bindparam("tenants", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(Text))).table_valued(
+        "tenant_id", "id", name="asked"
+    )
+    statement = select(watches.c.tenant_id, watches.c.id, watches.c.reference, watches.c.metadata).join(
+        asked, and_(watches.c.tenant_id == asked.c.tenant_id, watches.c.id == asked.c.id)
+    )
+    rows = await connection.execute(statement, {"tenants": list(tenants), "ids": list(ids)})
+    return {(row.tenant_id, row.id): WatchLabel(row.id, row.reference, row.metadata) for row in rows}

@@ -1,0 +1,77 @@
+"""Which watches a block's addresses meet. One of the statements that cross tenants (docs/architecture.md lists them).
+
+It runs inside the commit transaction, after the chain's row is locked. An insert of watches holds that row `FOR SHARE`:
+so either the insert is committed before this reads, or it will see the tip that this commit makes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import LargeBinary, func, select
+from sqlalchemy.dialects.postgresql import ARRAY, array
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import bindparam
+
+from chains.model import Address, ChainId
+from ledger.chains import EVM_SCOPE
+from ledger.ids import TenantId, WatchId
+from ledger.model import WatchLabel
+from ledger.schema import watches
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedWatch:
+    """A live watch on one of the asked addresses."""
+
+    tenant_id: TenantId
+    label: WatchLabel
+    address: Address
+    is_specific: bool
+    """For this chain alone, rather than for all EVM chains."""
+    covered_from_height: int | None
+    """First height that it covers here; None: the chain's own first block."""
+
+    def covers(self, height: int) -> bool:
+        """True when a transfer at `height` is an entry of this watch."""
+        return self.covered_from_height is None or height >= self.covered_from_height
+
+
+# `= ANY` over one array parameter keeps the statement's text the same for every block, so that its plan is kept.
+_addresses = func.unnest(bindparam("addresses", type_=ARRAY(LargeBinary))).table_valued("address")
+
+_match = (
+    select(
+        watches.c.tenant_id,
+        watches.c.id,
+        watches.c.scope,
+        watches.c.address,
+        watches.c.reference,
+        watches.c.metadata,
+        watches.c.covered_from[bindparam("chain_key")].as_integer().label("covered_from_height"),
+    )
+    .join(_addresses, watches.c.address == _addresses.c.address)
+    .where(watches.c.deleted_at.is_(None), watches.c.scope == func.any(array([bindparam("chain_id"), EVM_SCOPE])))
+)
+
+
+async def match_watches(
+    connection: AsyncConnection, chain_id: ChainId, addresses: Collection[Address]
+) -> Mapping[Address, list[MatchedWatch]]:
+    """The live watches on `addresses`, the ones for this chain alone before those for all EVM chains."""
+    if not addresses:
+        return {}
+    parameters: dict[str, Any] = {"addresses": list(addresses), "chain_key": chain_id, "chain_id": chain_id}
+    found: dict[Address, list[MatchedWatch]] = defaultdict(list)
+    for row in await connection.execute(_match, parameters):
+        label = WatchLabel(WatchId(row.id), row.reference, row.metadata)
+        is_specific = row.scope != EVM_SCOPE
+        found[row.address].append(
+            MatchedWatch(TenantId(row.tenant_id), label, row.address, is_specific, row.covered_from_height)
+        )
+    for matched in found.values():
+        matched.sort(key=lambda watch: (not watch.is_specific, watch.label.id))
+    return found
