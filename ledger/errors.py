@@ -33,3 +33,7 @@ class NameTaken(LedgerError):
 
 class SchemaBehind(LedgerError):
     """The database has not seen every migration."""
+
+
+class MigrationRefused(LedgerError):
+    """The database user may not do what a migration needs."""
