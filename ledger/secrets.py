@@ -21,6 +21,8 @@ from secrets import token_bytes
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ledger.errors import LedgerError
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 (Standard Webhooks' prefix of a secret, not a secret)
 
 MASTER_KEY_BYTES = 32
@@ -31,7 +33,7 @@ _HEADER_BYTES = len(_VERSION) + _KEY_ID_BYTES
 _SHORTEST_BYTES = _HEADER_BYTES + _NONCE_BYTES + 16
 
 
-class SecretError(Exception):
+class SecretError(LedgerError):
     """A sealed value or a master key that cannot be used; nothing secret is in the text."""
 
 

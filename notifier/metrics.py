@@ -1,0 +1,32 @@
+"""What the notifier counts. Few labels, never an endpoint, a tenant or a URL."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+DELIVERIES = Counter(
+    "chainbell_deliveries_total",
+    "Attempts that were settled, by outcome: accepted, retryable or refused",
+    ["outcome"],
+)
+DELIVERIES_EXHAUSTED = Counter(
+    "chainbell_deliveries_exhausted_total",
+    "Deliveries whose attempts were used up",
+)
+ATTEMPT_ERRORS = Counter(
+    "chainbell_attempt_errors_total",
+    "Attempts that failed without a usable status, by the word stored with them",
+    ["error"],
+)
+ATTEMPT_DURATION = Histogram(
+    "chainbell_attempt_duration_seconds",
+    "Time of one whole exchange with a receiver",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20),
+)
+DELIVERY_LATENCY = Histogram(
+    "chainbell_delivery_latency_seconds",
+    "From the commit of an event to its acceptance by an endpoint",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 259200),
+)
+DELIVERIES_DUE = Gauge("chainbell_deliveries_due", "Deliveries that are due now and wait for a slot")
+DELIVERIES_HELD = Gauge("chainbell_deliveries_held", "Deliveries that wait for their endpoint to be active again")
