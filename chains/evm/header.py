@@ -45,18 +45,18 @@ def header_ref(header: WireHeader) -> BlockRef:
 
 
 def _fork_fields(header: WireHeader) -> list[str]:
-    """The fields that forks appended, in their order; those that are absent are not encoded."""
-    fields = []
-    if header.base_fee_per_gas is not None:
-        fields.append(quantity_hex(header.base_fee_per_gas))
-    if header.withdrawals_root is not None:
-        fields.append("a0" + header.withdrawals_root[2:])
-    if header.blob_gas_used is not None:
-        fields.append(quantity_hex(header.blob_gas_used))
-    if header.excess_blob_gas is not None:
-        fields.append(quantity_hex(header.excess_blob_gas))
-    if header.parent_beacon_block_root is not None:
-        fields.append("a0" + header.parent_beacon_block_root[2:])
-    if header.requests_hash is not None:
-        fields.append("a0" + header.requests_hash[2:])
-    return fields
+    """The fields that forks appended, in their order. RLP does not name fields: were one absent before one that is
+    present, a node could pass the withdrawals root off as a later field and hide the withdrawals under a right hash.
+    """
+    fields = [
+        header.base_fee_per_gas and quantity_hex(header.base_fee_per_gas),
+        header.withdrawals_root and "a0" + header.withdrawals_root[2:],
+        header.blob_gas_used and quantity_hex(header.blob_gas_used),
+        header.excess_blob_gas and quantity_hex(header.excess_blob_gas),
+        header.parent_beacon_block_root and "a0" + header.parent_beacon_block_root[2:],
+        header.requests_hash and "a0" + header.requests_hash[2:],
+    ]
+    present = [field for field in fields if field]
+    if present != fields[: len(present)]:
+        raise ProofFailure("structure", f"header {header.hash} has a later fork's field without an earlier one's")
+    return present

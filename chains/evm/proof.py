@@ -23,17 +23,14 @@ from chains.evm.bloom import bloom_of
 from chains.evm.envelope import Envelope, envelope_of, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.header import prove_header
-from chains.evm.rlp import list_hex, quantity_hex, string_hex
+from chains.evm.receipt import receipt_bytes, withdrawal_bytes
 from chains.evm.senders import sender_of
 from chains.evm.trie import ordered_root
 from chains.evm.wire import (
     WireBlock,
-    WireLog,
     WireReceipt,
     WireTransaction,
-    WireWithdrawal,
     bytes_of,
-    packed,
     quantity_of,
 )
 from chains.model import ProofLevel
@@ -136,30 +133,8 @@ def _prove_transactions(block: WireBlock) -> list[Envelope]:
 
 
 def _prove_receipts(block: WireBlock, receipts: list[WireReceipt], blooms: list[str]) -> None:
-    encoded = [_receipt_bytes(*row) for row in zip(block.transactions, receipts, blooms, strict=True)]
+    encoded = [receipt_bytes(*row) for row in zip(block.transactions, receipts, blooms, strict=True)]
     _compare_root("receipts_root", block.receipts_root, encoded)
-
-
-def _receipt_bytes(transaction: WireTransaction, receipt: WireReceipt, bloom: str) -> bytes:
-    """The receipt as it lies under the receipts root: outcome, gas, bloom, logs, after the transaction's type."""
-    logs = "".join([_log_hex(log) for log in receipt.logs])
-    payload = _outcome_hex(receipt) + quantity_hex(receipt.cumulative_gas_used) + "b90100" + bloom + list_hex(logs)
-    kind = type_of(transaction)
-    return packed(f"{kind:02x}" * (kind > 0) + list_hex(payload))
-
-
-def _outcome_hex(receipt: WireReceipt) -> str:
-    """The status (EIP-658), or before Byzantium the state root, beside which a status means nothing."""
-    if receipt.root is not None:
-        return string_hex(receipt.root)
-    if receipt.status is None:
-        raise ProofFailure("structure", f"receipt {receipt.transaction_index} has neither status nor root")
-    return quantity_hex(receipt.status)
-
-
-def _log_hex(log: WireLog) -> str:
-    topics = "".join(["a0" + topic[2:] for topic in log.topics])
-    return list_hex("94" + log.address[2:] + list_hex(topics) + string_hex(log.data))
 
 
 def _prove_withdrawals(block: WireBlock) -> None:
@@ -170,12 +145,7 @@ def _prove_withdrawals(block: WireBlock) -> None:
         return
     if block.withdrawals is None:
         raise ProofFailure("withdrawals_root", "the block has a withdrawals root, but the node gave no withdrawals")
-    _compare_root("withdrawals_root", block.withdrawals_root, [_withdrawal_bytes(w) for w in block.withdrawals])
-
-
-def _withdrawal_bytes(withdrawal: WireWithdrawal) -> bytes:
-    fields = quantity_hex(withdrawal.index) + quantity_hex(withdrawal.validator_index)
-    return packed(list_hex(fields + "94" + withdrawal.address[2:] + quantity_hex(withdrawal.amount)))
+    _compare_root("withdrawals_root", block.withdrawals_root, [withdrawal_bytes(w) for w in block.withdrawals])
 
 
 def _prove_senders(block: WireBlock, envelopes: list[Envelope]) -> None:

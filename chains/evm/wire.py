@@ -137,7 +137,7 @@ class WireReceipt(Struct, rename="camel", gc=False):
     logs: list[WireLog]
     type: Quantity | None = None
     status: Quantity | None = None
-    root: Data | None = None
+    root: Hex32 | None = None
     gas_used: Quantity | None = None
     logs_bloom: Hex256 | None = None
 

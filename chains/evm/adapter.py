@@ -1,0 +1,196 @@
+"""An EVM chain behind the `ChainAdapter` protocol: several nodes in, proven blocks out.
+
+Asking (bytes, time-outs, the next node) lies in `chains.node`, proof and decoding in the pure modules beside this one.
+Here they meet: an answer that fails its proof is a failing of the node that gave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from chains.adapter import NodeHead, NodeStatus
+from chains.errors import BlockNotFound, ChainError, WrongChain
+from chains.evm.errors import ProofFailure
+from chains.evm.fetching import block_call, described, fetch_raw_block, present
+from chains.evm.probe import NodeProbe, probe_node, with_lag
+from chains.evm.reading import BlocksMixed, Place, ReadingRules, read_block, read_ref
+from chains.model import Asset, Block, BlockHash, BlockRef
+from chains.node.client import NodeClient, open_session
+from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
+from chains.node.jsonrpc import Call
+from chains.node.naming import NodeSettings, names_of, one_line
+from chains.node.pool import Pool, Upstream
+from chains.profile import ChainProfile
+
+UNSETTLED_PAUSE_S = 0.25
+"""How long a node gets to finish what it was doing when its answer fell between two blocks."""
+
+T = TypeVar("T")
+
+
+class EvmAdapter:
+    """One configured EVM chain. See `chains.adapter.ChainAdapter` for what each method promises."""
+
+    def __init__(
+        self, profile: ChainProfile, nodes: Sequence[NodeSettings], session: aiohttp.ClientSession | None = None
+    ) -> None:
+        """Must be made inside a running loop. `session` is a process's own from `open_session`; without one the adapter
+        opens its own. Raises `ProfileError` for a URL that is none."""
+        names = names_of(nodes)
+        self.profile = profile
+        self._own_session = open_session() if session is None else None
+        self._session = session or self._own_session
+        tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
+        self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens)
+        self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
+
+    def _upstream(self, name: str, node: NodeSettings) -> Upstream:
+        assert self._session is not None
+        return Upstream(NodeClient(self.profile.slug, name, node.url, self._session, node.rps))
+
+    async def fetch_head(self) -> NodeHead:
+        """Head and finality tags of the first node that answers, asked in one batch."""
+        return await self._pool.first_answer("head", self._ask_head)
+
+    async def fetch_block(self, height: int) -> Block:
+        """The block at `height` on the node's current branch, proven and decoded."""
+        return await self._fetch(height)
+
+    async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
+        """One block by hash, proven and decoded."""
+        return await self._fetch(block_hash)
+
+    async def fetch_ref(self, height: int) -> BlockRef | None:
+        """Place and hash of the block at `height`, its hash recomputed at `roots`; None when no node has it."""
+        try:
+            return await self._pool.first_answer(described(height), lambda upstream: self._ask_ref(upstream, height))
+        except BlockNotFound:
+            return None
+
+    async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
+        """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer is absent."""
+        answers = await asyncio.gather(*(self._agreement(ref, host) for host in hosts))
+        return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer is not None}
+
+    async def check_chain_id(self) -> None:
+        """Ask every node which chain it speaks of; one that does not answer now is asked when it does.
+
+        Raises `WrongChain` naming each node of another chain. Later, such a node is only a failing node.
+        """
+        asked = await asyncio.gather(*(self._foreign(upstream) for upstream in self._pool.upstreams))
+        sentences = [sentence for sentence in asked if sentence]
+        if sentences:
+            raise WrongChain(f"{self.profile.slug}: {'; '.join(sentences)}")
+
+    async def probe(self) -> tuple[NodeProbe, ...]:
+        """What each node can do, for `doctor`: takes seconds, and asks a node about thirty questions at most."""
+        return with_lag(await asyncio.gather(*(probe_node(upstream.client) for upstream in self._pool.upstreams)))
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The distinct hosts of the configured nodes, in order."""
+        return tuple(dict.fromkeys(upstream.host for upstream in self._pool.upstreams))
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        """Native coin first, then the allow-listed tokens."""
+        return self.profile.assets
+
+    @property
+    def value_paths(self) -> tuple[str, ...]:
+        """Internal value (`traces`) is not read."""
+        return ("native", "logs", "validator_withdrawals")
+
+    def node_statuses(self) -> tuple[NodeStatus, ...]:
+        """Each configured node as last seen."""
+        return tuple(upstream.status() for upstream in self._pool.upstreams)
+
+    async def close(self) -> None:
+        """Close the session, where it is the adapter's own."""
+        if self._own_session is not None:
+            await self._own_session.close()
+
+    async def _fetch(self, place: Place) -> Block:
+        return await self._pool.first_answer(described(place), lambda upstream: self._ask_block(upstream, place))
+
+    async def _ask_block(self, upstream: Upstream, place: Place) -> Block:
+        """One node's block; asked once more, quietly, where its answer fell between two blocks."""
+        try:
+            return await self._ask_block_once(upstream, place)
+        except NodeUnsettled:
+            await asyncio.sleep(UNSETTLED_PAUSE_S)
+            return await self._ask_block_once(upstream, place)
+
+    async def _ask_block_once(self, upstream: Upstream, place: Place) -> Block:
+        raw = await fetch_raw_block(upstream, place)
+        return proven(upstream, lambda: read_block(self._rules, place, raw))
+
+    async def _ask_head(self, upstream: Upstream) -> NodeHead:
+        tags = ("latest", "safe", "finalized") if self.profile.has_finality_tags else ("latest",)
+        calls: list[Call] = [("eth_getBlockByNumber", [tag, False]) for tag in tags]
+        latest, *finality = await upstream.client.batch(calls)
+        if isinstance(latest, RpcError):
+            raise latest
+        head = self._read_ref(upstream, latest)
+        if head is None:
+            raise NodeFailed(upstream.name, "names no newest block; it may still be starting")
+        upstream.head = head.height
+        safe, finalized = [self._read_tag(upstream, answer) for answer in finality] or [None, None]
+        return NodeHead(upstream.name, upstream.host, head, safe, finalized)
+
+    def _read_tag(self, upstream: Upstream, answer: msgspec.Raw | RpcError) -> BlockRef | None:
+        return None if isinstance(answer, RpcError) else self._read_ref(upstream, answer)
+
+    async def _ask_ref(self, upstream: Upstream, height: int) -> BlockRef:
+        (answer,) = await upstream.client.batch([block_call(height, has_transactions=False)])
+        ref = self._read_ref(upstream, present(upstream, answer, height), height)
+        assert ref is not None, "`present` has refused null"
+        return ref
+
+    def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef | None:
+        return proven(upstream, lambda: read_ref(self.profile.proof, raw, place))
+
+    async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
+        among = [upstream for upstream in self._pool.upstreams if upstream.host == host]
+        try:
+            found = await self._pool.first_answer(
+                described(ref.height), lambda upstream: self._ask_ref(upstream, ref.height), among
+            )
+        except ChainError:
+            return None  # counted and logged by the pool
+        return found.hash == ref.hash
+
+    async def _admit(self, upstream: Upstream) -> None:
+        answer = await upstream.client.call("eth_chainId")
+        try:
+            found = f"eip155:{int(msgspec.json.decode(answer, type=str), 16)}"
+        except ValueError:
+            raise NodeGarbled(upstream.name, "eth_chainId: the answer is no number") from None
+        if found != self.profile.chain_id:
+            sentence = f"it speaks of {found}, not {self.profile.chain_id}: correct its url, or the chain's chain_id"
+            raise NodeUnproven(upstream.name, "chain_id", sentence)
+
+    async def _foreign(self, upstream: Upstream) -> str | None:
+        """The sentence about a node of another chain; None for one of ours, or one that does not answer."""
+        try:
+            await self._pool.ask_one(upstream, self._admit)
+        except NodeUnproven as failure:
+            return str(failure)
+        except NodeError:
+            return None  # counted and logged by the pool; its chain is checked before it is first believed
+        return None
+
+
+def proven(upstream: Upstream, read: Callable[[], T]) -> T:
+    """What `read` returns; a failed proof becomes the failing of the node that gave the answer."""
+    try:
+        return read()
+    except BlocksMixed as failure:
+        raise NodeUnsettled(upstream.name, failure.check, one_line(failure.detail)) from failure
+    except ProofFailure as failure:
+        raise NodeUnproven(upstream.name, failure.check, one_line(failure.detail)) from failure

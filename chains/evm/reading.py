@@ -1,0 +1,98 @@
+"""From a node's bytes to a proven block. Pure, and picklable on both sides, so that it can run in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from chains.evm.errors import ProofFailure
+from chains.evm.header import header_ref, prove_header
+from chains.evm.proof import prove_block
+from chains.evm.transfers import decode_transfers
+from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_header, decode_receipts, quantity_of
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, hex_of
+
+Place = int | BlockHash
+"""Which block was asked for: a height, or a hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """What has to be known of a chain to read its blocks."""
+
+    chain_id: ChainId
+    proof: ProofLevel
+    native: Asset
+    tokens: Mapping[Address, Asset]
+    """The allow-list by contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawBlock:
+    """What one node answered about one block: the `result` of the block with full transactions, and of its receipts."""
+
+    block: bytes | msgspec.Raw
+    receipts: bytes | msgspec.Raw
+    node: str
+    host: str
+    rpc_calls: int
+
+
+class BlocksMixed(ProofFailure):
+    """The receipts all belong to one other block: the node changed its branch between the two calls."""
+
+
+def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
+    """The block, proven to the level of `rules` and decoded. Raises `ProofFailure`; `BlocksMixed` where asking once
+    more may help."""
+    try:
+        block, receipts = decode_block(raw.block), decode_receipts(raw.receipts)
+        if block is None or receipts is None:
+            raise ProofFailure("structure", "null in place of a block or of its receipts")
+        ref = _placed(header_ref(block), place)
+        _check_same_block(block, receipts)
+        prove_block(block, receipts, rules.proof)
+        transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native)
+        timestamp_s = quantity_of(block.timestamp)
+    except ValueError as error:
+        raise ProofFailure("structure", f"a field of the block is malformed: {error}") from error
+    return Block(
+        ref=ref,
+        timestamp_s=timestamp_s,
+        transfers=transfers,
+        proof=rules.proof,
+        transaction_count=len(block.transactions),
+        node=raw.node,
+        host=raw.host,
+        rpc_calls=raw.rpc_calls,
+    )
+
+
+def read_ref(proof: ProofLevel, raw: bytes | msgspec.Raw, place: Place | None = None) -> BlockRef | None:
+    """Place and hash in a header, the hash recomputed at `roots`; None for `null`. Raises `ProofFailure`."""
+    header = decode_header(raw)
+    if header is None:
+        return None
+    try:
+        if proof is ProofLevel.ROOTS:
+            prove_header(header)
+        ref = header_ref(header)
+    except ValueError as error:
+        raise ProofFailure("structure", f"a field of the header is malformed: {error}") from error
+    return ref if place is None else _placed(ref, place)
+
+
+def _placed(ref: BlockRef, place: Place) -> BlockRef:
+    """The block is the one that was asked for: a proof says only that it is *a* block."""
+    if place not in (ref.height, ref.hash):
+        asked = place if isinstance(place, int) else hex_of(place)
+        raise ProofFailure("place", f"asked for block {asked}, got block {ref.height} {hex_of(ref.hash)}")
+    return ref
+
+
+def _check_same_block(block: WireBlock, receipts: list[WireReceipt]) -> None:
+    hashes = {receipt.block_hash for receipt in receipts}
+    if len(hashes) == 1 and block.hash not in hashes:
+        raise BlocksMixed("structure", f"the receipts are of block {hashes.pop()}, not of {block.hash}")
