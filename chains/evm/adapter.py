@@ -22,7 +22,7 @@ from chains.evm.reading import BlocksMixed, Place, ReadingRules, read_block, rea
 from chains.model import Asset, Block, BlockHash, BlockRef
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
-from chains.node.jsonrpc import Call
+from chains.node.jsonrpc import NULL, Call
 from chains.node.naming import NodeSettings, names_of, one_line
 from chains.node.pool import Pool, Upstream
 from chains.profile import ChainProfile
@@ -43,14 +43,13 @@ class EvmAdapter:
         opens its own. Raises `ProfileError` for a URL that is none."""
         names = names_of(nodes)
         self.profile = profile
-        self._own_session = open_session() if session is None else None
-        self._session = session or self._own_session
+        self._session = session or open_session()
+        self._owns_session = session is None
         tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
         self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens)
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
 
     def _upstream(self, name: str, node: NodeSettings) -> Upstream:
-        assert self._session is not None
         return Upstream(NodeClient(self.profile.slug, name, node.url, self._session, node.rps))
 
     async def fetch_head(self) -> NodeHead:
@@ -112,8 +111,8 @@ class EvmAdapter:
 
     async def close(self) -> None:
         """Close the session, where it is the adapter's own."""
-        if self._own_session is not None:
-            await self._own_session.close()
+        if self._owns_session:
+            await self._session.close()
 
     async def _fetch(self, place: Place) -> Block:
         return await self._pool.first_answer(described(place), lambda upstream: self._ask_block(upstream, place))
@@ -136,23 +135,21 @@ class EvmAdapter:
         latest, *finality = await upstream.client.batch(calls)
         if isinstance(latest, RpcError):
             raise latest
-        head = self._read_ref(upstream, latest)
-        if head is None:
+        if latest == NULL:
             raise NodeFailed(upstream.name, "names no newest block; it may still be starting")
+        head = self._read_ref(upstream, latest)
         upstream.head = head.height
         safe, finalized = [self._read_tag(upstream, answer) for answer in finality] or [None, None]
         return NodeHead(upstream.name, upstream.host, head, safe, finalized)
 
     def _read_tag(self, upstream: Upstream, answer: msgspec.Raw | RpcError) -> BlockRef | None:
-        return None if isinstance(answer, RpcError) else self._read_ref(upstream, answer)
+        return None if isinstance(answer, RpcError) or answer == NULL else self._read_ref(upstream, answer)
 
     async def _ask_ref(self, upstream: Upstream, height: int) -> BlockRef:
         (answer,) = await upstream.client.batch([block_call(height, has_transactions=False)])
-        ref = self._read_ref(upstream, present(upstream, answer, height), height)
-        assert ref is not None, "`present` has refused null"
-        return ref
+        return self._read_ref(upstream, present(upstream, answer, height), height)
 
-    def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef | None:
+    def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef:
         return proven(upstream, lambda: read_ref(self.profile.proof, raw, place))
 
     async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
@@ -169,7 +166,7 @@ class EvmAdapter:
         answer = await upstream.client.call("eth_chainId")
         try:
             found = f"eip155:{int(msgspec.json.decode(answer, type=str), 16)}"
-        except ValueError:
+        except (ValueError, msgspec.DecodeError):
             raise NodeGarbled(upstream.name, "eth_chainId: the answer is no number") from None
         if found != self.profile.chain_id:
             sentence = f"it speaks of {found}, not {self.profile.chain_id}: correct its url, or the chain's chain_id"

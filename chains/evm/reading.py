@@ -70,12 +70,12 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
     )
 
 
-def read_ref(proof: ProofLevel, raw: bytes | msgspec.Raw, place: Place | None = None) -> BlockRef | None:
-    """Place and hash in a header, the hash recomputed at `roots`; None for `null`. Raises `ProofFailure`."""
-    header = decode_header(raw)
-    if header is None:
-        return None
+def read_ref(proof: ProofLevel, raw: bytes | msgspec.Raw, place: Place | None = None) -> BlockRef:
+    """Place and hash in a header, the hash recomputed at `roots`. Raises `ProofFailure`."""
     try:
+        header = decode_header(raw)
+        if header is None:
+            raise ProofFailure("structure", "null in place of a header")
         if proof is ProofLevel.ROOTS:
             prove_header(header)
         ref = header_ref(header)

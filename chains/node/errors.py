@@ -14,6 +14,7 @@
             |-- RpcError             a JSON-RPC error object
             |   `-- MethodNotSupported
             `-- NodeUnproven         it answered, and the answer cannot be proven (or speaks of another chain)
+                `-- NodeUnsettled    its parts are of two moments: worth one more question
 
 `outcome` is the word for it in `chainbell_node_requests_total`.
 """
@@ -139,6 +140,11 @@ class NodeUnproven(NodeFailed):
     def __init__(self, node: str, check: str, detail: str) -> None:
         super().__init__(node, f"{check}: {detail}")
         self.check = check
+
+
+class NodeUnsettled(NodeUnproven):
+    """The parts of the answer do not belong together in the way that they do not while a node takes in a new block, or
+    changes its branch, between two calls of a batch."""
 
 
 def rpc_error(node: str, method: str, code: int, message: str) -> RpcError | NodeOverloaded:

@@ -111,7 +111,7 @@ def _one_reply(node: str, body: bytes) -> _Reply:
 def _outcome_of(node: str, method: str, reply: _Reply) -> msgspec.Raw | RpcError | NodeOverloaded | NodeGarbled:
     if reply.error is not None:
         return _error_of(node, method, reply.error)
-    if not bytes(reply.result):
+    if reply.result == ABSENT:
         return NodeGarbled(node, f"{method}: an answer with neither result nor error")
     return reply.result
 
