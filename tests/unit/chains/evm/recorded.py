@@ -1,0 +1,53 @@
+"""Recorded mainnet blocks, as the JSON that a node answered."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_receipts
+
+DATA = Path(__file__).parents[3] / "data"
+MAINNET = DATA / "evm" / "ethereum-mainnet"
+
+WITH_RECEIPTS = sorted(
+    int(path.parent.name) for path in MAINNET.glob("*/receipts.json.gz") if (path.parent / "block.json.gz").exists()
+)
+WITHOUT_RECEIPTS = sorted(
+    int(path.parent.name) for path in MAINNET.glob("*/block.json.gz") if not (path.parent / "receipts.json.gz").exists()
+)
+WITH_EXPECTED_TRANSFERS = sorted(int(path.parent.name) for path in MAINNET.glob("*/expected_token_transfers.json.gz"))
+
+
+@dataclass
+class Answer:
+    """A node's answer for one block, as JSON values that a test may alter before it is decoded."""
+
+    block: dict[str, Any]
+    receipts: list[dict[str, Any]]
+
+    def decode(self) -> tuple[WireBlock, list[WireReceipt]]:
+        """The answer as the adapter would read it."""
+        block = decode_block(msgspec.json.encode(self.block))
+        receipts = decode_receipts(msgspec.json.encode(self.receipts))
+        assert block is not None
+        assert receipts is not None
+        return block, receipts
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
+    """The JSON in a file, compressed or not."""
+    raw = path.read_bytes()
+    return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+
+
+def recorded(height: int) -> Answer:
+    """A fresh copy of a recorded block; without receipts where none were recorded."""
+    folder = MAINNET / str(height)
+    receipts = folder / "receipts.json.gz"
+    return Answer(read_json(folder / "block.json.gz"), read_json(receipts) if receipts.exists() else [])
