@@ -174,8 +174,6 @@ async def move_checkpoint(
     else:
         statement = statement.where(chains.c.tip_hash == expected.hash, chains.c.tip_height == expected.height)
     values = {"tip_height": new.height, "tip_hash": new.hash, "tip_at": new_at, **extra}
-    if expected is None:
-        values["first_height"] = func.coalesce(chains.c.first_height, new.height)
     result = await connection.execute(statement.values(values))
     if result.rowcount != 1:
         raise CheckpointMoved(f"{chain_id}: the tip is not {expected.height if expected else 'empty'} any more")

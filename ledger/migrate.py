@@ -6,7 +6,6 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
-import migrations
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, create_engine, func, select
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+import migrations
 from ledger.database import async_url, lock_number, transaction
 from ledger.errors import MigrationRefused, SchemaBehind
 from ledger.partitions import ensure_partitions

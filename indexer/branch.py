@@ -1,0 +1,139 @@
+"""What a branch of blocks does to the ledger's entries: one pure function, `tell_branch`.
+
+Whether an entry moved, was lost or came back is decided by its transfer's identity in the new branch, never by today's
+watches: a watch deleted or re-created in between must not change a story that was told. Only new entries ask watches,
+and only those whose coverage includes the block's height.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from chains.model import Address, Transfer, TransferId
+from indexer.policy import Policy
+from indexer.story import Change, Inclusion, advance, detect, include_again, lose, move
+from ledger.ids import EntryId, Side, TenantId, entry_id_of
+from ledger.matching import MatchedWatch
+from ledger.model import ChainRow, Entry
+from ledger.states import LOST_STATES, EntryState, Origin
+
+Key = tuple[TenantId, EntryId]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A contiguous run of proven blocks as inclusions, and what the ledger knows that it may touch."""
+
+    inclusions: Sequence[Inclusion]
+    unseated: Sequence[Entry]
+    """Entries whose block is being orphaned; empty when the branch only extends."""
+    known: Sequence[Entry]
+    """Other entries of the branch's transfers: lost ones, and ones that are there already."""
+    matches: Mapping[Address, Sequence[MatchedWatch]]
+
+
+def tell_branch(
+    branch: Branch, chain: ChainRow, policy: Policy, *, now: datetime, live_window: timedelta
+) -> list[Change]:
+    """Every change that a branch makes, in the order in which it is told: losses, then block by block what moved, came
+    back or is new, each followed by what the chain's heights (`chain` is the row as it will be) allow at once."""
+    story = _Story(branch, chain, policy, now, live_window)
+    included = {inclusion.transfer.id: inclusion for inclusion in branch.inclusions}
+    for entry in branch.unseated:
+        if not _keeps_its_place(entry, included.get(entry.transfer_id)):
+            story.tell(lose(entry, now))
+    for inclusion in branch.inclusions:
+        story.include(inclusion)
+    return story.changes
+
+
+def _keeps_its_place(entry: Entry, inclusion: Inclusion | None) -> bool:
+    """True when the new branch includes the transfer, and it did not come to fail there."""
+    if inclusion is None:
+        return False
+    return entry.state is EntryState.FAILED or not inclusion.transfer.has_failed
+
+
+class _Story:
+    """The changes told so far, and each touched entry as it stands after them."""
+
+    def __init__(self, branch: Branch, chain: ChainRow, policy: Policy, now: datetime, live_window: timedelta) -> None:
+        self.branch = branch
+        self.chain = chain
+        self.policy = policy
+        self.now = now
+        self.live_window = live_window
+        self.changes: list[Change] = []
+        self.standing: dict[Key, Entry] = {}
+        self.of_transfer: dict[TransferId, list[Key]] = defaultdict(list)
+        for entry in (*branch.unseated, *branch.known):
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        key = (entry.tenant_id, entry.id)
+        if key not in self.standing:
+            self.of_transfer[entry.transfer_id].append(key)
+        self.standing[key] = entry
+
+    def tell(self, change: Change) -> None:
+        self.changes.append(change)
+        self._put(change.after)
+
+    def include(self, inclusion: Inclusion) -> None:
+        for key in list(self.of_transfer[inclusion.transfer.id]):
+            self._seat(self.standing[key], inclusion)
+        for side, address in sides_of(inclusion.transfer):
+            for watch in self._covering(address, inclusion.block.ref.height):
+                if (watch.tenant_id, entry_id_of(watch.tenant_id, side, inclusion.transfer.id)) not in self.standing:
+                    self._tell_and_advance(self._detect(inclusion, side, watch))
+
+    def _seat(self, entry: Entry, inclusion: Inclusion) -> None:
+        """Put a known entry into the block that now includes its transfer; nothing when it sits there already."""
+        has_failed = inclusion.transfer.has_failed
+        if entry.state in LOST_STATES or (entry.state is EntryState.FAILED and not has_failed):
+            if entry.side is Side.WITHDRAWAL or not has_failed:
+                self._tell_and_advance(include_again(entry, inclusion, self.now))
+        elif entry.block_hash is not None and entry.block_hash != inclusion.block.ref.hash:
+            self._tell_and_advance(move(entry, inclusion, self.now))
+
+    def _covering(self, address: Address, height: int) -> Iterator[MatchedWatch]:
+        """For each tenant the most specific watch that covers the height (watches come in that order)."""
+        told: set[TenantId] = set()
+        for watch in self.branch.matches.get(address, ()):
+            if watch.tenant_id not in told and watch.covers(height):
+                told.add(watch.tenant_id)
+                yield watch
+
+    def _detect(self, inclusion: Inclusion, side: Side, watch: MatchedWatch) -> Change:
+        transfer = inclusion.transfer
+        is_late = self.now - inclusion.block_at > self.live_window
+        return detect(
+            inclusion,
+            side,
+            watch,
+            chain_id=self.chain.chain_id,
+            credit_point=self.policy.credit_point(transfer.asset_id, transfer.amount_atomic),
+            origin=Origin.CATCH_UP if is_late else Origin.LIVE,
+            now=self.now,
+        )
+
+    def _tell_and_advance(self, change: Change) -> None:
+        self.tell(change)
+        for step in advance(change.after, self.chain, self.now):
+            self.tell(step)
+
+
+def sides_of(transfer: Transfer) -> Iterator[tuple[Side, Address]]:
+    """Whom a transfer concerns: its recipient and its sender; a failed transaction only its sender, who paid for it."""
+    if transfer.recipient is not None and not transfer.has_failed:
+        yield Side.DEPOSIT, transfer.recipient
+    if transfer.sender is not None:
+        yield Side.WITHDRAWAL, transfer.sender
+
+
+def addresses_of(inclusions: Sequence[Inclusion]) -> set[Address]:
+    """Every address that could be watched."""
+    return {address for inclusion in inclusions for _, address in sides_of(inclusion.transfer)}

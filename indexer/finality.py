@@ -1,0 +1,68 @@
+"""How far the chain is final and how far hosts agree: pure rules over heights.
+
+A node's tag is a claim about *its* branch: it counts only once its hash is in our chain, and it never takes us back.
+Agreement is counted over hosts. A host that names our block at some height has, through the parent hashes, named every
+block below it too; so one height for each host is all there is to remember.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from chains.model import BlockRef
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Up to which height each host is known to share our chain."""
+
+    heights: Mapping[str, int]
+
+    def raised(self, host: str, height: int) -> Agreement:
+        """The host was seen to name our block at `height`."""
+        return Agreement({**self.heights, host: max(height, self.heights.get(host, height))})
+
+    def capped(self, height: int) -> Agreement:
+        """A reorg took our blocks above `height` away, and with them what hosts had said of those."""
+        return Agreement({host: min(agreed, height) for host, agreed in self.heights.items()})
+
+    def agreed_by(self, height: int) -> int:
+        """How many hosts name our block at `height`."""
+        return sum(1 for agreed in self.heights.values() if agreed >= height)
+
+    def quorum_height(self, quorum: int) -> int | None:
+        """The highest block of ours that at least `quorum` hosts name; None when there are too few hosts."""
+        ordered = sorted(self.heights.values(), reverse=True)
+        return ordered[quorum - 1] if len(ordered) >= quorum else None
+
+
+def raised_height(ours: int | None, claimed: int | None) -> int | None:
+    """The higher of what we know and what is newly proven: finality only moves up."""
+    if claimed is None:
+        return ours
+    return claimed if ours is None else max(ours, claimed)
+
+
+def finalized_by_depth(tip_height: int, first_height: int, depth: int) -> int | None:
+    """The block that is final by depth alone, where a chain has no tag: `depth` blocks below the tip, never below the
+    first block that we followed."""
+    height = tip_height - depth
+    return height if height >= first_height else None
+
+
+def lowest_reorg_height(*, first_height: int, finalized_height: int | None, accepted_reorg_height: int | None) -> int:
+    """The lowest block that a reorg may leave as the common ancestor.
+
+    Nothing below `finalized` is ever undone, unless an operator accepted it, down to the height that they named. Before
+    anything is final, all that we followed may go: then the ancestor is the block before our first."""
+    if finalized_height is None:
+        return first_height - 1
+    if accepted_reorg_height is None:
+        return finalized_height
+    return max(first_height - 1, min(accepted_reorg_height, finalized_height))
+
+
+def is_claim_ours(claim: BlockRef | None, ours: BlockRef | None) -> bool:
+    """True when a tag's block is in our chain."""
+    return claim is not None and ours is not None and claim.hash == ours.hash
