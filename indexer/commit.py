@@ -10,6 +10,7 @@ called in here: blocks come in complete.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,8 @@ class Followed:
     policy: Policy
     live_window: timedelta
     """An entry in a block older than this when we commit it was found late: its origin is `catch_up`."""
+    finality_depth: int
+    """Blocks below the tip that are final, or beyond any reorg that we follow, where no tag says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ class Committed:
 
     chain: ChainRow
     entry_count: int
-    event_count: int
+    event_counts: Mapping[str, int]
+    """Events written, by type."""
     has_more_due: bool
     """More entries wait for the same heights than one transaction moves."""
 
@@ -83,7 +87,7 @@ async def commit_blocks(
         _require_tip(chain, expected)
         unseated: list[Entry] = []
         if ancestor_height is not None:
-            await _require_ancestor(connection, chain, ancestor_height, blocks[0].ref)
+            await _require_ancestor(connection, chain, followed, ancestor_height, blocks[0].ref)
             unseated = await find_entries_above(connection, chain.chain_id, ancestor_height)
             await orphan_blocks(connection, chain.chain_id, ancestor_height, now)
             chain = _chain_cut(chain, ancestor_height, blocks[0].ref.parent_hash)
@@ -137,7 +141,7 @@ def _require_tip(chain: ChainRow, expected: BlockRef | None) -> None:
 
 
 async def _require_ancestor(
-    connection: AsyncConnection, chain: ChainRow, ancestor_height: int, first: BlockRef
+    connection: AsyncConnection, chain: ChainRow, followed: Followed, ancestor_height: int, first: BlockRef
 ) -> None:
     """The branch must grow out of a block of ours that may be the last one kept."""
     first_height = chain.first_height or 0
@@ -145,6 +149,7 @@ async def _require_ancestor(
         first_height=first_height,
         finalized_height=chain.finalized_height,
         accepted_reorg_height=chain.accepted_reorg_height,
+        lowest_by_depth=(chain.tip_height or 0) - followed.finality_depth,
     )
     if ancestor_height < lowest:
         raise DeepReorg(f"{chain.slug}: a reorg to {ancestor_height} is deeper than {lowest}")
@@ -249,7 +254,7 @@ async def _write_changes(
     return Committed(
         chain=chain,
         entry_count=sum(1 for change in changes if change.before is None),
-        event_count=len(events),
+        event_counts=Counter(event.type for event in events),
         has_more_due=len(due) == DUE_ENTRIES_MAX,
     )
 

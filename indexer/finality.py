@@ -51,16 +51,19 @@ def finalized_by_depth(tip_height: int, first_height: int, depth: int) -> int | 
     return height if height >= first_height else None
 
 
-def lowest_reorg_height(*, first_height: int, finalized_height: int | None, accepted_reorg_height: int | None) -> int:
+def lowest_reorg_height(
+    *, first_height: int, finalized_height: int | None, accepted_reorg_height: int | None, lowest_by_depth: int
+) -> int:
     """The lowest block that a reorg may leave as the common ancestor.
 
     Nothing below `finalized` is ever undone, unless an operator accepted it, down to the height that they named. Before
-    anything is final, all that we followed may go: then the ancestor is the block before our first."""
-    if finalized_height is None:
-        return first_height - 1
-    if accepted_reorg_height is None:
+    any finality is known the profile's depth below the tip bounds it; a follower that has not come that far may replace
+    all that it followed: then the ancestor is the block before its first."""
+    if accepted_reorg_height is not None:
+        return max(first_height - 1, min(accepted_reorg_height, finalized_height or accepted_reorg_height))
+    if finalized_height is not None:
         return finalized_height
-    return max(first_height - 1, min(accepted_reorg_height, finalized_height))
+    return max(first_height - 1, lowest_by_depth)
 
 
 def is_claim_ours(claim: BlockRef | None, ours: BlockRef | None) -> bool:

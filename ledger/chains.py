@@ -206,14 +206,3 @@ async def show_follower(
             heartbeat_at=now,
         )
     )
-
-
-async def halt_chain(connection: AsyncConnection, chain_id: ChainId, reason: str) -> None:
-    """A person has to decide: nothing is committed on this chain until `resume_chain`."""
-    await update_chain(connection, chain_id, {"state": ChainState.HALTED.value, "reason": reason})
-
-
-async def resume_chain(connection: AsyncConnection, chain_id: ChainId, accept_reorg_to: int | None) -> None:
-    """Lift a halt; with `accept_reorg_to` the follower may once undo finalized blocks above that height."""
-    values = {"state": ChainState.STOPPED.value, "reason": None, "accepted_reorg_height": accept_reorg_to}
-    await update_chain(connection, chain_id, values)

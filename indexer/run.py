@@ -1,0 +1,141 @@
+"""Keeping one chain's follower at work: leadership, pace, signs of life, and what happens when something fails.
+
+One follower per chain is active at a time, by a session advisory lock; a standby waits for it. The lock is for economy
+alone: two followers would waste work, and the checkpoint's compare-and-set would let one of them win each block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome, Reorged
+from indexer.metrics import HALTED, HEAD_HEIGHT, LAG_SECONDS, TIP_HEIGHT
+from ledger.chains import find_chain, show_follower
+from ledger.database import database_now, is_alive, leadership, transaction
+from ledger.states import ChainState
+
+log = structlog.get_logger()
+
+STANDBY_INTERVAL_S = 2.0
+"""How often a standby asks whether it may lead."""
+
+RETRY_INTERVAL_S = 2.0
+"""Pause after a cycle that could not be used: nodes have their own, longer back-off."""
+
+SIGN_OF_LIFE_INTERVAL_S = 5.0
+"""How often an idle follower writes its heartbeat; a change is written at once."""
+
+
+async def follow(
+    follower: Follower, engine: AsyncEngine, *, poll_interval_s: float, behind_limit_s: float, stop: asyncio.Event
+) -> None:
+    """Follow one chain until `stop` is set. A lost database is waited for; anything unforeseen is raised."""
+    slug = follower.course.slug
+    while not stop.is_set():
+        try:
+            async with leadership(engine, "follow", follower.followed.chain_id) as leader:
+                if leader is None:
+                    await _pause(stop, STANDBY_INTERVAL_S)
+                    continue
+                log.info("following", chain=slug)
+                await _lead(_Watchkeeper(follower, behind_limit_s), leader, poll_interval_s, stop)
+        except (DBAPIError, OSError) as error:
+            log.warning("database unavailable", chain=slug, error=str(error).splitlines()[0])
+            await _pause(stop, RETRY_INTERVAL_S)
+
+
+async def _lead(keeper: _Watchkeeper, leader: AsyncConnection, poll_interval_s: float, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        await is_alive(leader)  # raises when the lock's connection is lost: then another may lead
+        outcome = await keeper.follower.converge()
+        await keeper.show(outcome)
+        await _pause(stop, _pause_after(outcome, poll_interval_s))
+    await keeper.show_stopped()
+
+
+def _pause_after(outcome: Outcome, poll_interval_s: float) -> float:
+    match outcome:
+        case Extended(is_behind=True):
+            return 0.0
+        case Extended() | Reorged() | Nothing():
+            return poll_interval_s
+        case Holding() | Halted():
+            return max(poll_interval_s, RETRY_INTERVAL_S)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+class _Watchkeeper:
+    """Tells operators what the follower does: the chain's row, the gauges, and one log line for each change."""
+
+    def __init__(self, follower: Follower, behind_limit_s: float) -> None:
+        self.follower = follower
+        self.behind_limit_s = behind_limit_s
+        self.behind_since: float | None = None
+        self.shown: tuple[ChainState, str | None, int | None] | None = None
+        self.shown_at = 0.0
+
+    async def show(self, outcome: Outcome) -> None:
+        """Write the state when it changed or the last sign of life is old."""
+        state, reason = self._state_of(outcome)
+        if self.shown is None or self.shown[:2] != (state, reason):
+            log.info("chain state", chain=self.follower.course.slug, state=state.value, reason=reason)
+        current = (state, reason, self.follower.head_height)
+        if current != self.shown or time.monotonic() - self.shown_at > SIGN_OF_LIFE_INTERVAL_S:
+            await self._write(state, reason)
+            self.shown, self.shown_at = current, time.monotonic()
+
+    async def show_stopped(self) -> None:
+        """A clean end is shown at once, not after the heartbeat has grown old."""
+        await self._write(ChainState.STOPPED, None)
+
+    def _state_of(self, outcome: Outcome) -> tuple[ChainState, str | None]:
+        if not (isinstance(outcome, Nothing) and outcome.reason):
+            self.behind_since = None
+        match outcome:
+            case Halted(reason):
+                return ChainState.HALTED, reason
+            case Holding(reason):
+                return ChainState.HOLDING, reason
+            case Extended(is_behind=True):
+                return ChainState.CATCHING_UP, None
+            case Nothing(reason) if reason is not None:
+                self.behind_since = self.behind_since or time.monotonic()
+                is_long = time.monotonic() - self.behind_since > self.behind_limit_s
+                return (ChainState.HOLDING, reason) if is_long else (ChainState.FOLLOWING, None)
+            case _:
+                return ChainState.FOLLOWING, None
+
+    async def _write(self, state: ChainState, reason: str | None) -> None:
+        follower = self.follower
+        nodes = [asdict(status) for status in follower.adapter.node_statuses()]
+        async with transaction(follower.engine) as connection:
+            now = await database_now(connection)
+            await show_follower(
+                connection,
+                follower.followed.chain_id,
+                state=state,
+                reason=reason,
+                head_height=follower.head_height,
+                nodes=nodes,
+                now=now,
+            )
+            chain = await find_chain(connection, follower.followed.chain_id)
+        slug = follower.course.slug
+        is_behind = (chain.head_height or 0) > (chain.tip_height or 0)
+        HEAD_HEIGHT.labels(slug).set(chain.head_height or 0)
+        TIP_HEIGHT.labels(slug).set(chain.tip_height or 0)
+        lag_s = (now - chain.tip_at).total_seconds() if is_behind and chain.tip_at else 0.0
+        LAG_SECONDS.labels(slug).set(max(0.0, lag_s))
+        HALTED.labels(slug).set(1 if chain.state is ChainState.HALTED else 0)

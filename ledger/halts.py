@@ -1,0 +1,68 @@
+"""Halting a chain and lifting a halt: a person decides, and both are told and recorded."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.chains import update_chain
+from ledger.events import record_event
+from ledger.ids import OPS_TENANT, new_id
+from ledger.model import ChainRow
+from ledger.schema import audit_log
+from ledger.states import ChainState
+
+RUNBOOK = "docs/operations.md#a-chain-is-halted"
+"""Where an operator reads what to do."""
+
+
+async def halt_chain(connection: AsyncConnection, chain: ChainRow, reason: str, now: datetime) -> None:
+    """Stop committing on a chain until a person resumes it. The caller holds the chain's lock."""
+    await update_chain(connection, chain.chain_id, {"state": ChainState.HALTED.value, "reason": reason})
+    await _tell(connection, chain, "chain.halted", {"reason": reason, "runbook": RUNBOOK}, now)
+
+
+async def resume_chain(
+    connection: AsyncConnection, chain: ChainRow, accept_reorg_to: int | None, actor: str, now: datetime
+) -> None:
+    """Lift a halt. With `accept_reorg_to` the follower may, once, undo finalized blocks above that height. Recorded in
+    the audit log. The caller holds the chain's lock."""
+    values = {"state": ChainState.STOPPED.value, "reason": None, "accepted_reorg_height": accept_reorg_to}
+    await update_chain(connection, chain.chain_id, values)
+    detail = {"halted_for": chain.reason, "accept_reorg_to": accept_reorg_to}
+    await connection.execute(
+        audit_log.insert().values(
+            tenant_id=OPS_TENANT,
+            id=new_id("aud", now),
+            actor=actor,
+            action="chain.resume",
+            subject=chain.chain_id,
+            detail=detail,
+            created_at=now,
+        )
+    )
+    await _tell(connection, chain, "chain.resumed", detail, now)
+
+
+async def _tell(
+    connection: AsyncConnection, chain: ChainRow, event_type: str, detail: dict[str, Any], now: datetime
+) -> None:
+    data = {
+        "object": "chain",
+        "chain": chain.slug,
+        "chain_id": chain.chain_id,
+        "tip": chain.tip_height,
+        "finalized": chain.finalized_height,
+        **detail,
+    }
+    await record_event(
+        connection,
+        tenant_id=OPS_TENANT,
+        event_type=event_type,
+        subject=chain.chain_id,
+        data=data,
+        livemode=chain.livemode,
+        now=now,
+    )
