@@ -1,0 +1,236 @@
+"""One signed POST to one endpoint: the only place where bytes leave for merchants.
+
+A receiver is somebody else's program and may do anything: hang, drip, reset, redirect, answer without end, set cookies,
+compress a bomb. None of it raises here, none of it holds a slot longer than the limit, none of it costs more memory
+than the limit, none of it is remembered for the next endpoint. `Sender.send` always returns an attempt.
+
+One session lives per process, with one TLS context: building either per delivery costs more than the delivery. Slots
+and order are the dispatcher's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from yarl import URL
+
+from ledger.states import Outcome
+from ledger.urls import EndpointPolicy, RefusedAddress, UnsafeUrl, parse_endpoint_url
+from notifier.errors import CannotSign
+from notifier.guard import DNS_CACHE_S, GuardedConnector, Lookup, RefusedSocket, VettingResolver, lookup_addresses
+from notifier.outcome import AttemptError, judge
+from notifier.signing import webhook_headers
+
+ANSWER_READ_BYTES_MAX = 16 * 1024
+"""How much of an answer is read before the connection is closed."""
+
+ANSWER_KEPT_BYTES_MAX = 4 * 1024
+"""How much of an answer is kept with the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """How long one attempt may take, in seconds."""
+
+    total_s: float = 20.0
+    """The whole exchange, from looking up the name to the last byte that is read."""
+    connect_s: float = 5.0
+    """TCP and TLS together, for each address."""
+    dns_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendRequest:
+    """One attempt to make."""
+
+    url: str
+    """As stored; it is judged again under today's policy."""
+    event_id: str
+    body: bytes
+    """The event's stored bytes: signed and sent as they are."""
+    secrets: tuple[str, ...] = field(repr=False)
+    """Live secrets of the endpoint, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """What became of one attempt, as it is stored."""
+
+    started_at: datetime
+    duration_ms: int
+    outcome: Outcome
+    status_code: int | None
+    error: AttemptError | None
+    response_excerpt: str | None
+    """The start of the answer's body as text, fit for Postgres; None when no answer came."""
+    retry_after: str | None
+    """The header as it came; `notifier/backoff.py` judges it."""
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What has come of the answer so far: it outlives a time limit that cuts the exchange off."""
+
+    status_code: int | None = None
+    retry_after: str | None = None
+    received: bytearray = field(default_factory=bytearray)
+
+    def excerpt(self) -> str | None:
+        if self.status_code is None:
+            return None
+        text = bytes(self.received[:ANSWER_KEPT_BYTES_MAX]).decode("utf-8", errors="replace")
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # Postgres keeps no NUL in text
+
+
+def utc_now() -> datetime:
+    """The clock that attempts are stamped with outside tests."""
+    return datetime.now(UTC)
+
+
+class Sender:
+    """Sends attempts while it is entered (`async with`); safe for many at once."""
+
+    def __init__(
+        self,
+        policy: EndpointPolicy,
+        *,
+        version: str,
+        limits: TimeLimits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        lookup: Lookup = lookup_addresses,
+        dns_cache_s: int = DNS_CACHE_S,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """`version` is Chainbell's, told in the user agent. The rest is for tests and unusual installations."""
+        self._policy = policy
+        self._user_agent = f"Chainbell/{version}"
+        self._limits = limits or TimeLimits()
+        self._ssl_context = ssl_context
+        self._lookup = lookup
+        self._dns_cache_s = dns_cache_s
+        self._clock = clock
+        self._resolver: VettingResolver | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        ssl_context = self._ssl_context or ssl.create_default_context()
+        self._resolver = VettingResolver(self._policy, self._lookup, self._limits.dns_s)
+        self._session = aiohttp.ClientSession(
+            connector=GuardedConnector(self._policy, self._resolver, ssl_context, self._dns_cache_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,  # a proxy from the environment would make the connection for us, behind the guard's back
+            auto_decompress=False,
+            read_bufsize=ANSWER_READ_BYTES_MAX,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s),
+            headers={
+                "content-type": "application/json",
+                "user-agent": self._user_agent,
+                "accept-encoding": "identity",
+            },
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None and self._resolver is not None:
+            await self._session.close()
+            await self._resolver.close()
+
+    async def send(self, request: SendRequest) -> AttemptResult:
+        """Make one attempt. Raises nothing for anything that a receiver, a URL or a name server does."""
+        started_at, started = self._clock(), time.monotonic()
+        exchange = _Exchange()
+        error = await self._run(request, started_at, exchange)
+        judgement = judge(exchange.status_code, error)
+        return AttemptResult(
+            started_at=started_at,
+            duration_ms=round((time.monotonic() - started) * 1000),
+            outcome=judgement.outcome,
+            status_code=exchange.status_code,
+            error=judgement.error,
+            response_excerpt=exchange.excerpt(),
+            retry_after=exchange.retry_after,
+        )
+
+    async def _run(self, request: SendRequest, started_at: datetime, exchange: _Exchange) -> AttemptError | None:
+        """Post within the time limit and name what ended it early, if anything did."""
+        try:
+            url = self._judged_url(request.url)
+            headers = webhook_headers(request.event_id, started_at, request.body, request.secrets)
+            async with asyncio.timeout(self._limits.total_s):
+                await self._post(url, headers, request.body, exchange)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, CannotSign) as error:
+            return attempt_error_of(error)
+        return None
+
+    def _judged_url(self, text: str) -> URL:
+        """The URL for aiohttp, which must read the same host and port in it as we did."""
+        endpoint = parse_endpoint_url(text, self._policy)
+        url = URL(endpoint.text, encoded=True)
+        if (url.raw_host, url.port) != (endpoint.host, endpoint.port):
+            raise UnsafeUrl("the URL is read differently by different programs; write it more plainly")
+        return url
+
+    async def _post(self, url: URL, headers: dict[str, str], body: bytes, exchange: _Exchange) -> None:
+        if self._session is None:
+            raise RuntimeError("enter the Sender (async with) before sending")
+        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            exchange.status_code = response.status
+            exchange.retry_after = response.headers.get("retry-after")
+            await _read_start(response, exchange.received)
+
+
+async def _read_start(response: aiohttp.ClientResponse, received: bytearray) -> None:
+    """Read until the end or the limit; at the limit the connection is closed, since the rest would be in its way."""
+    while len(received) < ANSWER_READ_BYTES_MAX:
+        chunk = await response.content.read(ANSWER_READ_BYTES_MAX - len(received))
+        if not chunk:
+            return
+        received += chunk
+    if not response.content.at_eof():
+        response.close()
+
+
+_ERRORS: tuple[tuple[type[BaseException], AttemptError], ...] = (
+    (CannotSign, AttemptError.UNSIGNABLE),
+    (RefusedAddress, AttemptError.REFUSED_ADDRESS),
+    (UnsafeUrl, AttemptError.BAD_URL),
+    (TimeoutError, AttemptError.TIMEOUT),
+    (aiohttp.ClientConnectorCertificateError, AttemptError.TLS),
+    (aiohttp.ClientConnectorSSLError, AttemptError.TLS),
+    (ssl.SSLError, AttemptError.TLS),
+    (aiohttp.ClientConnectorDNSError, AttemptError.DNS),
+    (aiohttp.ClientConnectorError, AttemptError.CONNECT),
+    (aiohttp.InvalidURL, AttemptError.BAD_URL),
+    (aiohttp.ClientConnectionError, AttemptError.RESET),
+    (aiohttp.ClientError, AttemptError.PROTOCOL),
+    (HttpProcessingError, AttemptError.PROTOCOL),
+    (OSError, AttemptError.RESET),
+    (ValueError, AttemptError.BAD_HEADER),
+)
+"""First match wins, so special comes before general."""
+
+
+def attempt_error_of(error: BaseException) -> AttemptError:
+    """The word that is stored for an exception of one exchange."""
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, RefusedSocket):
+        return AttemptError.REFUSED_ADDRESS
+    if any(isinstance(cause, LineTooLong) for cause in _causes(error)):
+        return AttemptError.TOO_LARGE
+    return next(word for kind, word in _ERRORS if isinstance(error, kind))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
