@@ -197,7 +197,7 @@ def _add_type_fields(maker: _Maker, transaction: WireTransaction, kind: int) -> 
     if kind == DELEGATION:
         delegate = hex_of(maker.random.randbytes(20))
         transaction.authorization_list = [
-            WireAuthorization(hex(maker.chain_number), delegate, "0x1", maker.word(), maker.word(), "0x1", "0x1")
+            WireAuthorization(hex(maker.chain_number), delegate, "0x1", maker.word(), maker.word(), "0x1")
         ]
 
 

@@ -125,11 +125,8 @@ def _authorization_list_hex(tx: WireTransaction) -> str:
 
 
 def _authorization_hex(row: WireAuthorization) -> str:
-    parity = row.y_parity if row.y_parity is not None else row.v
-    if parity is None:
-        raise ProofFailure("structure", f"an authorization of {row.address} has no yParity")
     fields = quantity_hex(row.chain_id) + "94" + row.address[2:] + quantity_hex(row.nonce)
-    return list_hex(fields + quantity_hex(parity) + quantity_hex(row.r) + quantity_hex(row.s))
+    return list_hex(fields + quantity_hex(row.y_parity) + quantity_hex(row.r) + quantity_hex(row.s))
 
 
 def _parity_of(tx: WireTransaction) -> int:

@@ -79,8 +79,7 @@ class WireAuthorization(Struct, rename="camel", gc=False):
     nonce: Quantity
     r: Quantity
     s: Quantity
-    y_parity: Quantity | None = None
-    v: Quantity | None = None
+    y_parity: Quantity
 
 
 class WireTransaction(Struct, rename="camel", gc=False):
