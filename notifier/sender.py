@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +36,10 @@ ANSWER_READ_BYTES_MAX = 16 * 1024
 
 ANSWER_KEPT_BYTES_MAX = 4 * 1024
 """How much of an answer is kept with the attempt."""
+
+
+URLS_REMEMBERED = 4096
+"""Endpoints whose URL need not be parsed again for each delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,8 @@ class Sender:
     ) -> None:
         """`version` is Chainbell's, told in the user agent. The rest is for tests and unusual installations."""
         self._policy = policy
+        # The verdict on a URL depends on nothing but its text and the policy; what it resolves to is judged at connect.
+        self._judge_url = lru_cache(URLS_REMEMBERED)(partial(_judged_url, policy=policy))
         self._user_agent = f"Chainbell/{version}"
         self._limits = limits or TimeLimits()
         self._ssl_context = ssl_context
@@ -165,21 +172,13 @@ class Sender:
     async def _run(self, request: SendRequest, started_at: datetime, exchange: _Exchange) -> AttemptError | None:
         """Post within the time limit and name what ended it early, if anything did."""
         try:
-            url = self._judged_url(request.url)
+            url = self._judge_url(request.url)
             headers = webhook_headers(request.event_id, started_at, request.body, request.secrets)
             async with asyncio.timeout(self._limits.total_s):
                 await self._post(url, headers, request.body, exchange)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, CannotSign) as error:
             return attempt_error_of(error)
         return None
-
-    def _judged_url(self, text: str) -> URL:
-        """The URL for aiohttp, which must read the same host and port in it as we did."""
-        endpoint = parse_endpoint_url(text, self._policy)
-        url = URL(endpoint.text, encoded=True)
-        if (url.raw_host, url.port) != (endpoint.host, endpoint.port):
-            raise UnsafeUrl("the URL is read differently by different programs; write it more plainly")
-        return url
 
     async def _post(self, url: URL, headers: dict[str, str], body: bytes, exchange: _Exchange) -> None:
         if self._session is None:
@@ -188,6 +187,15 @@ class Sender:
             exchange.status_code = response.status
             exchange.retry_after = response.headers.get("retry-after")
             await _read_start(response, exchange.received)
+
+
+def _judged_url(text: str, policy: EndpointPolicy) -> URL:
+    """The URL for aiohttp, which must read the same host and port in it as we did. Raises `UnsafeUrl`."""
+    endpoint = parse_endpoint_url(text, policy)
+    url = URL(endpoint.text, encoded=True)
+    if (url.raw_host, url.port) != (endpoint.host, endpoint.port):
+        raise UnsafeUrl("the URL is read differently by different programs; write it more plainly")
+    return url
 
 
 async def _read_start(response: aiohttp.ClientResponse, received: bytearray) -> None:
