@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import Column, Table, Update, bindparam, func, update
+from sqlalchemy import Table, TableValuedAlias, Update, bindparam, func, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 
 async def copy_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -31,13 +32,18 @@ async def copy_rows(connection: AsyncConnection, table: Table, rows: Sequence[Ma
             await copy.write_row([row[name] for name in names])
 
 
+def unnested(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
+    """Arrays as rows: a table called `name` with one column for each keyword, whose values come in as the parameter
+    `all_<column>`. One array parameter keeps a statement's text, and so its plan, the same for any number of rows."""
+    arrays = [bindparam(f"all_{column}", type_=ARRAY(kind)) for column, kind in types.items()]
+    return func.unnest(*arrays).table_valued(*types, name=name).render_derived()
+
+
 def update_statement(table: Table, keys: Sequence[str], values: Sequence[str], counter: str) -> Update:
     """An UPDATE of many rows in one statement: arrays named by the columns come in as parameters, rows are found by
     `keys` and by `counter` still being one less than some earlier value (`previous`): compare-and-set for each row."""
-    columns: list[Column[Any]] = [table.c[name] for name in (*keys, *values)]
-    arrays = [bindparam(f"all_{column.name}", type_=ARRAY(column.type)) for column in columns]
-    previous = bindparam("all_previous", type_=ARRAY(table.c[counter].type))
-    source = func.unnest(*arrays, previous).table_valued(*(column.name for column in columns), "previous", name="new")
+    types = {name: table.c[name].type for name in (*keys, *values)}
+    source = unnested("new", **types, previous=table.c[counter].type)
     found = [table.c[key] == source.c[key] for key in keys]
     return (
         update(table)

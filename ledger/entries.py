@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import ChainId, TransferId
-from ledger.bulk import array_parameters, copy_rows, update_statement
+from ledger.bulk import array_parameters, copy_rows, unnested, update_statement
 from ledger.errors import StoryConflict
 from ledger.ids import TenantId, WatchId
 from ledger.model import ChainRow, Entry, WatchLabel
@@ -47,7 +47,7 @@ CHANGING = (
 
 _update_entries = update_statement(entries, KEYS, CHANGING, counter="sequence")
 
-_transfer_ids = func.unnest(bindparam("transfer_ids", type_=ARRAY(Text))).table_valued("id", name="asked")
+_transfer_ids = unnested("asked", id=Text())
 
 _by_transfer = (
     select(entries)
@@ -67,7 +67,7 @@ async def find_entries_of(
     """Every tenant's entries of the named transfers, whatever their state."""
     if not transfer_ids:
         return []
-    parameters = {"transfer_ids": list(transfer_ids), "chain_id": chain_id}
+    parameters = {"all_id": list(transfer_ids), "chain_id": chain_id}
     return [entry_from(row) for row in await connection.execute(_by_transfer, parameters)]
 
 
@@ -161,11 +161,9 @@ async def find_labels(
     if not keys:
         return {}
     tenants, ids = zip(*keys, strict=True)
-    asked = func.unnest(bindparam("tenants", type_=ARRAY(Text)), bindparam("ids", type_=ARRAY(Text))).table_valued(
-        "tenant_id", "id", name="asked"
-    )
+    asked = unnested("asked", tenant_id=Text(), id=Text())
     statement = select(watches.c.tenant_id, watches.c.id, watches.c.reference, watches.c.metadata).join(
         asked, and_(watches.c.tenant_id == asked.c.tenant_id, watches.c.id == asked.c.id)
     )
-    rows = await connection.execute(statement, {"tenants": list(tenants), "ids": list(ids)})
+    rows = await connection.execute(statement, {"all_tenant_id": list(tenants), "all_id": list(ids)})
     return {(row.tenant_id, row.id): WatchLabel(row.id, row.reference, row.metadata) for row in rows}

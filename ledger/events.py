@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, Text, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Integer, Text, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.bulk import copy_rows
+from ledger.bulk import copy_rows, unnested
 from ledger.documents import event_body
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId, new_id
 from ledger.schema import deliveries, endpoints, events, tenants
@@ -104,16 +103,14 @@ async def _take_positions(connection: AsyncConnection, counts: Counter[TenantId]
     await connection.execute(
         select(tenants.c.id).where(tenants.c.id.in_(ordered)).order_by(tenants.c.id).with_for_update(key_share=True)
     )
-    asked = func.unnest(bindparam("ids", type_=ARRAY(Text)), bindparam("counts", type_=ARRAY(Integer))).table_valued(
-        "id", "count", name="asked"
-    )
+    asked = unnested("asked", id=Text(), count=Integer())
     statement = (
         update(tenants)
         .values(feed_position=tenants.c.feed_position + asked.c.count)
         .where(tenants.c.id == asked.c.id)
         .returning(tenants.c.id, tenants.c.feed_position)
     )
-    rows = await connection.execute(statement, {"ids": ordered, "counts": [counts[tenant] for tenant in ordered]})
+    rows = await connection.execute(statement, {"all_id": ordered, "all_count": [counts[tenant] for tenant in ordered]})
     return {row.id: iter(range(row.feed_position - counts[row.id] + 1, row.feed_position + 1)) for row in rows}
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import LargeBinary, func, select
-from sqlalchemy.dialects.postgresql import ARRAY, array
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
 from chains.model import Address, ChainId
+from ledger.bulk import unnested
 from ledger.chains import EVM_SCOPE
 from ledger.ids import TenantId, WatchId
 from ledger.model import WatchLabel
@@ -40,8 +41,7 @@ class MatchedWatch:
         return self.covered_from_height is None or height >= self.covered_from_height
 
 
-# `= ANY` over one array parameter keeps the statement's text the same for every block, so that its plan is kept.
-_addresses = func.unnest(bindparam("addresses", type_=ARRAY(LargeBinary))).table_valued("address")
+_addresses = unnested("asked", address=LargeBinary())
 
 _match = (
     select(
@@ -51,7 +51,7 @@ _match = (
         watches.c.address,
         watches.c.reference,
         watches.c.metadata,
-        watches.c.covered_from[bindparam("chain_key")].as_integer().label("covered_from_height"),
+        watches.c.covered_from,
     )
     .join(_addresses, watches.c.address == _addresses.c.address)
     .where(watches.c.deleted_at.is_(None), watches.c.scope == func.any(array([bindparam("chain_id"), EVM_SCOPE])))
@@ -64,13 +64,13 @@ async def match_watches(
     """The live watches on `addresses`, the ones for this chain alone before those for all EVM chains."""
     if not addresses:
         return {}
-    parameters: dict[str, Any] = {"addresses": list(addresses), "chain_key": chain_id, "chain_id": chain_id}
+    parameters: dict[str, Any] = {"all_address": list(addresses), "chain_id": chain_id}
     found: dict[Address, list[MatchedWatch]] = defaultdict(list)
     for row in await connection.execute(_match, parameters):
         label = WatchLabel(WatchId(row.id), row.reference, row.metadata)
         is_specific = row.scope != EVM_SCOPE
         found[row.address].append(
-            MatchedWatch(TenantId(row.tenant_id), label, row.address, is_specific, row.covered_from_height)
+            MatchedWatch(TenantId(row.tenant_id), label, row.address, is_specific, row.covered_from.get(chain_id))
         )
     for matched in found.values():
         matched.sort(key=lambda watch: (not watch.is_specific, watch.label.id))

@@ -1,0 +1,129 @@
+"""A chain in memory behind the `ChainAdapter` protocol: branches are lists of blocks, a test switches between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from chains.adapter import NodeHead, NodeStatus
+from chains.errors import BlockNotFound, NodeUnavailable
+from chains.model import (
+    Asset,
+    AssetId,
+    AssetKind,
+    Block,
+    BlockHash,
+    BlockRef,
+    ChainId,
+    Locator,
+    LocatorKind,
+    Movement,
+    ProofLevel,
+    Transaction,
+    identify_transfers,
+)
+
+CHAIN_ID = ChainId("eip155:31337")
+COIN = Asset(AssetId(f"{CHAIN_ID}/slip44:60"), "ETH", 18, AssetKind.NATIVE)
+TOKEN = Asset(AssetId(f"{CHAIN_ID}/erc20:0x{'aa' * 20}"), "TST", 6, AssetKind.FUNGIBLE, bytes.fromhex("aa" * 20))
+START_S = 1_700_000_000
+
+
+def address(number: int) -> bytes:
+    """A made-up address."""
+    return number.to_bytes(20, "big")
+
+
+def payment(
+    name: str,
+    recipient: bytes,
+    amount_atomic: int = 1_000,
+    *,
+    sender: bytes = b"\x09" * 20,
+    asset: Asset = COIN,
+    has_failed: bool = False,
+) -> Movement:
+    """A transaction called `name` that moves something."""
+    carrier = Transaction(sha256(name.encode()).digest(), 0, sender, 7, 21_000)
+    kind = LocatorKind.TRANSACTION if has_failed else LocatorKind.NATIVE
+    return Movement(asset.id, sender, recipient, amount_atomic, Locator(kind), carrier, has_failed)
+
+
+@dataclass
+class FakeChain:
+    """One branch at a time: `blocks[height]` up to the head. `fork` starts another branch from a height."""
+
+    host: str = "node-a"
+    other_hosts: dict[str, FakeChain] = field(default_factory=dict)
+    start_s: int = START_S
+    blocks: list[Block] = field(default_factory=list)
+    safe: int | None = None
+    finalized: int | None = None
+    is_down: bool = False
+    fetched: list[int] = field(default_factory=list)
+
+    def mine(self, *movements: Movement, count: int = 1, salt: str = "") -> BlockRef:
+        """Add a block with these movements, then `count - 1` empty ones; returns the head."""
+        for index in range(count):
+            height = len(self.blocks)
+            parent = self.blocks[-1].ref.hash if self.blocks else b"\x00" * 32
+            block_hash = sha256(parent + f"{height}{salt}".encode() + repr(movements).encode()).digest()
+            transfers = identify_transfers(CHAIN_ID, movements if index == 0 else ())
+            ref = BlockRef(height, block_hash, parent)
+            timestamp_s = self.start_s + height * 12
+            self.blocks.append(
+                Block(ref, timestamp_s, transfers, ProofLevel.ROOTS, len(transfers), self.host, self.host)
+            )
+        return self.blocks[-1].ref
+
+    def drop_to(self, height: int) -> None:
+        """Forget every block above `height`: what is mined next is another branch."""
+        del self.blocks[height + 1 :]
+
+    def _ref(self, height: int | None) -> BlockRef | None:
+        return self.blocks[height].ref if height is not None and height < len(self.blocks) else None
+
+    async def fetch_head(self) -> NodeHead:
+        if self.is_down:
+            raise NodeUnavailable("node-a: connection refused")
+        return NodeHead(self.host, self.host, self.blocks[-1].ref, self._ref(self.safe), self._ref(self.finalized))
+
+    async def fetch_block(self, height: int) -> Block:
+        self.fetched.append(height)
+        if height >= len(self.blocks):
+            raise BlockNotFound(f"block {height}")
+        return self.blocks[height]
+
+    async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
+        return next(block for block in self.blocks if block.ref.hash == block_hash)
+
+    async def fetch_ref(self, height: int) -> BlockRef | None:
+        return self._ref(height)
+
+    async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
+        answers = {}
+        for host in hosts:
+            chain = self.other_hosts.get(host)
+            theirs = chain._ref(ref.height) if chain is not None and not chain.is_down else None
+            if theirs is not None:
+                answers[host] = theirs.hash == ref.hash
+        return answers
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return (self.host, *self.other_hosts)
+
+    @property
+    def assets(self) -> tuple[Asset, ...]:
+        return (COIN, TOKEN)
+
+    @property
+    def value_paths(self) -> tuple[str, ...]:
+        return ("native", "logs")
+
+    def node_statuses(self) -> tuple[NodeStatus, ...]:
+        return (NodeStatus(self.host, self.host, "ok", len(self.blocks) - 1, None),)
+
+    async def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,316 @@
+"""What following promises: each deposit's story once, whatever the chain does."""
+
+from __future__ import annotations
+
+import pytest
+
+from indexer.follower import Extended, Halted, Holding, Nothing, Reorged
+from ledger.chains import lock_chain
+from ledger.database import transaction
+from ledger.errors import CheckpointMoved
+from ledger.halts import resume_chain
+from tests.fakes.adapter import FakeChain, address, payment
+from tests.integration.indexer.conftest import Ledger, make_ledger
+
+ALICE, BOB = address(1), address(2)
+
+
+async def test_a_deposit_is_detected_confirmed_and_finalized_in_sequence(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    assert await ledger.converge(2) == Extended(1, is_behind=False)
+    assert await ledger.story() == [("deposit.detected", 1, None)]
+    ledger.chain.mine(count=2)
+    await ledger.converge()
+    ledger.chain.finalized = 1
+    await ledger.converge()
+    assert await ledger.story() == [
+        ("deposit.detected", 1, None),
+        ("deposit.confirmed", 2, "detected"),
+        ("deposit.finalized", 3, "confirmed"),
+    ]
+    assert isinstance(await ledger.converge(), Nothing)
+    assert len(await ledger.story()) == 3
+
+
+async def test_a_transfer_between_two_watched_addresses_is_a_withdrawal_and_a_deposit(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.watch(BOB)
+    ledger.chain.mine(payment("one", BOB, sender=ALICE))
+    await ledger.converge(2)
+    assert sorted(type_ for type_, _, _ in await ledger.story()) == ["deposit.detected", "withdrawal.detected"]
+
+
+async def test_two_tenants_watching_one_address_each_get_their_own_entry(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.watch(ALICE, "ten_b")
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge(2)
+    assert list((await ledger.entries()).values()) == ["detected"]
+    assert list((await ledger.entries("ten_b")).values()) == ["detected"]
+    assert set(await ledger.entries()) != set(await ledger.entries("ten_b"))
+
+
+async def test_overlapping_watches_make_one_entry_of_the_more_specific_one(ledger: Ledger) -> None:
+    await ledger.watch(ALICE, scope="evm")
+    specific = await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge(2)
+    bodies = await ledger.bodies()
+    assert [body["data"]["watch"]["id"] for body in bodies] == [specific]
+
+
+async def test_a_watch_covers_from_exactly_its_height(ledger: Ledger) -> None:
+    await ledger.watch(ALICE, covered_from=2)
+    ledger.chain.mine(payment("early", ALICE))
+    ledger.chain.mine(payment("exact", ALICE))
+    await ledger.converge(2)
+    assert [body["data"]["block"]["height"] for body in await ledger.bodies()] == [2]
+
+
+async def test_a_failed_transaction_is_a_failed_withdrawal_and_no_deposit(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.watch(BOB)
+    ledger.chain.mine(payment("one", BOB, sender=ALICE, has_failed=True))
+    await ledger.converge(2)
+    assert await ledger.story() == [("withdrawal.failed", 1, None)]
+    body = (await ledger.bodies())[0]["data"]
+    assert body["failure"]["code"] == "reverted"
+    assert body["fee"]["amount_atomic"] == "21000"
+
+
+async def test_a_failed_native_withdrawal_that_succeeds_after_a_reorg_is_the_same_entry(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", BOB, sender=ALICE, has_failed=True))
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(payment("one", BOB, sender=ALICE))
+    await ledger.converge()
+    assert await ledger.story() == [("withdrawal.failed", 1, None), ("withdrawal.detected", 2, "failed")]
+    assert len(await ledger.entries()) == 1
+
+
+async def test_a_deposit_lost_in_a_reorg_comes_back_as_the_same_entry_with_the_next_sequence(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b")
+    assert await ledger.converge() == Reorged(1)
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge()
+    assert await ledger.story() == [
+        ("deposit.detected", 1, None),
+        ("deposit.reorged", 2, "detected"),
+        ("deposit.detected", 3, "reorged"),
+    ]
+    assert list((await ledger.entries()).values()) == ["detected"]
+    lost = (await ledger.bodies())[1]["data"]
+    assert lost["block"] is None
+    assert lost["confirmations"]["current"] == 0
+
+
+async def test_a_deposit_that_moved_is_told_once_and_never_retracted(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    ledger.chain.mine()
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b")
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge()
+    assert await ledger.story() == [("deposit.detected", 1, None), ("deposit.moved", 2, "detected")]
+    assert (await ledger.bodies())[1]["data"]["block"]["height"] == 2
+
+
+async def test_a_credited_deposit_that_moved_stays_confirmed(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE), count=3)
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b")
+    ledger.chain.mine(salt="b")
+    ledger.chain.mine(payment("one", ALICE))
+    await ledger.converge()
+    assert (await ledger.story())[-1] == ("deposit.moved", 3, "confirmed")
+    assert list((await ledger.entries()).values()) == ["confirmed"]
+
+
+async def test_a_deposit_lost_after_credit_is_reversed_and_can_be_credited_again(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE), count=3)
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b", count=3)
+    await ledger.converge()
+    ledger.chain.mine(payment("one", ALICE), count=3)
+    await ledger.converge()
+    assert await ledger.story() == [
+        ("deposit.detected", 1, None),
+        ("deposit.confirmed", 2, "detected"),
+        ("deposit.reversed", 3, "confirmed"),
+        ("deposit.detected", 4, "reversed"),
+        ("deposit.confirmed", 5, "detected"),
+    ]
+
+
+async def test_a_reorg_into_a_height_that_was_empty_is_found(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(count=5)
+    await ledger.converge(2)
+    ledger.chain.drop_to(1)
+    ledger.chain.mine(payment("one", ALICE))
+    ledger.chain.mine(count=3)
+    await ledger.converge(2)
+    assert await ledger.story() == [("deposit.detected", 1, None), ("deposit.confirmed", 2, "detected")]
+    assert {body["data"]["block"]["height"] for body in await ledger.bodies()} == {2}
+
+
+async def test_a_reorg_does_not_credit_what_a_watch_did_not_cover(ledger: Ledger) -> None:
+    ledger.chain.mine(count=3)
+    await ledger.converge(2)
+    await ledger.watch(ALICE, covered_from=4)
+    ledger.chain.drop_to(1)
+    ledger.chain.mine(payment("before", ALICE))
+    ledger.chain.mine()
+    await ledger.converge(2)
+    assert await ledger.story() == []
+
+
+async def test_a_node_that_goes_back_below_our_tip_undoes_nothing(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE), count=3)
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b")
+    outcome = await ledger.converge()
+    assert isinstance(outcome, Nothing) and outcome.reason is not None
+    assert (await ledger.row()).tip_height == 3
+    assert len(await ledger.story()) == 2
+
+
+async def test_a_reorg_below_finality_halts_and_only_an_accepted_one_goes_on(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE), count=4)
+    ledger.chain.finalized = 3
+    await ledger.converge(3)
+    ledger.chain.drop_to(0)
+    ledger.chain.finalized = None
+    ledger.chain.mine(salt="b", count=5)
+    outcome = await ledger.converge()
+    assert isinstance(outcome, Halted)
+    assert "deeper than finality" in outcome.reason and "chainbell resume" in outcome.reason
+    assert isinstance(await ledger.converge(), Halted)
+    assert (await ledger.row()).tip_height == 4
+    assert [type_ for type_, _, _ in await ledger.story("ten_ops")] == ["chain.halted"]
+    await _resume(ledger, None)
+    assert isinstance(await ledger.converge(), Halted)
+    await _resume(ledger, 0)
+    assert await ledger.converge() == Reorged(4)
+    assert (await ledger.story())[-1] == ("deposit.reversed", 4, "finalized")
+    row = await ledger.row()
+    assert (row.finalized_height, row.accepted_reorg_height) == (0, None)
+
+
+async def _resume(ledger: Ledger, accept_reorg_to: int | None) -> None:
+    async with transaction(ledger.engine) as connection:
+        chain, now = await lock_chain(connection, ledger.follower.followed.chain_id)
+        await resume_chain(connection, chain, accept_reorg_to, "test", now)
+
+
+async def test_a_node_that_is_down_holds_the_chain_and_loses_nothing(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    ledger.chain.is_down = True
+    ledger.chain.mine(payment("one", ALICE))
+    assert isinstance(await ledger.converge(), Holding)
+    ledger.chain.is_down = False
+    await ledger.converge()
+    assert await ledger.story() == [("deposit.detected", 1, None)]
+
+
+async def test_catching_up_tells_the_same_story_in_few_transactions(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    ledger.chain.mine(count=200)
+    await ledger.converge(2)
+    assert (await ledger.row()).tip_height == 201
+    assert await ledger.story() == [("deposit.detected", 1, None), ("deposit.confirmed", 2, "detected")]
+
+
+async def test_nothing_is_credited_on_one_hosts_word_where_two_must_agree(database_url: str) -> None:
+    honest, other = FakeChain(), FakeChain("node-b")
+    honest.mine()
+    other.mine()
+    honest.other_hosts["node-b"] = other
+    ledger = await make_ledger(database_url, honest, credit_at="1", quorum=2)
+    await ledger.watch(ALICE)
+    honest.mine(payment("invented", ALICE), count=5)
+    other.mine(salt="b", count=5)
+    await ledger.converge(3)
+    assert await ledger.story() == [("deposit.detected", 1, None)]
+    other.drop_to(0)
+    other.mine(payment("invented", ALICE), count=5)
+    await ledger.converge()
+    assert await ledger.story() == [("deposit.detected", 1, None), ("deposit.confirmed", 2, "detected")]
+    assert (await ledger.bodies())[1]["data"]["proof"] == {"level": "roots", "agreed_by": 2}
+    await ledger.engine.dispose()
+
+
+@pytest.mark.parametrize("credit_at", ["safe", "finalized"])
+async def test_a_policy_by_tag_waits_for_the_tag(database_url: str, credit_at: str) -> None:
+    chain = FakeChain()
+    chain.mine()
+    ledger = await make_ledger(database_url, chain, credit_at=credit_at)
+    await ledger.watch(ALICE)
+    chain.mine(payment("one", ALICE), count=10)
+    await ledger.converge(2)
+    assert len(await ledger.story()) == 1
+    chain.safe = 1 if credit_at == "safe" else None
+    chain.finalized = 1 if credit_at == "finalized" else None
+    await ledger.converge()
+    expected = ["deposit.detected", "deposit.confirmed"] + (["deposit.finalized"] if credit_at == "finalized" else [])
+    assert [type_ for type_, _, _ in await ledger.story()] == expected
+    await ledger.engine.dispose()
+
+
+async def test_where_a_chain_has_no_tags_depth_decides(database_url: str) -> None:
+    chain = FakeChain()
+    chain.mine()
+    ledger = await make_ledger(database_url, chain, has_finality_tags=False, finality_depth=5)
+    await ledger.watch(ALICE)
+    chain.mine(payment("one", ALICE), count=6)
+    await ledger.converge(2)
+    assert (await ledger.story())[-1] == ("deposit.finalized", 3, "confirmed")
+    chain.drop_to(0)
+    chain.mine(salt="b", count=7)
+    assert isinstance(await ledger.converge(), Halted)
+    await ledger.engine.dispose()
+
+
+async def test_a_second_follower_wastes_work_and_corrupts_nothing(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    first = ledger.follower
+    ledger.restart()
+    ledger.chain.mine(payment("one", ALICE))
+    tip = first._tip(await ledger.row())
+    await ledger.converge()
+    assert tip is not None
+    with pytest.raises(CheckpointMoved):
+        await first._commit(tip, [ledger.chain.blocks[1]])
+    assert await ledger.story() == [("deposit.detected", 1, None)]
+
+
+async def test_starting_at_the_head_covers_from_there(database_url: str) -> None:
+    chain = FakeChain()
+    chain.mine(count=10)
+    ledger = await make_ledger(database_url, chain, start=None)
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    row = await ledger.row()
+    assert (row.first_height, row.tip_height) == (9, 9)
+    chain.drop_to(5)
+    chain.mine(salt="b", count=6)
+    assert await ledger.converge() == Reorged(1)
+    await ledger.engine.dispose()
