@@ -380,6 +380,8 @@ deliveries = Table(
     Index("ix_deliveries_subject", "tenant_id", "subject", "created_at"),
     Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),
     Index("ix_deliveries_list", "tenant_id", "created_at", "id"),
+    Index("ix_deliveries_kept", "state", postgresql_where=text("state IN ('held', 'exhausted', 'refused')")),
+    Index("ix_deliveries_settled", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     one_of("state", DeliveryState),
     iff("settled_at", "state", SETTLED_STATES),
     CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),

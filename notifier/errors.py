@@ -1,6 +1,7 @@
 """What can go wrong in telling merchants, split by what the caller does next.
 
     NotifierError
+    |-- LeaseTooShort   refuse to start: deliveries would be sent twice
     `-- CannotSign      refuse the delivery: an id or a secret that Standard Webhooks cannot sign; nothing was sent
 
 What a receiver does wrong is no exception: it is an attempt with an outcome (`notifier/outcome.py`). A URL or an
@@ -16,3 +17,7 @@ class NotifierError(Exception):
 
 class CannotSign(NotifierError):
     """An id or a secret that cannot be signed with; the text names the event, never the secret."""
+
+
+class LeaseTooShort(NotifierError):
+    """A lease that could end before the exchange it is for."""

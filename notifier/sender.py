@@ -120,7 +120,7 @@ class Sender:
         # The verdict on a URL depends on nothing but its text and the policy; what it resolves to is judged at connect.
         self._judge_url = lru_cache(URLS_REMEMBERED)(partial(_judged_url, policy=policy))
         self._user_agent = f"Chainbell/{version}"
-        self._limits = limits or TimeLimits()
+        self.limits = limits or TimeLimits()
         self._ssl_context = ssl_context
         self._lookup = lookup
         self._dns_cache_s = dns_cache_s
@@ -130,14 +130,14 @@ class Sender:
 
     async def __aenter__(self) -> Self:
         ssl_context = self._ssl_context or ssl.create_default_context()
-        self._resolver = VettingResolver(self._policy, self._lookup, self._limits.dns_s)
+        self._resolver = VettingResolver(self._policy, self._lookup, self.limits.dns_s)
         self._session = aiohttp.ClientSession(
             connector=GuardedConnector(self._policy, self._resolver, ssl_context, self._dns_cache_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,  # a proxy from the environment would make the connection for us, behind the guard's back
             auto_decompress=False,
             read_bufsize=ANSWER_READ_BYTES_MAX,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect_s),
             headers={
                 "content-type": "application/json",
                 "user-agent": self._user_agent,
@@ -174,7 +174,7 @@ class Sender:
         try:
             url = self._judge_url(request.url)
             headers = webhook_headers(request.event_id, started_at, request.body, request.secrets)
-            async with asyncio.timeout(self._limits.total_s):
+            async with asyncio.timeout(self.limits.total_s):
                 await self._post(url, headers, request.body, exchange)
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, CannotSign) as error:
             return attempt_error_of(error)

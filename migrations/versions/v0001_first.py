@@ -455,6 +455,13 @@ def _create_deliveries() -> None:
     )
     op.create_index("ix_deliveries_event", "deliveries", ["tenant_id", "event_id"], unique=False)
     op.create_index(
+        "ix_deliveries_kept",
+        "deliveries",
+        ["state"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('held', 'exhausted', 'refused')"),
+    )
+    op.create_index(
         "ix_deliveries_lane",
         "deliveries",
         ["tenant_id", "endpoint_id", "subject", "feed_position"],
@@ -462,6 +469,13 @@ def _create_deliveries() -> None:
         postgresql_where=sa.text("state IN ('pending', 'held')"),
     )
     op.create_index("ix_deliveries_list", "deliveries", ["tenant_id", "created_at", "id"], unique=False)
+    op.create_index(
+        "ix_deliveries_settled",
+        "deliveries",
+        ["settled_at"],
+        unique=False,
+        postgresql_where=sa.text("settled_at IS NOT NULL"),
+    )
     op.create_index("ix_deliveries_subject", "deliveries", ["tenant_id", "subject", "created_at"], unique=False)
 
 

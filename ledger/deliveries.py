@@ -1,0 +1,329 @@
+"""The queue of deliveries: claiming by lane with leases, and settling by compare-and-set.
+
+A lane is one endpoint and one subject (an entry, most often). Within it one delivery is in flight at a time, in the
+order of the feed; lanes never wait for each other. A claim takes a lease in a short transaction and returns: no
+transaction is open while a merchant is asked. The attempt is counted at the claim, so that a delivery that kills its
+worker is counted too. A lease ends by the database's clock; a worker that comes back after that cannot settle, for it no
+longer holds the token.
+
+After five failed attempts of one delivery the next of its lane may overtake it, but only while it waits for its own next
+attempt: a receiver goes by `sequence`, and news about a deposit must not wait a day behind a poisoned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import (
+    Boolean,
+    Double,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.bulk import copy_rows, unnested
+from ledger.endpoints import secret_place
+from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
+from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints, events
+from ledger.secrets import SecretBox
+from ledger.states import SETTLED_STATES, DeliveryState, Outcome
+
+OVERTAKEN_AFTER_ATTEMPTS = 5
+"""Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that this worker may send until its lease ends."""
+
+    tenant_id: TenantId
+    id: DeliveryId
+    event_id: EventId
+    event_created_at: datetime
+    endpoint_id: EndpointId
+    subject: str
+    feed_position: int
+    attempts: int
+    """Attempts made, this one included."""
+    body: bytes
+    url: str
+    is_endpoint_gone: bool
+    """The endpoint was deleted: nothing is to be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of a claimed delivery. `delay` is the wait before the next attempt of one that stays pending."""
+
+    claimed: Claimed
+    state: DeliveryState
+    delay: timedelta | None = None
+    attempt: AttemptRow | None = None
+    """The request that was made; None where none was."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One HTTP request, as it is stored."""
+
+    started_at: datetime
+    duration_ms: int
+    outcome: Outcome
+    status_code: int | None
+    error: str | None
+    response_excerpt: str | None
+
+
+_other = deliveries.alias("other")
+_now = func.now()
+
+_is_in_the_way = and_(
+    _other.c.tenant_id == deliveries.c.tenant_id,
+    _other.c.endpoint_id == deliveries.c.endpoint_id,
+    _other.c.subject == deliveries.c.subject,
+    _other.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value)),
+    _other.c.id != deliveries.c.id,
+    or_(
+        _other.c.leased_until > _now,
+        and_(
+            _other.c.feed_position < deliveries.c.feed_position,
+            not_(and_(_other.c.attempts >= OVERTAKEN_AFTER_ATTEMPTS, _other.c.due_at > _now)),
+        ),
+    ),
+)
+
+_due = (
+    select(deliveries.c.tenant_id, deliveries.c.id)
+    .where(
+        deliveries.c.state == DeliveryState.PENDING.value,
+        deliveries.c.due_at <= _now,
+        or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
+        ~select(literal(1)).where(_is_in_the_way).exists(),
+    )
+    .order_by(deliveries.c.priority, deliveries.c.due_at, deliveries.c.feed_position)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+    .cte("due")
+)
+
+_claim = (
+    update(deliveries)
+    .where(deliveries.c.tenant_id == _due.c.tenant_id, deliveries.c.id == _due.c.id)
+    .values(
+        attempts=deliveries.c.attempts + 1,
+        lease_token=bindparam("token"),
+        leased_until=_now + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("lease_s", type_=Double)),
+    )
+    .returning(
+        deliveries.c.tenant_id,
+        deliveries.c.id,
+        deliveries.c.event_id,
+        deliveries.c.event_created_at,
+        deliveries.c.endpoint_id,
+        deliveries.c.subject,
+        deliveries.c.feed_position,
+        deliveries.c.attempts,
+    )
+    .cte("claimed")
+)
+
+_claim_with_bodies = (
+    select(_claim, events.c.body, endpoints.c.url, endpoints.c.deleted_at)
+    .join(
+        events,
+        and_(
+            events.c.tenant_id == _claim.c.tenant_id,
+            events.c.created_at == _claim.c.event_created_at,
+            events.c.id == _claim.c.event_id,
+        ),
+    )
+    .join(endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id))
+    .order_by(_claim.c.feed_position)
+)
+
+
+async def claim_due_deliveries(connection: AsyncConnection, *, limit: int, lease_s: float, token: str) -> list[Claimed]:
+    """Lease up to `limit` due deliveries, at most one of each lane, live ones and older ones first. One of the statements
+    that cross tenants."""
+    rows = await connection.execute(_claim_with_bodies, {"limit": limit, "lease_s": lease_s, "token": token})
+    return [
+        Claimed(
+            tenant_id=row.tenant_id,
+            id=row.id,
+            event_id=row.event_id,
+            event_created_at=row.event_created_at,
+            endpoint_id=row.endpoint_id,
+            subject=row.subject,
+            feed_position=row.feed_position,
+            attempts=row.attempts,
+            body=row.body,
+            url=row.url,
+            is_endpoint_gone=row.deleted_at is not None,
+        )
+        for row in rows
+    ]
+
+
+_asked = unnested("asked", tenant_id=Text(), id=Text(), state=Text(), delay_s=Double())
+
+_settle = (
+    update(deliveries)
+    .where(
+        deliveries.c.tenant_id == _asked.c.tenant_id,
+        deliveries.c.id == _asked.c.id,
+        deliveries.c.lease_token == bindparam("token"),
+        deliveries.c.state == DeliveryState.PENDING.value,
+    )
+    .values(
+        state=_asked.c.state,
+        due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(_asked.c.delay_s, 0)),
+        settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
+        lease_token=None,
+        leased_until=None,
+    )
+    .returning(deliveries.c.tenant_id, deliveries.c.id)
+)
+
+
+async def settle_deliveries(
+    connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
+) -> set[DeliveryId]:
+    """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
+    was made is stored as an attempt, also one whose lease was lost: it happened."""
+    parameters = {
+        "token": token,
+        "all_tenant_id": [s.claimed.tenant_id for s in settlements],
+        "all_id": [s.claimed.id for s in settlements],
+        "all_state": [s.state.value for s in settlements],
+        "all_delay_s": [s.delay.total_seconds() if s.delay else None for s in settlements],
+    }
+    rows = await connection.execute(_settle, parameters)
+    settled = {DeliveryId(row.id) for row in rows}
+    await copy_rows(connection, attempts, [row for s in settlements if (row := _attempt_columns(s)) is not None])
+    await _note_health(connection, settlements)
+    return settled
+
+
+def _attempt_columns(settlement: Settlement) -> dict[str, object] | None:
+    attempt, claimed = settlement.attempt, settlement.claimed
+    if attempt is None:
+        return None
+    return {
+        "tenant_id": claimed.tenant_id,
+        "delivery_id": claimed.id,
+        "number": claimed.attempts,
+        "started_at": attempt.started_at,
+        "duration_ms": attempt.duration_ms,
+        "status_code": attempt.status_code,
+        "outcome": attempt.outcome.value,
+        "error": attempt.error,
+        "response_excerpt": attempt.response_excerpt,
+    }
+
+
+_health = unnested("health", tenant_id=Text(), id=Text(), failures=Integer(), has_accepted=Boolean())
+
+_note_health_of = (
+    update(endpoints)
+    .where(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
+    .values(
+        last_attempt_at=func.now(),
+        last_accepted_at=case((_health.c.has_accepted, func.now()), else_=endpoints.c.last_accepted_at),
+        failures_consecutive=case(
+            (_health.c.has_accepted, _health.c.failures),
+            else_=endpoints.c.failures_consecutive + _health.c.failures,
+        ),
+    )
+)
+
+
+async def _note_health(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
+    """How each endpoint did, in one statement. Rows are locked in sorted order first: two workers settle at one time."""
+    health: dict[tuple[TenantId, EndpointId], tuple[int, bool]] = {}
+    for settlement in settlements:
+        if settlement.attempt is None:
+            continue
+        key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
+        failures, has_accepted = health.get(key, (0, False))
+        is_accepted = settlement.attempt.outcome is Outcome.ACCEPTED
+        health[key] = (0, True) if is_accepted else (failures + 1, has_accepted)
+    if not health:
+        return
+    keys = sorted(health)
+    await connection.execute(
+        select(endpoints.c.id)
+        .where(tuple_(endpoints.c.tenant_id, endpoints.c.id).in_(keys))
+        .order_by(endpoints.c.tenant_id, endpoints.c.id)
+        .with_for_update(key_share=True)
+    )
+    parameters = {
+        "all_tenant_id": [key[0] for key in keys],
+        "all_id": [key[1] for key in keys],
+        "all_failures": [health[key][0] for key in keys],
+        "all_has_accepted": [health[key][1] for key in keys],
+    }
+    await connection.execute(_note_health_of, parameters)
+
+
+async def find_live_secrets(
+    connection: AsyncConnection, secret_box: SecretBox, keys: Sequence[tuple[TenantId, EndpointId]]
+) -> Mapping[tuple[TenantId, EndpointId], tuple[str, ...]]:
+    """Signing secrets of endpoints that are valid now, the newest first. Raises `SealBroken`."""
+    found: dict[tuple[TenantId, EndpointId], tuple[str, ...]] = {}
+    if not keys:
+        return found
+    rows = await connection.execute(
+        select(endpoint_secrets)
+        .where(
+            tuple_(endpoint_secrets.c.tenant_id, endpoint_secrets.c.endpoint_id).in_(keys),
+            or_(endpoint_secrets.c.expires_at.is_(None), endpoint_secrets.c.expires_at > func.now()),
+        )
+        .order_by(endpoint_secrets.c.created_at.desc())
+    )
+    for row in rows:
+        key = (TenantId(row.tenant_id), EndpointId(row.endpoint_id))
+        secret = secret_box.open(row.sealed, secret_place(*key, row.id)).decode()
+        found[key] = (*found.get(key, ()), secret)
+    return found
+
+
+async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
+    """How many deliveries are due, held, exhausted and refused: counted over partial indexes. Crosses tenants."""
+    due = select(func.count()).where(
+        deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.due_at <= func.now()
+    )
+    kept = select(deliveries.c.state, func.count().label("number")).where(
+        deliveries.c.state.in_((DeliveryState.HELD.value, DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value))
+    )
+    counts = {row.state: int(row.number) for row in await connection.execute(kept.group_by(deliveries.c.state))}
+    due_count = (await connection.execute(due)).scalar_one()
+    return {"due": due_count} | {name: counts.get(name, 0) for name in ("held", "exhausted", "refused")}
+
+
+async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` deliveries that were settled before a time: their events' partitions go too."""
+    old = (
+        select(deliveries.c.tenant_id, deliveries.c.id)
+        .where(deliveries.c.settled_at < before)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    result = await connection.execute(
+        delete(deliveries).where(deliveries.c.tenant_id == old.c.tenant_id, deliveries.c.id == old.c.id)
+    )
+    return result.rowcount

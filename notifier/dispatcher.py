@@ -1,0 +1,256 @@
+"""Claim, send, settle: how deliveries leave.
+
+Order. A lane is one endpoint and one subject. The claim (`ledger/deliveries.py`) hands out at most one delivery of a lane
+at a time, in feed order; so two events of one deposit can never be under way together, whatever this process does. Lanes
+do not wait for each other: a deposit that cannot be told delays no other.
+
+Leases, not transactions. A claim commits at once and no transaction is open while a merchant is asked. The lease is longer
+than the longest exchange, and this process gives up on its own deliveries when it stops. If it is killed, the lease ends by
+itself and another worker claims again: the merchant may then receive an event twice, with the same `webhook-id` and the same
+bytes. A worker that was frozen past its lease cannot settle: the token is no longer its own.
+
+Isolation. A number of slots bounds what is in flight; each is free again after the exchange's time limit at the latest.
+Sharing the slots out by endpoint health is not done yet.
+
+Settling is batched: outcomes of the last moments go to Postgres in one transaction. What a crash loses of them is sent
+again after the lease, which the receiver recognises by its `webhook-id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ledger.database import transaction
+from ledger.deliveries import (
+    AttemptRow,
+    Claimed,
+    Settlement,
+    claim_due_deliveries,
+    find_live_secrets,
+    settle_deliveries,
+)
+from ledger.ids import EndpointId, TenantId
+from ledger.secrets import SealBroken, SecretBox
+from ledger.states import DeliveryState, Outcome
+from notifier.backoff import delay_before_next_attempt
+from notifier.errors import LeaseTooShort
+from notifier.metrics import (
+    ATTEMPT_DURATION,
+    ATTEMPT_ERRORS,
+    DELIVERIES,
+    DELIVERIES_EXHAUSTED,
+    DELIVERY_LATENCY,
+)
+from notifier.sender import AttemptResult, Sender, SendRequest
+
+log = structlog.get_logger()
+
+SLOTS = 64
+"""Deliveries in flight: throughput of one process falls beyond this, so more come from more processes."""
+
+CLAIM_MAX = 64
+"""Deliveries of one claim."""
+
+LEASE_S = 60.0
+"""Longer than one exchange and a slow settle, with room for a paused machine."""
+
+SETTLE_MARGIN_S = 15.0
+"""What has to remain of a lease after the longest exchange."""
+
+SETTLE_INTERVAL_S = 0.005
+"""How long outcomes gather before they are settled together."""
+
+IDLE_INTERVAL_S = 0.1
+"""Pause of an idle dispatcher between two looks at the queue."""
+
+DATABASE_RETRY_S = 1.0
+"""Pause after the database did not answer."""
+
+Result = tuple[Claimed, AttemptResult]
+
+
+def require_lease(lease_s: float, exchange_s: float) -> None:
+    """Raise `LeaseTooShort` when a lease could end while its own exchange still runs: that would send everything slow
+    twice."""
+    if lease_s < exchange_s + SETTLE_MARGIN_S:
+        raise LeaseTooShort(
+            f"a lease of {lease_s:g} s is too short for exchanges of {exchange_s:g} s: it needs {SETTLE_MARGIN_S:g} s more"
+        )
+
+
+class Dispatcher:
+    """One process's share of delivering. Any number may run at once."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        sender: Sender,
+        secret_box: SecretBox,
+        *,
+        slots: int = SLOTS,
+        lease_s: float = LEASE_S,
+        randomness: Callable[[], float] = random.random,
+    ) -> None:
+        """Raises `LeaseTooShort`. `randomness` gives the jitter, 0 to 1."""
+        require_lease(lease_s, sender.limits.total_s)
+        self.engine = engine
+        self.sender = sender
+        self.secret_box = secret_box
+        self.lease_s = lease_s
+        self.randomness = randomness
+        self.token = secrets.token_hex(8)
+        self.free = slots
+        self.progress = asyncio.Event()
+        self.results: list[Result] = []
+        self.sending: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop` is set; then let what is in flight end and settle it."""
+        settler = asyncio.create_task(self._settle_until_stopped(stop))
+        while not stop.is_set():
+            claimed = await self._claim()
+            for delivery, live_secrets in claimed:
+                self._start(delivery, live_secrets)
+            if not claimed:
+                await self._wait_for_work()
+        if self.sending:
+            await asyncio.wait(self.sending)
+        self.progress.set()
+        await settler
+
+    async def _claim(self) -> list[tuple[Claimed, tuple[str, ...]]]:
+        """Lease what is due, as far as slots are free, with the secrets to sign it."""
+        if self.free <= 0:
+            return []
+        try:
+            async with transaction(self.engine) as connection:
+                claimed = await claim_due_deliveries(
+                    connection, limit=min(self.free, CLAIM_MAX), lease_s=self.lease_s, token=self.token
+                )
+            async with transaction(self.engine) as connection:
+                keys = sorted({(d.tenant_id, d.endpoint_id) for d in claimed})
+                live = await find_live_secrets(connection, self.secret_box, keys)
+        except SealBroken as error:
+            # Ours to mend, not the merchant's: the lease runs out and the delivery is claimed again.
+            log.error("secret cannot be opened", error=str(error))
+            await asyncio.sleep(DATABASE_RETRY_S)
+            return []
+        except (DBAPIError, OSError) as error:
+            log.warning("database unavailable", error=str(error).splitlines()[0])
+            await asyncio.sleep(DATABASE_RETRY_S)
+            return []
+        return [(d, live.get((TenantId(d.tenant_id), EndpointId(d.endpoint_id)), ())) for d in claimed]
+
+    def _start(self, delivery: Claimed, live_secrets: tuple[str, ...]) -> None:
+        self.free -= 1
+        task = asyncio.create_task(self._send(delivery, live_secrets))
+        self.sending.add(task)
+        task.add_done_callback(self.sending.discard)
+
+    async def _send(self, delivery: Claimed, live_secrets: tuple[str, ...]) -> None:
+        try:
+            if delivery.is_endpoint_gone:
+                self.results.append((delivery, _nothing_sent()))
+            else:
+                request = SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets)
+                self.results.append((delivery, await self.sender.send(request)))
+        finally:
+            self.free += 1
+            self.progress.set()
+
+    async def _wait_for_work(self) -> None:
+        """Until something ended (its lane may have a next one, its slot is free), or for a moment."""
+        self.progress.clear()
+        try:
+            await asyncio.wait_for(self.progress.wait(), IDLE_INTERVAL_S)
+        except TimeoutError:
+            return
+
+    async def _settle_until_stopped(self, stop: asyncio.Event) -> None:
+        while not (stop.is_set() and not self.sending and not self.results):
+            await asyncio.sleep(SETTLE_INTERVAL_S)
+            if self.results:
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """Store the outcomes so far in one transaction; they stay in memory until it has happened."""
+        batch = self.results[:]
+        settlements = [self._settlement(claimed, result) for claimed, result in batch]
+        try:
+            async with transaction(self.engine) as connection:
+                settled = await settle_deliveries(connection, self.token, settlements)
+        except (DBAPIError, OSError) as error:
+            log.warning("database unavailable", error=str(error).splitlines()[0])
+            await asyncio.sleep(DATABASE_RETRY_S)
+            return
+        del self.results[: len(batch)]
+        self.progress.set()
+        _report(batch, settlements)
+        if len(settled) < len(batch):
+            log.warning("leases lost", count=len(batch) - len(settled))
+
+    def _settlement(self, claimed: Claimed, result: AttemptResult) -> Settlement:
+        """Decide what becomes of a delivery after its attempt."""
+        if claimed.is_endpoint_gone:
+            return Settlement(claimed, DeliveryState.DISCARDED)
+        attempt = AttemptRow(
+            result.started_at,
+            result.duration_ms,
+            result.outcome,
+            result.status_code,
+            result.error.value if result.error else None,
+            result.response_excerpt,
+        )
+        if result.outcome is Outcome.ACCEPTED:
+            return Settlement(claimed, DeliveryState.DELIVERED, attempt=attempt)
+        if result.outcome is Outcome.REFUSED:
+            return Settlement(claimed, DeliveryState.REFUSED, attempt=attempt)
+        delay = delay_before_next_attempt(
+            claimed.attempts,
+            randomness=self.randomness(),
+            now=result.started_at,
+            status_code=result.status_code,
+            retry_after=result.retry_after,
+        )
+        if delay is None:
+            return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt)
+        return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
+
+
+def _nothing_sent() -> AttemptResult:
+    """Stands for no request at all: the endpoint is gone."""
+    return AttemptResult(datetime.now(UTC), 0, Outcome.REFUSED, None, None, None, None)
+
+
+def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
+    """Count and log what was settled."""
+    for (claimed, result), settlement in zip(batch, settlements, strict=True):
+        if settlement.attempt is None:
+            continue
+        DELIVERIES.labels(result.outcome.value).inc()
+        ATTEMPT_DURATION.observe(result.duration_ms / 1000)
+        if result.error is not None:
+            ATTEMPT_ERRORS.labels(result.error.value).inc()
+        if settlement.state is DeliveryState.EXHAUSTED:
+            DELIVERIES_EXHAUSTED.inc()
+        if settlement.state is DeliveryState.DELIVERED:
+            DELIVERY_LATENCY.observe(max(0.0, time.time() - claimed.event_created_at.timestamp()))
+        log.info(
+            "attempt finished",
+            endpoint=claimed.endpoint_id,
+            event=claimed.event_id,
+            number=claimed.attempts,
+            outcome=result.outcome.value,
+            status=result.status_code,
+            error=result.error.value if result.error else None,
+            elapsed_ms=result.duration_ms,
+        )
