@@ -1,0 +1,74 @@
+"""Logs: an event word and fields, to stderr, because stdout belongs to what a command was asked for.
+
+A terminal gets lines for people, anything else JSON lines. Whatever is logged, and by whichever library, a URL loses its
+credentials on the way out: user and password, query, and every path, since nodes are often given keys there.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from chainbell.settings import redact_url
+
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>\\]+", re.IGNORECASE)
+
+
+def configure_logs(*, is_verbose: bool = False, stream: TextIO | None = None) -> None:
+    """Send our events and the standard library's to `stream` (stderr by default), in one form."""
+    stream = stream or sys.stderr
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        hide_credentials,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(stream)],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.DEBUG if is_verbose else logging.INFO)
+    for chatty in ("aiohttp.access", "alembic", "apscheduler"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _renderer(stream: TextIO) -> Processor:
+    if stream.isatty():
+        return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return structlog.processors.JSONRenderer(ensure_ascii=False)
+
+
+def hide_credentials(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: shorten every URL in an event, however deep it sits, to scheme, host and port."""
+    return {key: _hidden(value) for key, value in event.items()}
+
+
+def _hidden(value: Any) -> Any:  # noqa: ANN401 - whatever somebody logs
+    match value:
+        case str():
+            return _URL.sub(lambda found: redact_url(found.group()), value)
+        case dict():
+            return {key: _hidden(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_hidden(item) for item in value]
+        case BaseException():
+            return _hidden(f"{type(value).__name__}: {value}")
+        case _:
+            return value
