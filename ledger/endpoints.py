@@ -1,0 +1,199 @@
+"""Endpoints: where a tenant wants to be told, of what, and the sealed secrets that sign it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.documents import time_of
+from ledger.ids import EndpointId, TenantId, new_id
+from ledger.schema import deliveries, endpoint_secrets, endpoints
+from ledger.secrets import SealPlace, SecretBox, new_endpoint_secret
+from ledger.states import DeliveryState, EndpointState
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """An endpoint as its row stands."""
+
+    id: EndpointId
+    url: str
+    event_types: tuple[str, ...] | None
+    description: str | None
+    state: EndpointState
+    state_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    last_attempt_at: datetime | None
+    last_accepted_at: datetime | None
+    failures_consecutive: int
+
+
+class EndpointHealthDocument(msgspec.Struct, frozen=True):
+    """How deliveries to an endpoint went lately."""
+
+    last_attempt_at: str | None
+    last_accepted_at: str | None
+    failures_consecutive: int
+
+
+class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="endpoint"):
+    """An endpoint. `event_types` null means all; `state` is `active`, `paused` or `disabled`."""
+
+    id: str
+    url: str
+    event_types: list[str] | None
+    description: str | None
+    state: str
+    state_reason: str | None
+    created_at: str
+    updated_at: str
+    health: EndpointHealthDocument
+
+
+def endpoint_document(row: EndpointRow) -> EndpointDocument:
+    """An endpoint as JSON, without its secret."""
+    health = EndpointHealthDocument(
+        last_attempt_at=time_of(row.last_attempt_at) if row.last_attempt_at else None,
+        last_accepted_at=time_of(row.last_accepted_at) if row.last_accepted_at else None,
+        failures_consecutive=row.failures_consecutive,
+    )
+    return EndpointDocument(
+        id=row.id,
+        url=row.url,
+        event_types=list(row.event_types) if row.event_types is not None else None,
+        description=row.description,
+        state=row.state.value,
+        state_reason=row.state_reason,
+        created_at=time_of(row.created_at),
+        updated_at=time_of(row.updated_at),
+        health=health,
+    )
+
+
+def secret_place(tenant_id: TenantId, endpoint_id: EndpointId, secret_id: str) -> SealPlace:
+    """Where a signing secret is sealed: it opens for no other endpoint."""
+    return SealPlace("endpoint_secrets", "sealed", tenant_id, f"{endpoint_id}/{secret_id}")
+
+
+_columns = [column for column in endpoints.c if column.name in EndpointRow.__dataclass_fields__]
+
+
+def _endpoint_of(row: Row[Any]) -> EndpointRow:
+    values = dict(row._mapping)
+    values["event_types"] = tuple(values["event_types"]) if values["event_types"] is not None else None
+    values["state"] = EndpointState(values["state"])
+    return EndpointRow(**values)
+
+
+async def create_endpoint(
+    connection: AsyncConnection,
+    box: SecretBox,
+    *,
+    tenant_id: TenantId,
+    url: str,
+    event_types: Sequence[str] | None,
+    description: str | None,
+    now: datetime,
+) -> tuple[EndpointRow, str]:
+    """Make an endpoint and its first secret; returns its row and the secret, which is shown once. The URL has passed
+    `parse_endpoint_url`."""
+    endpoint_id = EndpointId(new_id("ep", now))
+    values = {
+        "tenant_id": tenant_id,
+        "id": endpoint_id,
+        "url": url,
+        "event_types": list(event_types) if event_types is not None else None,
+        "description": description,
+        "created_at": now,
+        "updated_at": now,
+    }
+    row = (await connection.execute(endpoints.insert().values(values).returning(*_columns))).one()
+    secret = await _add_secret(connection, box, tenant_id, endpoint_id, now)
+    return _endpoint_of(row), secret
+
+
+async def _add_secret(
+    connection: AsyncConnection, box: SecretBox, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime
+) -> str:
+    secret, secret_id = new_endpoint_secret(), new_id("sec", now)
+    row = {
+        "tenant_id": tenant_id,
+        "endpoint_id": endpoint_id,
+        "id": secret_id,
+        "sealed": box.seal(secret.encode(), secret_place(tenant_id, endpoint_id, secret_id)),
+        "created_at": now,
+    }
+    await connection.execute(endpoint_secrets.insert().values(row))
+    return secret
+
+
+async def find_endpoint(
+    connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId
+) -> EndpointRow | None:
+    """An endpoint of the tenant that was not deleted."""
+    statement = select(*_columns).where(
+        endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None)
+    )
+    row = (await connection.execute(statement)).first()
+    return _endpoint_of(row) if row is not None else None
+
+
+async def list_endpoints(
+    connection: AsyncConnection, tenant_id: TenantId, *, after: EndpointId | None = None, limit: int
+) -> list[EndpointRow]:
+    """Endpoints that were not deleted, the newest first, from the one after `after` on."""
+    statement = select(*_columns).where(endpoints.c.tenant_id == tenant_id, endpoints.c.deleted_at.is_(None))
+    if after is not None:
+        statement = statement.where(endpoints.c.id < after)
+    rows = await connection.execute(statement.order_by(endpoints.c.id.desc()).limit(limit))
+    return [_endpoint_of(row) for row in rows]
+
+
+async def change_endpoint(
+    connection: AsyncConnection,
+    tenant_id: TenantId,
+    endpoint_id: EndpointId,
+    changes: Mapping[str, Any],
+    now: datetime,
+) -> EndpointRow | None:
+    """Set `url`, `event_types` or `description`; events that were stored before keep the deliveries they have."""
+    statement = (
+        update(endpoints)
+        .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
+        .values(**changes, updated_at=now)
+        .returning(*_columns)
+    )
+    row = (await connection.execute(statement)).first()
+    return _endpoint_of(row) if row is not None else None
+
+
+async def delete_endpoint(
+    connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime
+) -> int | None:
+    """Delete an endpoint and give up what it is still owed; returns how many deliveries that were, None when there is
+    no such endpoint. Attempts and settled deliveries stay."""
+    found = await connection.execute(
+        update(endpoints)
+        .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
+        .values(deleted_at=now, updated_at=now)
+    )
+    if found.rowcount == 0:
+        return None
+    discarded = await connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.tenant_id == tenant_id,
+            deliveries.c.endpoint_id == endpoint_id,
+            deliveries.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value)),
+        )
+        # Without its lease token an attempt under way cannot settle what its owner gave up.
+        .values(state=DeliveryState.DISCARDED.value, settled_at=now, lease_token=None, leased_until=None)
+    )
+    return discarded.rowcount
