@@ -1,0 +1,244 @@
+"""Reading for people and backends: pages of entries, events, deliveries and attempts by keyset, and single ones by id.
+
+A page goes on after the last row that its reader saw, by the columns of an index: no offset, no count, and rows written
+meanwhile neither repeat nor hide others. Every statement begins with the tenant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chains.model import Address, ChainId, TransactionHash
+from ledger.chains import list_assets, list_chains
+from ledger.cursors import Place, microseconds_of, moment_of
+from ledger.documents import DepositDocument, WithdrawalDocument, entry_document, time_of
+from ledger.entries import find_labels
+from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
+from ledger.model import Entry
+from ledger.rows import entry_from
+from ledger.schema import attempts, deliveries, entries, events, watches
+from ledger.states import DeliveryState, EntryState
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of one side a reader wants; None admits all."""
+
+    side: Side
+    chain_id: ChainId | None = None
+    address: Address | None = None
+    reference: str | None = None
+    state: EntryState | None = None
+    asset_id: str | None = None
+    transaction_hash: TransactionHash | None = None
+    updated_since: datetime | None = None
+    """With it the list is in order of change, the oldest first; without, of detection, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which deliveries a reader wants; None admits all."""
+
+    endpoint_id: str | None = None
+    state: DeliveryState | None = None
+    event_id: str | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event's place in the feed and its exact bytes."""
+
+    feed_position: int
+    body: bytes
+
+
+class DeliveryDocument(msgspec.Struct, frozen=True, tag_field="object", tag="delivery"):
+    """One event owed to one endpoint. `entry_id` is null where the event tells of something else than an entry."""
+
+    id: str
+    event_id: str
+    event_type: str
+    endpoint_id: str
+    entry_id: str | None
+    state: str
+    attempts: int
+    due_at: str
+    created_at: str
+    settled_at: str | None
+
+
+class AttemptDocument(msgspec.Struct, frozen=True, tag_field="object", tag="attempt"):
+    """One HTTP request made for a delivery."""
+
+    number: int
+    started_at: str
+    duration_ms: int
+    status_code: int | None
+    outcome: str
+    error: str | None
+    response_excerpt: str | None
+
+
+def place_of_entry(entry: Entry, wanted: EntryFilter) -> Place:
+    """Where an entry stands in the list that the filter orders."""
+    moment = entry.detected_at if wanted.updated_since is None else entry.updated_at
+    return (microseconds_of(moment), entry.id)
+
+
+async def list_entries(
+    connection: AsyncConnection, tenant_id: TenantId, wanted: EntryFilter, *, after: Place | None = None, limit: int
+) -> list[Entry]:
+    """A page of the tenant's entries, in the order that `EntryFilter` says."""
+    statement = _filtered(select(entries), tenant_id, wanted)
+    moment = entries.c.detected_at if wanted.updated_since is None else entries.c.updated_at
+    position = tuple_(moment, entries.c.id)
+    place = None if after is None else tuple_(_moment(after), str(after[1]))
+    if wanted.updated_since is None:
+        statement = statement.order_by(moment.desc(), entries.c.id.desc())
+        statement = statement if place is None else statement.where(position < place)
+    else:
+        statement = statement.where(moment >= wanted.updated_since).order_by(moment, entries.c.id)
+        statement = statement if place is None else statement.where(position > place)
+    return [entry_from(row) for row in await connection.execute(statement.limit(limit))]
+
+
+def _filtered(statement: Select[Any], tenant_id: TenantId, wanted: EntryFilter) -> Select[Any]:
+    equal = {
+        entries.c.chain_id: wanted.chain_id,
+        entries.c.address: wanted.address,
+        entries.c.state: wanted.state.value if wanted.state else None,
+        entries.c.asset_id: wanted.asset_id,
+        entries.c.transaction_hash: wanted.transaction_hash,
+    }
+    statement = statement.where(entries.c.tenant_id == tenant_id, entries.c.side == wanted.side.value)
+    statement = statement.where(*(column == value for column, value in equal.items() if value is not None))
+    if wanted.reference is None:
+        return statement
+    named = select(watches.c.id).where(watches.c.tenant_id == tenant_id, watches.c.reference == wanted.reference)
+    return statement.where(entries.c.watch_id.in_(named))
+
+
+def _moment(place: Place) -> datetime:
+    return moment_of(int(place[0]))
+
+
+async def find_entry(connection: AsyncConnection, tenant_id: TenantId, side: Side, entry_id: EntryId) -> Entry | None:
+    """A deposit or withdrawal of the tenant."""
+    statement = select(entries).where(
+        entries.c.tenant_id == tenant_id, entries.c.id == entry_id, entries.c.side == side.value
+    )
+    row = (await connection.execute(statement)).first()
+    return entry_from(row) if row is not None else None
+
+
+async def describe_entries(
+    connection: AsyncConnection, found: Collection[Entry]
+) -> list[DepositDocument | WithdrawalDocument]:
+    """Entries as JSON, as they stand against their chains' tips now."""
+    if not found:
+        return []
+    chains = {chain.chain_id: chain for chain in await list_chains(connection)}
+    assets = await list_assets(connection, sorted({entry.asset_id for entry in found}))
+    labels = await find_labels(connection, {(entry.tenant_id, entry.watch_id) for entry in found})
+    return [entry_document(e, chains[e.chain_id], assets[e.asset_id], labels[(e.tenant_id, e.watch_id)]) for e in found]
+
+
+async def list_events(
+    connection: AsyncConnection, tenant_id: TenantId, *, after: int = 0, subject: str | None = None, limit: int
+) -> list[StoredEvent]:
+    """Events in the order of the tenant's feed, from the one after position `after` on; of one subject, or of all."""
+    statement = select(events.c.feed_position, events.c.body).where(
+        events.c.tenant_id == tenant_id, events.c.feed_position > after
+    )
+    if subject is not None:
+        statement = statement.where(events.c.subject == subject)
+    rows = await connection.execute(statement.order_by(events.c.feed_position).limit(limit))
+    return [StoredEvent(row.feed_position, row.body) for row in rows]
+
+
+async def find_event(connection: AsyncConnection, tenant_id: TenantId, event_id: EventId) -> StoredEvent | None:
+    """An event of the tenant, as long as it is kept."""
+    statement = select(events.c.feed_position, events.c.body).where(
+        events.c.tenant_id == tenant_id, events.c.id == event_id
+    )
+    row = (await connection.execute(statement)).first()
+    return StoredEvent(row.feed_position, row.body) if row is not None else None
+
+
+_delivery_columns = [deliveries.c[name] for name in DeliveryDocument.__struct_fields__ if name != "entry_id"]
+
+
+def _delivery_of(row: Any) -> DeliveryDocument:  # noqa: ANN401 (a row, whose columns no type names)
+    is_entry = row.subject.startswith(("dep_", "wdr_"))
+    return DeliveryDocument(
+        id=row.id,
+        event_id=row.event_id,
+        event_type=row.event_type,
+        endpoint_id=row.endpoint_id,
+        entry_id=row.subject if is_entry else None,
+        state=row.state,
+        attempts=row.attempts,
+        due_at=time_of(row.due_at),
+        created_at=time_of(row.created_at),
+        settled_at=time_of(row.settled_at) if row.settled_at else None,
+    )
+
+
+async def list_deliveries(
+    connection: AsyncConnection, tenant_id: TenantId, wanted: DeliveryFilter, *, after: Place | None = None, limit: int
+) -> list[tuple[Place, DeliveryDocument]]:
+    """A page of the tenant's deliveries with their places, the newest first."""
+    equal = {
+        deliveries.c.endpoint_id: wanted.endpoint_id,
+        deliveries.c.state: wanted.state.value if wanted.state else None,
+        deliveries.c.event_id: wanted.event_id,
+        deliveries.c.subject: wanted.subject,
+    }
+    statement = (
+        select(*_delivery_columns, deliveries.c.subject)
+        .where(deliveries.c.tenant_id == tenant_id)
+        .where(*(column == value for column, value in equal.items() if value is not None))
+        .order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc())
+        .limit(limit)
+    )
+    if after is not None:
+        position = tuple_(deliveries.c.created_at, deliveries.c.id)
+        statement = statement.where(position < tuple_(_moment(after), str(after[1])))
+    rows = await connection.execute(statement)
+    return [((microseconds_of(row.created_at), row.id), _delivery_of(row)) for row in rows]
+
+
+async def find_delivery(
+    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId
+) -> DeliveryDocument | None:
+    """A delivery of the tenant."""
+    statement = select(*_delivery_columns, deliveries.c.subject).where(
+        deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id
+    )
+    row = (await connection.execute(statement)).first()
+    return _delivery_of(row) if row is not None else None
+
+
+_attempt_columns = [attempts.c[name] for name in AttemptDocument.__struct_fields__]
+
+
+async def list_attempts(
+    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, *, after: int = 0, limit: int
+) -> list[AttemptDocument]:
+    """A delivery's attempts by number, from the one after number `after` on."""
+    statement = (
+        select(*_attempt_columns)
+        .where(attempts.c.tenant_id == tenant_id, attempts.c.delivery_id == delivery_id, attempts.c.number > after)
+        .order_by(attempts.c.number)
+        .limit(limit)
+    )
+    rows = [dict(row._mapping) for row in await connection.execute(statement)]
+    return [AttemptDocument(**{**row, "started_at": time_of(row["started_at"])}) for row in rows]
