@@ -74,6 +74,8 @@ class RecordedNode:
     finalized: int | None = None
     batch_max: int = 1000
     unsupported: set[str] = field(default_factory=set)
+    extra: dict[str, Callable[..., Json]] = field(default_factory=dict)
+    """Methods that it offers besides; called with the parameters, they answer or raise `Refusal`."""
     host: str = "127.0.0.1"
     calls: list[tuple[str, Json]] = field(default_factory=list)
     """Every call received, in order."""
@@ -176,6 +178,7 @@ class RecordedNode:
             "eth_getBalance": lambda _address, _height: "0x0",
             "eth_getLogs": lambda _filter: [],
             "web3_clientVersion": lambda: "Recorded/1",
+            **self.extra,
         }
         if method not in answers or method in self.unsupported:
             raise Refusal(-32601, f"the method {method} does not exist/is not available")
