@@ -23,6 +23,8 @@ class ConfiguredChain:
     """One chain to follow, ready to be given to an adapter and a follower."""
 
     slug: Slug
+    profile_name: str
+    """The shipped profile that it starts from."""
     profile: ChainProfile
     """The effective facts: the operator's chain id, tokens, proof, pace, finality depth and credit point are in it."""
     nodes: tuple[NodeSettings, ...]
@@ -62,6 +64,7 @@ def _configure(slug: str, chain: ChainSettings) -> ConfiguredChain:
         )
     return ConfiguredChain(
         slug=Slug(slug),
+        profile_name=chain.profile or slug,
         profile=profile,
         nodes=chain.nodes,
         hosts=hosts,
@@ -89,7 +92,7 @@ def _effective_profile(slug: str, chain: ChainSettings) -> ChainProfile:
     try:
         profile = add_tokens(profile, tokens)
     except ProfileError as error:
-        raise SettingsError(f"chains.{slug}.assets: {error}") from error
+        raise SettingsError(f"chains.{slug}.assets: {str(error).removeprefix(f'{slug}: ')}") from error
     return _with_overrides(slug, chain, profile)
 
 

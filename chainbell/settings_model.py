@@ -120,7 +120,7 @@ class _Section(BaseModel):
 class DatabaseSettings(_Section):
     """`[database]`: where the ledger is."""
 
-    url: Annotated[str, AfterValidator(_check_database_url)] = "embedded"
+    url: Annotated[str, AfterValidator(_check_database_url), Field(repr=False)] = "embedded"
     data_dir: Path = Path("chainbell-data")
     """Of the embedded database and of a master key that we made; relative to the settings file."""
 
@@ -133,7 +133,7 @@ class DatabaseSettings(_Section):
 class SecretsSettings(_Section):
     """`[secrets]`: what encrypts endpoint secrets at rest."""
 
-    master_key: str = "env:CHAINBELL_MASTER_KEY"
+    master_key: Annotated[str, Field(repr=False)] = "env:CHAINBELL_MASTER_KEY"
     """32 bytes in base64, or `env:NAME` of the variable that holds them."""
 
 
@@ -159,7 +159,7 @@ class NotifierSettings(_Section):
 class NodeSettings(_Section):
     """One node of a chain: `{ url = "https://...", name = "a", rps = 25 }`."""
 
-    url: Annotated[str, AfterValidator(_check_node_url)]
+    url: Annotated[str, AfterValidator(_check_node_url), Field(repr=False)]
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     rps: Annotated[StrictFloat, Field(gt=0)] | None = None
     """Calls a second that it may be asked; None: as many as we like."""

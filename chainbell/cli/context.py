@@ -1,0 +1,63 @@
+"""What every command is given: the global options, and how to print what it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chainbell.logs import configure_logs
+from chainbell.settings import load_settings
+from chainbell.settings_model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The global options of one call."""
+
+    config: Path | None
+    wants_json: bool = False
+    is_verbose: bool = False
+
+    def settings(self) -> Settings:
+        """Read the settings and start logging. Raises `SettingsError`."""
+        configure_logs(is_verbose=self.is_verbose)
+        return load_settings(self.config)
+
+    def print_object(self, row: Mapping[str, object], sentence: str) -> None:
+        """One result: a JSON object for programs, a sentence for people."""
+        typer.echo(msgspec.json.encode(row).decode() if self.wants_json else sentence)
+
+    def print_rows(self, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
+        """A list: JSON lines for programs, a table of `columns` for people."""
+        if self.wants_json:
+            for row in rows:
+                typer.echo(msgspec.json.encode(row).decode())
+            return
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*(_cell(row[column]) for column in columns))
+        Console().print(table)
+
+
+def context_of(context: typer.Context) -> Context:
+    """The global options of the call that a command belongs to."""
+    found = context.find_object(Context)
+    if found is None:
+        raise RuntimeError("a command was called without the global options")
+    return found
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case list() | tuple():
+            return ", ".join(str(item) for item in value)
+        case _:
+            return str(value)
