@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.audit import record_audit
 from ledger.chains import update_chain
 from ledger.events import record_event
-from ledger.ids import OPS_TENANT, new_id
+from ledger.ids import OPS_TENANT
 from ledger.model import ChainRow
-from ledger.schema import audit_log
 from ledger.states import ChainState
 
 RUNBOOK = "docs/operations.md#a-chain-is-halted"
@@ -32,16 +32,14 @@ async def resume_chain(
     values = {"state": ChainState.STOPPED.value, "reason": None, "accepted_reorg_height": accept_reorg_to}
     await update_chain(connection, chain.chain_id, values)
     detail = {"halted_for": chain.reason, "accept_reorg_to": accept_reorg_to}
-    await connection.execute(
-        audit_log.insert().values(
-            tenant_id=OPS_TENANT,
-            id=new_id("aud", now),
-            actor=actor,
-            action="chain.resume",
-            subject=chain.chain_id,
-            detail=detail,
-            created_at=now,
-        )
+    await record_audit(
+        connection,
+        tenant_id=OPS_TENANT,
+        actor=actor,
+        action="chain.resumed",
+        subject=chain.chain_id,
+        now=now,
+        detail=detail,
     )
     await _tell(connection, chain, "chain.resumed", detail, now)
 

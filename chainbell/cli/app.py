@@ -16,9 +16,10 @@ from typing import Annotated
 
 import typer
 
-from chainbell.cli import init
+from chainbell.cli import access, database, doctor, init, roles, status
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
+from chainbell.supervisor import PARENT_VARIABLE, REFUSED
 from chains.errors import ChainError
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
@@ -47,6 +48,16 @@ def global_options(
 
 
 app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
+app.command("migrate")(database.migrate)
+app.command("run")(roles.run)
+app.command("follow")(roles.follow)
+app.command("notify")(roles.notify_endpoints)
+app.command("serve")(roles.serve_api)
+app.command("status")(status.status)
+app.command("resume")(status.resume)
+app.add_typer(access.tenants, name="tenants")
+app.add_typer(access.keys, name="keys")
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:
@@ -72,8 +83,19 @@ def main() -> None:
         app(global_options_first(sys.argv[1:]), prog_name="chainbell")
     except (ChainbellError, ChainError, LedgerError, EmbeddedPostgresError) as error:
         typer.echo(f"chainbell: {error}", err=True)
-        sys.exit(error.exit_status if isinstance(error, ChainbellError) else 1)
+        sys.exit(_exit_status(error))
     except BrokenPipeError:
         # The reader of our output has gone, as `head` does; Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _exit_status(error: Exception) -> int:
+    """A supervised role tells its supervisor that it refuses, so that it is not started again and again."""
+    if PARENT_VARIABLE in os.environ:
+        return REFUSED
+    return error.exit_status if isinstance(error, ChainbellError) else 1
+
+
+if __name__ == "__main__":
+    main()

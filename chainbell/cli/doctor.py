@@ -1,0 +1,145 @@
+"""`chainbell doctor`: is everything there that Chainbell needs, and what can each node do?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import msgspec
+import typer
+from rich.console import Console
+
+from chainbell.cli.context import context_of
+from chainbell.configured import ConfiguredChain, configure_chains
+from chainbell.errors import ChainbellError
+from chainbell.master_key import find_master_key
+from chainbell.opening import open_database, open_engine
+from chainbell.settings_model import Settings
+from chains.errors import ChainError
+from chains.evm.adapter import EvmAdapter
+from chains.evm.probe import NodeProbe
+from ledger.database import database_now, transaction
+
+CLOCK_SKEW_MAX_S = 5.0
+"""More between our clock and the database's is worth a warning: receivers refuse signatures that are minutes off."""
+
+LAG_MAX_BLOCKS = 5
+"""A node further behind the newest head than this is worth a warning."""
+
+
+class Verdict(StrEnum):
+    """How one finding is to be taken."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    verdict: Verdict
+    detail: str
+
+
+def doctor(context: typer.Context) -> None:
+    """Check settings, database, clock and every node. Exit status 1 when something cannot work."""
+    ours = context_of(context)
+    settings = ours.settings()
+    findings, probes = asyncio.run(_examine(settings))
+    if ours.wants_json:
+        typer.echo(msgspec.json.encode({"findings": findings, "nodes": probes}).decode())
+    else:
+        _print(findings)
+    if any(finding.verdict is Verdict.FAILED for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _examine(settings: Settings) -> tuple[list[Finding], dict[str, list[dict[str, object]]]]:
+    findings = [Finding("settings", Verdict.OK, "read and free of contradictions"), _examine_key(settings)]
+    findings += await _examine_database(settings)
+    probes: dict[str, list[dict[str, object]]] = {}
+    for chain in configure_chains(settings):
+        found, nodes = await _examine_chain(chain)
+        findings += found
+        probes[chain.slug] = [asdict(node) for node in nodes]
+    return findings, probes
+
+
+def _examine_key(settings: Settings) -> Finding:
+    try:
+        find_master_key(settings)
+    except ChainbellError as error:
+        return Finding("master key", Verdict.FAILED, str(error))
+    return Finding("master key", Verdict.OK, "found, 32 bytes")
+
+
+async def _examine_database(settings: Settings) -> list[Finding]:
+    try:
+        with open_database(settings) as url:
+            opened = open_engine(settings, url, application="chainbell doctor", pool_size=1)
+            async with opened as engine, transaction(engine) as connection:
+                skew_s = abs((await database_now(connection) - datetime.now(UTC)).total_seconds())
+    except ChainbellError as error:
+        return [Finding("database", Verdict.FAILED, str(error))]
+    clock = Verdict.OK if skew_s <= CLOCK_SKEW_MAX_S else Verdict.WARNING
+    return [
+        Finding("database", Verdict.OK, "answers, every migration is in"),
+        Finding("clock", clock, f"{skew_s:.1f} s from the database's"),
+    ]
+
+
+async def _examine_chain(chain: ConfiguredChain) -> tuple[list[Finding], Sequence[NodeProbe]]:
+    adapter = EvmAdapter(chain.profile, chain.nodes)
+    try:
+        probes = await adapter.probe()
+    except ChainError as error:
+        return [Finding(chain.slug, Verdict.FAILED, str(error))], ()
+    finally:
+        await adapter.close()
+    findings = [_judge_node(chain, probe) for probe in probes]
+    if chain.quorum < 2:
+        text = "one host's word is enough for credit: a node that lies consistently is believed; configure two hosts"
+        findings.append(Finding(f"{chain.slug} quorum", Verdict.WARNING, text))
+    findings.append(Finding(f"{chain.slug} value paths", Verdict.OK, _value_paths(chain, probes)))
+    return findings, probes
+
+
+def _judge_node(chain: ConfiguredChain, probe: NodeProbe) -> Finding:
+    subject = f"{chain.slug} node {probe.name}"
+    if probe.chain_id is not None and probe.chain_id != chain.profile.chain_id:
+        text = f"serves {probe.chain_id}, not {chain.profile.chain_id}; correct its url or the chain's profile"
+        return Finding(subject, Verdict.FAILED, text)
+    if probe.reason is not None:
+        return Finding(subject, Verdict.FAILED, probe.reason)
+    abilities = [
+        f"{probe.client}, head {probe.head}, {probe.latency_ms:.0f} ms" if probe.latency_ms is not None else "",
+        "batches" if probe.has_batches else "no batches: several calls a block",
+        "receipts by block" if probe.has_block_receipts else "no receipts by block: one call a transaction",
+        "traces: " + (", ".join(probe.trace_methods) or "none"),
+        "history from block 1" if probe.has_old_blocks and probe.has_old_receipts else "recent history only",
+        "old state" if probe.has_old_state else "recent state only",
+        f"log ranges to {probe.log_range_max}" if probe.log_range_max else "no log ranges",
+    ]
+    is_behind = (probe.lag_blocks or 0) > LAG_MAX_BLOCKS
+    if is_behind:
+        abilities.append(f"{probe.lag_blocks} blocks behind the newest head")
+    return Finding(subject, Verdict.WARNING if is_behind else Verdict.OK, "; ".join(a for a in abilities if a))
+
+
+def _value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> str:
+    traced = any(probe.trace_methods for probe in probes)
+    internal = "contract-sent value is not read yet" + (", though a node could trace it" if traced else "")
+    return f"native, logs ({len(chain.profile.tokens)} tokens), validator withdrawals; {internal}"
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    console = Console()
+    marks = {Verdict.OK: "[green]ok[/]     ", Verdict.WARNING: "[yellow]warning[/]", Verdict.FAILED: "[red]failed[/] "}
+    for finding in findings:
+        console.print(f"{marks[finding.verdict]}  [bold]{finding.subject}[/bold]  {finding.detail}", highlight=False)

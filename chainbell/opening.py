@@ -1,0 +1,94 @@
+"""Opening what every command needs: the settings' database, its engine, and the chains' rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from chainbell.configured import ConfiguredChain
+from chainbell.errors import ChainbellError
+from chainbell.settings import redact_url
+from chainbell.settings_model import Settings
+from chains.model import Slug
+from indexer.policy import rules_as_json
+from ledger.chains import ChainConfiguration, register_chain
+from ledger.database import connect, transaction
+from ledger.embedded import EmbeddedPostgresError, embedded_postgres
+from ledger.errors import LedgerError
+from ledger.migrate import prepare, require_head
+
+VALUE_PATHS = ("native", "logs", "validator_withdrawals")
+"""What is read of every EVM chain; contract-sent value needs a tracing node and is not read yet."""
+
+
+class DatabaseUnreachable(ChainbellError):
+    """The database does not answer; the text says which and why."""
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[str]:
+    """The database's URL; an embedded one runs for as long as the block lasts. Raises `ChainbellError`."""
+    if not settings.database.is_embedded:
+        yield settings.database.url
+        return
+    try:
+        with embedded_postgres(settings.database.data_dir) as url:
+            yield url
+    except EmbeddedPostgresError as error:
+        raise ChainbellError(str(error)) from error
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: Settings, url: str, *, application: str, pool_size: int = 5, may_migrate: bool | None = None
+) -> AsyncIterator[AsyncEngine]:
+    """An engine on a database at head. An embedded one is migrated, another one only with `may_migrate`; if it is behind,
+    the command refuses. Raises `ChainbellError`."""
+    engine = connect(url, application=application, pool_size=pool_size)
+    try:
+        if settings.database.is_embedded if may_migrate is None else may_migrate:
+            await prepare(engine, url)
+        else:
+            async with transaction(engine) as connection:
+                await require_head(connection)
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[-1]
+        raise DatabaseUnreachable(
+            f"database.url: {redact_url(settings.database.url)} does not answer: {reason}; is Postgres running there?"
+        ) from error
+    except LedgerError as error:
+        raise ChainbellError(str(error)) from error
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def register_chains(engine: AsyncEngine, chains: Sequence[ConfiguredChain]) -> dict[Slug, int]:
+    """Bring the ledger's rows of the configured chains up to the settings; returns each chain's policy version."""
+    versions: dict[Slug, int] = {}
+    for chain in chains:
+        async with transaction(engine) as connection:
+            configuration = configuration_of(chain)
+            versions[chain.slug] = await register_chain(connection, configuration, datetime.now(UTC))
+    return versions
+
+
+def configuration_of(chain: ConfiguredChain) -> ChainConfiguration:
+    """What the ledger keeps of a configured chain."""
+    return ChainConfiguration(
+        chain_id=chain.profile.chain_id,
+        slug=chain.slug,
+        profile=chain.profile_name,
+        livemode=chain.profile.livemode,
+        native_asset_id=chain.profile.native.id,
+        proof=chain.profile.proof.value,
+        quorum=chain.quorum,
+        value_paths=VALUE_PATHS,
+        assets=chain.profile.assets,
+        credit_rules=rules_as_json(chain.credit_rules),
+    )

@@ -1,0 +1,165 @@
+"""What each role does once its database is open: follow chains, notify endpoints, serve the API.
+
+A role ends when `stop` is set; it then finishes what it is in the middle of. Whatever it raises is either a
+`ChainbellError` (a person has to correct something) or a fault of ours, which the supervisor meets with a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.app import create_app
+from chainbell.configured import ConfiguredChain, configure_chains
+from chainbell.errors import ChainbellError, UsageError
+from chainbell.master_key import find_master_key
+from chainbell.opening import open_database, open_engine, register_chains
+from chainbell.settings_model import Settings
+from chainbell.version import VERSION
+from chains.errors import WrongChain
+from chains.evm.adapter import EvmAdapter
+from indexer.commit import Followed
+from indexer.follower import Course, Follower
+from indexer.policy import Policy
+from indexer.run import follow
+from ledger.cursors import cursor_key_of
+from ledger.database import connect_api
+from ledger.migrate import head_revision
+from ledger.secrets import SecretBox
+from ledger.urls import EndpointPolicy
+from notifier.dispatcher import Dispatcher
+from notifier.maintenance import housekeeping, partition_upkeep
+from notifier.sender import Sender
+
+Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+LIVE_BLOCKS = 20
+LIVE_WINDOW_MIN = timedelta(minutes=2)
+"""An entry is `live` when its block is younger than this, or than `LIVE_BLOCKS` block times, at its commit."""
+
+BEHIND_BLOCKS = 10
+BEHIND_LIMIT_MIN_S = 60.0
+"""A node may be below our tip for this long, or for ten block times, before operators are told that the chain waits."""
+
+
+def policy_of(settings: Settings) -> EndpointPolicy:
+    """What endpoints' URLs may be, by the operator's settings."""
+    notifier = settings.notifier
+    return EndpointPolicy(notifier.allow_http, tuple(notifier.allow_private), tuple(notifier.allow_ports))
+
+
+def chosen_chains(settings: Settings, slugs: Sequence[str]) -> tuple[ConfiguredChain, ...]:
+    """The configured chains of these slugs, all of them for none. Raises `UsageError` for a slug that there is not."""
+    chains = configure_chains(settings)
+    known = {chain.slug: chain for chain in chains}
+    for slug in slugs:
+        if slug not in known:
+            names = ", ".join(known) or "none"
+            raise UsageError(f"--chain {slug}: no such chain is configured; there are: {names}")
+    return tuple(known[slug] for slug in slugs) if slugs else chains  # type: ignore[index]
+
+
+def make_follower(engine: AsyncEngine, adapter: EvmAdapter, chain: ConfiguredChain, policy_version: int) -> Follower:
+    """The follower of a configured chain."""
+    profile = chain.profile
+    followed = Followed(
+        chain_id=profile.chain_id,
+        policy=Policy(chain.slug, policy_version, chain.credit_rules),
+        live_window=max(LIVE_WINDOW_MIN, timedelta(seconds=LIVE_BLOCKS * profile.block_time_s)),
+        finality_depth=profile.finality_depth,
+    )
+    start = None if chain.start == "latest" else chain.start
+    return Follower(engine, adapter, followed, Course(chain.slug, start, profile.has_finality_tags))
+
+
+async def migrate_once(settings: Settings, url: str) -> str:
+    """Bring the database to head, and the chains' rows to the settings; returns the revision."""
+    async with open_engine(settings, url, application="chainbell migrate", pool_size=2, may_migrate=True) as engine:
+        await register_chains(engine, configure_chains(settings))
+    return head_revision()
+
+
+async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence[str] = ()) -> None:
+    """Follow the chosen chains, each by itself: one that holds or halts stops no other."""
+    chains = chosen_chains(settings, slugs)
+    if not chains:
+        raise ChainbellError("no chain is configured: add a [chains.<slug>] section, as `chainbell init` shows")
+    async with AsyncExitStack() as stack:
+        url = stack.enter_context(open_database(settings))
+        pool_size = 3 * len(chains) + 2  # a leader's lock, its commits and its sign of life for each chain
+        opened = open_engine(settings, url, application="chainbell follow", pool_size=pool_size)
+        engine = await stack.enter_async_context(opened)
+        versions = await register_chains(engine, chains)
+        stack.enter_context(partition_upkeep(engine))
+        async with asyncio.TaskGroup() as group:
+            for chain in chains:
+                group.create_task(_follow_chain(engine, chain, versions[chain.slug], stop))
+
+
+async def _follow_chain(engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, stop: asyncio.Event) -> None:
+    profile = chain.profile
+    adapter = EvmAdapter(profile, chain.nodes)
+    try:
+        await adapter.check_chain_id()
+        await follow(
+            make_follower(engine, adapter, chain, policy_version),
+            engine,
+            poll_interval_s=profile.poll_interval_s,
+            behind_limit_s=max(BEHIND_LIMIT_MIN_S, BEHIND_BLOCKS * profile.block_time_s),
+            stop=stop,
+        )
+    except WrongChain as error:
+        raise ChainbellError(str(error)) from error
+    finally:
+        await adapter.close()
+
+
+async def notify(settings: Settings, stop: asyncio.Event) -> None:
+    """Deliver events to endpoints, and keep house."""
+    secret_box = SecretBox(find_master_key(settings))
+    async with AsyncExitStack() as stack:
+        url = stack.enter_context(open_database(settings))
+        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell notify"))
+        stack.enter_context(housekeeping(engine))
+        sender = await stack.enter_async_context(Sender(policy_of(settings), version=VERSION))
+        await Dispatcher(engine, sender, secret_box).run(stop)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve the REST API until `stop`."""
+    master_key = find_master_key(settings)
+    async with AsyncExitStack() as stack:
+        url = stack.enter_context(open_database(settings))
+        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=2))
+        await register_chains(engine, configure_chains(settings))
+        stack.enter_context(partition_upkeep(engine))
+        api_engine = connect_api(url)
+        stack.push_async_callback(api_engine.dispose)
+        app = create_app(
+            engine=api_engine,
+            secret_box=SecretBox(master_key),
+            endpoint_policy=policy_of(settings),
+            cursor_key=cursor_key_of(master_key),
+            version=VERSION,
+        )
+        await _listen(app, settings, stop)
+
+
+async def _listen(app: web.Application, settings: Settings, stop: asyncio.Event) -> None:
+    host, port = settings.api.address
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        await stop.wait()
+    except OSError as error:
+        raise ChainbellError(
+            f"api.listen = {settings.api.listen!r}: {error.strerror}; free the port or choose another"
+        ) from error
+    finally:
+        await runner.cleanup()
