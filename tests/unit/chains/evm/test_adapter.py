@@ -28,7 +28,7 @@ from tests.fakes.node import (
     short_batch,
     status,
 )
-from tests.unit.chains.evm.recorded import recorded
+from tests.unit.chains.evm.recorded import WITH_RECEIPTS, recorded
 
 HEIGHT = 13_998_626
 EARLIER = 1_000_000
@@ -96,6 +96,17 @@ async def test_a_block_is_one_batch_of_one_node_proven_and_decoded(town: Town) -
     assert {transfer.asset_id for transfer in block.transfers} >= {"eip155:1/slip44:60"}
     assert [method for method, _ in town.near.calls] == ["eth_chainId", "eth_getBlockByNumber", RECEIPTS]
     assert (town.near.exchanges, town.far.exchanges) == (2, 0)
+
+
+async def test_every_recorded_block_comes_through_whole() -> None:
+    blocks: dict[int, tuple[Json, Json]] = {h: (recorded(h).block, recorded(h).receipts) for h in WITH_RECEIPTS}
+    async with RecordedNode(blocks) as node, AsyncExitStack() as stack:
+        adapter = EvmAdapter(load_profile("ethereum"), [Settings(node.url)])
+        stack.push_async_callback(adapter.close)
+        for height in WITH_RECEIPTS:
+            block = await adapter.fetch_block(height)
+            assert (block.ref, block.proof) == (ref_of(height), ProofLevel.ROOTS)
+            assert block.transaction_count == len(blocks[height][0]["transactions"])
 
 
 async def test_a_block_by_hash_is_the_same_block(town: Town) -> None:
