@@ -6,12 +6,14 @@ books at the end must be exactly right; anything else fails the demo.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_utils.crypto import keccak
 
 from chainbell.demo.anvil import AnvilNode
 from chainbell.demo.contracts import COIN_DECIMALS, COIN_SYMBOL, TOKEN_CODE, transfer_call
@@ -21,6 +23,7 @@ from chainbell.demo.service import DemoFailed, Service
 CHAIN_NUMBER = 31337
 CREDIT_AT = 3
 ETH = 10**18
+RECEIPT_LIMIT_S = 20.0
 
 CUSTOMER = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
 HOT_WALLET = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d"
@@ -121,7 +124,7 @@ class Story:
         await self.node.reorg(1)
         await self._told("order-3", "reorged")
         self.say("the payment is mined again", "same transaction, another block: the same deposit")
-        await self.node.rpc("eth_sendRawTransaction", raw)
+        await broadcast(self.node, raw)
         await self._told("order-3", "detected")
         await self.node.mine(CREDIT_AT - 1)
         await self._told("order-3", "confirmed")
@@ -176,14 +179,25 @@ async def send(
     if to is not None:
         fields["to"] = bytes.fromhex(to.removeprefix("0x"))
     raw = "0x" + bytes(sender.sign_transaction(fields).raw_transaction).hex()
-    await node.rpc("eth_sendRawTransaction", raw)
+    await broadcast(node, raw)
     return raw
+
+
+async def broadcast(node: AnvilNode, raw: str) -> dict[str, Any]:
+    """Send a signed transaction and wait for its receipt: Anvil answers before it has mined."""
+    transaction_hash = await node.rpc("eth_sendRawTransaction", raw)
+    async with asyncio.timeout(RECEIPT_LIMIT_S):
+        while True:
+            receipt: dict[str, Any] | None = await node.rpc("eth_getTransactionReceipt", transaction_hash)
+            if receipt is not None:
+                return receipt
+            await asyncio.sleep(0.01)
 
 
 async def deploy_token(node: AnvilNode, deployer: LocalAccount) -> str:
     """Put the demo's token on the chain; returns its address."""
-    await send(node, deployer, data=TOKEN_CODE)
-    block = await node.rpc("eth_getBlockByNumber", "latest", True)
-    receipt = await node.rpc("eth_getTransactionReceipt", block["transactions"][-1]["hash"])
+    raw = await send(node, deployer, data=TOKEN_CODE)
+    transaction_hash = "0x" + keccak(bytes.fromhex(raw.removeprefix("0x"))).hex()
+    receipt = await node.rpc("eth_getTransactionReceipt", transaction_hash)
     address: str = receipt["contractAddress"]
     return address
