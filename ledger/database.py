@@ -14,9 +14,17 @@ from hashlib import sha256
 import msgspec
 from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ledger.schema import API_ROLE
+
+Connection = AsyncConnection
+Engine = AsyncEngine
+"""How rooms that write no SQL name what they only hand on."""
+
+UNAVAILABLE = (OperationalError, InterfaceError, TimeoutError)
+"""What a statement raises when Postgres cannot be reached, is restarting, or has no connection free: try again later."""
 
 
 def async_url(url: str) -> str:

@@ -1,0 +1,173 @@
+"""From a request to its answer: the key, the body, one transaction, and in it the idempotency key and the handler."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from api.problems import Code, Refused
+from api.reading import decode_body, decode_query, read_body
+from api.routes import Call, Route, Services
+from ledger.cursors import InvalidCursor
+from ledger.database import Connection, transaction
+from ledger.idempotency import StoredAnswer, find_answer, fingerprint_of, lock_idempotency_key, store_answer
+from ledger.keys import (
+    KeyParts,
+    KeyRow,
+    MalformedKey,
+    find_key,
+    has_scope,
+    is_touch_due,
+    is_usable,
+    parse_key,
+    touch_key,
+)
+
+POLL_INTERVAL_S = 0.25
+"""How often a long poll asks the ledger."""
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="chainbell"'}
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is known of a request before its transaction: well-formed, not yet allowed."""
+
+    http: web.Request
+    key: KeyParts
+    idempotency_key: str | None
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    is_replayed: bool = False
+    is_satisfied: bool = True
+    wait_s: float = 0.0
+
+
+async def answer(route: Route, services: Services, http: web.Request) -> web.Response:
+    """Answer one request to a route. Raises `Refused`.
+
+    A long poll is the same request answered again and again, each time in a transaction of its own, so that it holds no
+    connection while it waits and a revoked key ends it."""
+    request = _Request(http, _read_key(http), _read_idempotency_key(route, http), await _read_body(route, http))
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while True:
+        found = await _answer_once(route, services, request)
+        if found.is_satisfied or loop.time() - started + POLL_INTERVAL_S > found.wait_s or services.stopping.is_set():
+            return _response(found)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(services.stopping.wait(), POLL_INTERVAL_S)
+
+
+def _response(found: _Answer) -> web.Response:
+    headers = {"Idempotent-Replayed": "true"} if found.is_replayed else {}
+    if found.status == 204:
+        return web.Response(status=204, headers=headers)
+    return web.Response(status=found.status, body=found.body, content_type="application/json", headers=headers)
+
+
+async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
+    async with transaction(services.engine) as connection:
+        key = await _authenticate(connection, request.key, route.scope)
+        if request.idempotency_key is not None:
+            return await _answer_with_idempotency(route, services, request, connection, key)
+        return await _handle(route, services, request, connection, key)
+
+
+async def _handle(route: Route, services: Services, request: _Request, connection: Connection, key: KeyRow) -> _Answer:
+    query = decode_query(request.http, route.query)
+    call: Call[Any, Any] = Call(
+        services=services,
+        connection=connection,
+        key=key,
+        now=key.read_at,
+        path=request.http.match_info,
+        query=query,
+        body=decode_body(request.body, route.body),
+    )
+    try:
+        result = await route.handler(call)
+    except InvalidCursor as error:
+        raise Refused(Code.INVALID_CURSOR, str(error)) from None
+    body = b"" if route.status == 204 else msgspec.json.encode(result)
+    if route.is_satisfied is None:
+        return _Answer(route.status, body)
+    return _Answer(route.status, body, is_satisfied=route.is_satisfied(result), wait_s=query.wait)
+
+
+async def _answer_with_idempotency(
+    route: Route, services: Services, request: _Request, connection: Connection, key: KeyRow
+) -> _Answer:
+    name = request.idempotency_key or ""
+    if not await lock_idempotency_key(connection, key.tenant_id, name):
+        raise Refused(
+            Code.IDEMPOTENCY_IN_PROGRESS,
+            "another request with this Idempotency-Key is being answered; send this one again in a moment",
+            headers={"Retry-After": "1"},
+        )
+    fingerprint = fingerprint_of(route.method, request.http.path, request.body)
+    stored = await find_answer(connection, services.secret_box, key.tenant_id, name, key.read_at)
+    if stored is None:
+        made = await _handle(route, services, request, connection, key)
+        kept = StoredAnswer(fingerprint, made.status, made.body)
+        await store_answer(connection, services.secret_box, key.tenant_id, name, kept, key.read_at)
+        return made
+    if stored.fingerprint != fingerprint:
+        raise Refused(
+            Code.IDEMPOTENCY_MISMATCH,
+            "this Idempotency-Key was sent with another path or body within the last 24 hours; use a new key",
+        )
+    return _Answer(stored.status_code, stored.body, is_replayed=True)
+
+
+def _read_key(http: web.Request) -> KeyParts:
+    scheme, _, token = http.headers.get("Authorization", "").partition(" ")
+    if not scheme:
+        raise Refused(
+            Code.MISSING_KEY, "no key was sent; send Authorization: Bearer cb_live_<id>_<secret>", headers=_CHALLENGE
+        )
+    if scheme.lower() != "bearer":
+        raise Refused(Code.MALFORMED_KEY, "the Authorization header must be Bearer and an API key", headers=_CHALLENGE)
+    try:
+        return parse_key(token.strip())
+    except MalformedKey as error:
+        raise Refused(Code.MALFORMED_KEY, str(error), headers=_CHALLENGE) from None
+
+
+def _read_idempotency_key(route: Route, http: web.Request) -> str | None:
+    key = http.headers.get("Idempotency-Key")
+    if route.method != "POST" or key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise Refused(
+            Code.INVALID_IDEMPOTENCY_KEY,
+            "an Idempotency-Key has 1 to 255 printable ASCII characters and no spaces; a UUID is a good one",
+        )
+    return key
+
+
+async def _read_body(route: Route, http: web.Request) -> bytes:
+    return b"" if route.body is type(None) else await read_body(http)
+
+
+async def _authenticate(connection: Connection, parts: KeyParts, scope: str) -> KeyRow:
+    key = await find_key(connection, parts.id)
+    if key is None or not is_usable(key, parts):
+        raise Refused(Code.INVALID_KEY, "the key is unknown, revoked or expired; ask for a new one", headers=_CHALLENGE)
+    if not has_scope(key.scopes, scope):
+        raise Refused(Code.MISSING_SCOPE, f"the key lacks the scope {scope}; it has {', '.join(key.scopes)}")
+    if is_touch_due(key):
+        await touch_key(connection, key)
+    return key

@@ -1,0 +1,59 @@
+"""The application: every route registered from its declaration, and what they work with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from aiohttp import web
+
+from api import chains, deliveries, endpoints, entries, events, health, watches
+from api.answering import answer
+from api.health import OPENAPI
+from api.middleware import answer_safely
+from api.openapi import describe
+from api.reading import BODY_BYTES_MAX
+from api.routes import SERVICES, OpenRoute, Route, Services
+from ledger.database import Engine
+from ledger.secrets import SecretBox
+from ledger.urls import EndpointPolicy
+
+ROUTES: Sequence[Route] = (
+    *watches.ROUTES,
+    *entries.ROUTES,
+    *endpoints.ROUTES,
+    *events.ROUTES,
+    *deliveries.ROUTES,
+    *chains.ROUTES,
+)
+OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
+
+_ID = "{id:[0-9A-Za-z_]{1,100}}"
+"""No id has other characters, so anything else is 404 without a question to the ledger."""
+
+
+def create_app(
+    *, engine: Engine, secret_box: SecretBox, endpoint_policy: EndpointPolicy, cursor_key: bytes, version: str
+) -> web.Application:
+    """The API over an engine from `connect_api`, which stays its maker's to dispose of."""
+    app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
+    app[SERVICES] = Services(engine, secret_box, endpoint_policy, cursor_key, version)
+    app[OPENAPI] = msgspec.json.encode(describe(ROUTES, OPEN_ROUTES, version))
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path.replace("{id}", _ID), _handler_of(route))
+    for open_route in OPEN_ROUTES:
+        app.router.add_route(open_route.method, open_route.path, open_route.handler)
+    app.on_shutdown.append(_stop_waiting)
+    return app
+
+
+def _handler_of(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await answer(route, request.app[SERVICES], request)
+
+    handle.__name__ = route.name
+    return handle
+
+
+async def _stop_waiting(app: web.Application) -> None:
+    app[SERVICES].stopping.set()

@@ -1,0 +1,87 @@
+"""`/v1/deliveries`: what is owed to which endpoint, and each attempt to hand it over."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from api.inputs import Identifier
+from api.paging import Page, PageQuery, cursor_at, place_after
+from api.problems import not_found
+from api.routes import Call, Route
+from ledger.ids import DeliveryId
+from ledger.listing import (
+    AttemptDocument,
+    DeliveryDocument,
+    DeliveryFilter,
+    find_delivery,
+    list_attempts,
+    list_deliveries,
+)
+from ledger.states import DeliveryState
+
+_LIST = "deliveries"
+
+
+class DeliveryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which deliveries; all that are given must fit."""
+
+    endpoint: Annotated[Identifier | None, Meta(description="Id of an endpoint")] = None
+    state: DeliveryState | None = None
+    event: Annotated[Identifier | None, Meta(description="Id of an event")] = None
+    entry: Annotated[Identifier | None, Meta(description="Id of a deposit or withdrawal")] = None
+
+
+async def list_my_deliveries(call: Call[DeliveryQuery, None]) -> Page[DeliveryDocument]:
+    """List deliveries
+
+    The newest first."""
+    query = call.query
+    wanted = DeliveryFilter(query.endpoint, query.state, query.event, query.entry)
+    after = place_after(call, _LIST, query.cursor)
+    found = await list_deliveries(call.connection, call.tenant_id, wanted, after=after, limit=query.limit + 1)
+    page = found[: query.limit]
+    following = cursor_at(call, _LIST, page[-1][0]) if len(found) > query.limit else None
+    return Page([document for _, document in page], following)
+
+
+async def get_delivery(call: Call[None, None]) -> DeliveryDocument:
+    """Get a delivery
+
+    One event owed to one endpoint."""
+    return await _find(call.path["id"], call)
+
+
+async def list_attempts_of_delivery(call: Call[PageQuery, None]) -> Page[AttemptDocument]:
+    """List the attempts of a delivery
+
+    One for each HTTP request, the first one first."""
+    delivery = await _find(call.path["id"], call)
+    list_name = f"attempts of {delivery.id}"
+    place = place_after(call, list_name, call.query.cursor)
+    limit = call.query.limit
+    found = await list_attempts(
+        call.connection,
+        call.tenant_id,
+        DeliveryId(delivery.id),
+        after=int(place[0]) if place else 0,
+        limit=limit + 1,
+    )
+    page = found[:limit]
+    following = cursor_at(call, list_name, (page[-1].number,)) if len(found) > limit else None
+    return Page(page, following)
+
+
+async def _find(delivery_id: str, call: Call[PageQuery, None] | Call[None, None]) -> DeliveryDocument:
+    delivery = await find_delivery(call.connection, call.tenant_id, DeliveryId(delivery_id))
+    if delivery is None:
+        raise not_found("delivery")
+    return delivery
+
+
+ROUTES = (
+    Route("GET", "/v1/deliveries", "deliveries:read", list_my_deliveries),
+    Route("GET", "/v1/deliveries/{id}", "deliveries:read", get_delivery),
+    Route("GET", "/v1/deliveries/{id}/attempts", "deliveries:read", list_attempts_of_delivery),
+)

@@ -1,0 +1,216 @@
+"""`/v1/endpoints`: where a tenant wants its webhooks sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from api.auditing import audit
+from api.paging import Page, PageQuery, cursor_at, place_after
+from api.problems import invalid, not_found
+from api.routes import Call, Route
+from ledger.endpoints import (
+    EndpointDocument,
+    EndpointHealthDocument,
+    EndpointRow,
+    change_endpoint,
+    create_endpoint,
+    delete_endpoint,
+    endpoint_document,
+    find_endpoint,
+    list_endpoints,
+)
+from ledger.events import record_event
+from ledger.ids import EndpointId
+from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
+from ledger.states import EVENT_TYPES
+from ledger.urls import UnsafeUrl, parse_endpoint_url
+
+TEST_EVENT_TYPE = "test.ping"
+_LIST = "endpoints"
+_FAMILIES = sorted({event_type.split(".")[0] + ".*" for event_type in EVENT_TYPES})
+
+Url = Annotated[str, Meta(min_length=1, max_length=2048, description="https URL that events are POSTed to")]
+EventTypes = Annotated[
+    list[Annotated[str, Meta(max_length=60)]],
+    Meta(min_length=1, max_length=50, description="Types such as deposit.confirmed, families such as deposit.*, or *"),
+]
+Description = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$")]
+
+
+class NewEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An endpoint to be made; `event_types` null means all."""
+
+    url: Url
+    event_types: EventTypes | None = None
+    description: Description | None = None
+
+
+class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to change of an endpoint; what is left out stays."""
+
+    url: Url | UnsetType = UNSET
+    event_types: EventTypes | UnsetType | None = UNSET
+    description: Description | UnsetType | None = UNSET
+
+
+class CreatedEndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="endpoint"):
+    """An endpoint with its signing secret, which is shown only here."""
+
+    id: str
+    url: str
+    event_types: list[str] | None
+    description: str | None
+    state: str
+    state_reason: str | None
+    created_at: str
+    updated_at: str
+    health: EndpointHealthDocument
+    secret: str
+
+
+class TestOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which event to send."""
+
+    event_type: Annotated[str, Meta(pattern=r"^test\.ping$")] = TEST_EVENT_TYPE
+
+
+class PingDocument(msgspec.Struct, frozen=True, tag_field="object", tag="test"):
+    """The data of a `test.ping`: it tells of nothing but itself."""
+
+    id: str
+    endpoint_id: str
+    message: str
+
+
+class TestAnswer(msgspec.Struct, frozen=True):
+    """The event that was made, and its delivery: ask for the delivery to see how it went."""
+
+    event_id: str
+    delivery: DeliveryDocument
+
+
+async def create_my_endpoint(call: Call[None, NewEndpoint]) -> CreatedEndpointDocument:
+    """Create an endpoint
+
+    The answer holds the signing secret (`whsec_...`), which is shown only here."""
+    body = call.body
+    url = _read_url(call, body.url)
+    _check_types(body.event_types)
+    row, secret = await create_endpoint(
+        call.connection,
+        call.services.secret_box,
+        tenant_id=call.tenant_id,
+        url=url,
+        event_types=body.event_types,
+        description=body.description,
+        now=call.now,
+    )
+    await audit(call, "endpoint.created", row.id, url=url)
+    return CreatedEndpointDocument(**msgspec.structs.asdict(endpoint_document(row)), secret=secret)
+
+
+async def list_my_endpoints(call: Call[PageQuery, None]) -> Page[EndpointDocument]:
+    """List endpoints
+
+    The newest first."""
+    after = place_after(call, _LIST, call.query.cursor)
+    rows = await list_endpoints(
+        call.connection,
+        call.tenant_id,
+        after=EndpointId(str(after[0])) if after else None,
+        limit=call.query.limit + 1,
+    )
+    page = rows[: call.query.limit]
+    following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > call.query.limit else None
+    return Page([endpoint_document(row) for row in page], following)
+
+
+async def get_endpoint(call: Call[None, None]) -> EndpointDocument:
+    """Get an endpoint
+
+    With how its deliveries went lately, without its secret."""
+    return endpoint_document(await _find(call))
+
+
+async def update_endpoint(call: Call[None, EndpointChange]) -> EndpointDocument:
+    """Change an endpoint
+
+    Deliveries that are owed already go to the new URL; a new filter holds for events from now on."""
+    changes: dict[str, Any] = {
+        name: value for name, value in msgspec.structs.asdict(call.body).items() if value is not UNSET
+    }
+    if "url" in changes:
+        changes["url"] = _read_url(call, changes["url"])
+    _check_types(changes.get("event_types"))
+    row = await change_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), changes, call.now)
+    if row is None:
+        raise not_found("endpoint")
+    await audit(call, "endpoint.changed", row.id, **changes)
+    return endpoint_document(row)
+
+
+async def remove_endpoint(call: Call[None, None]) -> None:
+    """Delete an endpoint
+
+    What it is still owed is discarded; its settled deliveries and their attempts stay."""
+    discarded = await delete_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), call.now)
+    if discarded is None:
+        raise not_found("endpoint")
+    await audit(call, "endpoint.deleted", call.path["id"], discarded=discarded)
+
+
+async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
+    """Send a test event
+
+    Makes a `test.ping` event for this endpoint alone, whatever its filter, and sends it the ordinary way. A paused
+    endpoint gets it when it is resumed."""
+    endpoint = await _find(call)
+    message = "This is a test. Verify its signature as you would that of a deposit, and answer 2xx."
+    event_id = await record_event(
+        call.connection,
+        tenant_id=call.tenant_id,
+        event_type=TEST_EVENT_TYPE,
+        subject=endpoint.id,
+        data=PingDocument(endpoint.id, endpoint.id, message),
+        livemode=False,
+        now=call.now,
+        endpoint_id=endpoint.id,
+    )
+    wanted = DeliveryFilter(event_id=event_id)
+    [(_, delivery)] = await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)
+    await audit(call, "endpoint.tested", endpoint.id, event_id=event_id)
+    return TestAnswer(event_id, delivery)
+
+
+async def _find(call: Call[Any, Any]) -> EndpointRow:
+    row = await find_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]))
+    if row is None:
+        raise not_found("endpoint")
+    return row
+
+
+def _read_url(call: Call[Any, Any], text: str) -> str:
+    try:
+        return parse_endpoint_url(text, call.services.endpoint_policy).text
+    except UnsafeUrl as error:
+        raise invalid("/url", str(error)) from None
+
+
+def _check_types(patterns: list[str] | None) -> None:
+    for index, pattern in enumerate(patterns or []):
+        if pattern not in (*EVENT_TYPES, *_FAMILIES, "*"):
+            known = ", ".join((*_FAMILIES, *EVENT_TYPES))
+            raise invalid(f"/event_types/{index}", f"no event has the type {pattern!r}; there are: {known}")
+
+
+ROUTES = (
+    Route("POST", "/v1/endpoints", "endpoints:write", create_my_endpoint, status=201),
+    Route("GET", "/v1/endpoints", "endpoints:read", list_my_endpoints),
+    Route("GET", "/v1/endpoints/{id}", "endpoints:read", get_endpoint),
+    Route("PATCH", "/v1/endpoints/{id}", "endpoints:write", update_endpoint),
+    Route("DELETE", "/v1/endpoints/{id}", "endpoints:write", remove_endpoint, status=204),
+    Route("POST", "/v1/endpoints/{id}/test", "endpoints:write", send_test),
+)

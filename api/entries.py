@@ -1,0 +1,140 @@
+"""`/v1/deposits` and `/v1/withdrawals`: what was found, and how it stands."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, cast
+
+import msgspec
+from msgspec import Meta
+
+from api.events import EventPage
+from api.inputs import AddressText, ChainName, Line, address_given, chain_named, hash_given
+from api.paging import Page, PageQuery, cursor_at, place_after
+from api.problems import not_found
+from api.routes import Call, Route
+from ledger.chains import list_chains
+from ledger.documents import DepositDocument, WithdrawalDocument
+from ledger.ids import EntryId, Side
+from ledger.listing import EntryFilter, describe_entries, find_entry, list_entries, list_events, place_of_entry
+from ledger.states import EntryState
+
+AnyEntry = DepositDocument | WithdrawalDocument
+
+
+class EntryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which deposits or withdrawals; all that are given must fit."""
+
+    chain: ChainName | None = None
+    address: Annotated[AddressText | None, Meta(description="The watched address")] = None
+    reference: Annotated[Line | None, Meta(description="Of the watch")] = None
+    state: EntryState | None = None
+    asset: Annotated[Line | None, Meta(description="CAIP-19 name of an asset")] = None
+    tx: Annotated[str | None, Meta(description="Hash of the transaction")] = None
+    updated_since: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(description="Only what changed since; the list is then in order of change, the oldest first"),
+    ] = None
+
+
+async def list_deposits(call: Call[EntryQuery, None]) -> Page[DepositDocument]:
+    """List deposits
+
+    The newest first, by the time of their detection."""
+    page = await _list(call, Side.DEPOSIT)
+    return Page(cast(list[DepositDocument], page.data), page.next_cursor)
+
+
+async def list_withdrawals(call: Call[EntryQuery, None]) -> Page[WithdrawalDocument]:
+    """List withdrawals
+
+    The newest first, by the time of their detection."""
+    page = await _list(call, Side.WITHDRAWAL)
+    return Page(cast(list[WithdrawalDocument], page.data), page.next_cursor)
+
+
+async def get_deposit(call: Call[None, None]) -> DepositDocument:
+    """Get a deposit
+
+    As it stands now, with the confirmations that it has at our tip."""
+    return cast(DepositDocument, await _get(call, Side.DEPOSIT))
+
+
+async def get_withdrawal(call: Call[None, None]) -> WithdrawalDocument:
+    """Get a withdrawal
+
+    As it stands now, with the confirmations that it has at our tip."""
+    return cast(WithdrawalDocument, await _get(call, Side.WITHDRAWAL))
+
+
+async def list_events_of_deposit(call: Call[PageQuery, None]) -> EventPage:
+    """List the events of a deposit
+
+    Its story in sequence, each event as it was sent."""
+    return await _story(call, Side.DEPOSIT)
+
+
+async def list_events_of_withdrawal(call: Call[PageQuery, None]) -> EventPage:
+    """List the events of a withdrawal
+
+    Its story in sequence, each event as it was sent."""
+    return await _story(call, Side.WITHDRAWAL)
+
+
+async def _list(call: Call[EntryQuery, None], side: Side) -> Page[AnyEntry]:
+    wanted = await _filter_of(call, side)
+    list_name = f"{side}s by {'detection' if wanted.updated_since is None else 'change'}"
+    after = place_after(call, list_name, call.query.cursor)
+    found = await list_entries(call.connection, call.tenant_id, wanted, after=after, limit=call.query.limit + 1)
+    page = found[: call.query.limit]
+    is_last = len(found) <= call.query.limit
+    following = None if is_last else cursor_at(call, list_name, place_of_entry(page[-1], wanted))
+    return Page(await describe_entries(call.connection, page), following)
+
+
+async def _filter_of(call: Call[EntryQuery, None], side: Side) -> EntryFilter:
+    query = call.query
+    chain_id = None
+    if query.chain is not None:
+        chain_id = chain_named(await list_chains(call.connection), query.chain, "/chain").chain_id
+    return EntryFilter(
+        side=side,
+        chain_id=chain_id,
+        address=address_given(query.address, "/address") if query.address is not None else None,
+        reference=query.reference,
+        state=query.state,
+        asset_id=query.asset.lower() if query.asset is not None else None,
+        transaction_hash=hash_given(query.tx, "/tx") if query.tx is not None else None,
+        updated_since=query.updated_since,
+    )
+
+
+async def _get(call: Call[None, None], side: Side) -> AnyEntry:
+    entry = await find_entry(call.connection, call.tenant_id, side, EntryId(call.path["id"]))
+    if entry is None:
+        raise not_found(side.value)
+    return (await describe_entries(call.connection, [entry]))[0]
+
+
+async def _story(call: Call[PageQuery, None], side: Side) -> EventPage:
+    entry_id = EntryId(call.path["id"])
+    if await find_entry(call.connection, call.tenant_id, side, entry_id) is None:
+        raise not_found(side.value)
+    list_name = f"events of {entry_id}"
+    place = place_after(call, list_name, call.query.cursor)
+    after = int(place[0]) if place else 0
+    limit = call.query.limit
+    found = await list_events(call.connection, call.tenant_id, after=after, subject=entry_id, limit=limit + 1)
+    page = found[:limit]
+    following = cursor_at(call, list_name, (page[-1].feed_position,)) if len(found) > limit else None
+    return EventPage([msgspec.Raw(event.body) for event in page], following)
+
+
+ROUTES = (
+    Route("GET", "/v1/deposits", "entries:read", list_deposits),
+    Route("GET", "/v1/deposits/{id}", "entries:read", get_deposit),
+    Route("GET", "/v1/deposits/{id}/events", "entries:read", list_events_of_deposit),
+    Route("GET", "/v1/withdrawals", "entries:read", list_withdrawals),
+    Route("GET", "/v1/withdrawals/{id}", "entries:read", get_withdrawal),
+    Route("GET", "/v1/withdrawals/{id}/events", "entries:read", list_events_of_withdrawal),
+)

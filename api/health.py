@@ -1,0 +1,147 @@
+"""Routes about the process itself, for whoever runs it: alive, ready, metrics, and the description of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.problems import Code, Refused
+from api.routes import SERVICES, OpenRoute
+from ledger.chains import chain_state_of, list_chains
+from ledger.database import UNAVAILABLE, database_now, transaction
+from ledger.documents import ChainDocument, chain_document
+from ledger.errors import SchemaBehind
+from ledger.gauges import Backlog, count_backlog
+from ledger.migrate import require_head
+from ledger.states import ChainState
+
+OPENAPI: web.AppKey[bytes] = web.AppKey("openapi", bytes)
+"""The description's bytes, made when the application is."""
+
+log = structlog.get_logger()
+
+
+class StatusDocument(msgspec.Struct, frozen=True):
+    """That all is well."""
+
+    status: str
+    version: str
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """Whether the process is alive
+
+    Asks nothing of anybody: a failing database is no reason to kill the process."""
+    return _ok(request)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Whether requests can be answered
+
+    The database can be reached and has seen every migration; otherwise a 503 problem says which is missing."""
+    try:
+        async with transaction(request.app[SERVICES].engine) as connection:
+            await require_head(connection)
+    except SchemaBehind as error:
+        raise Refused(Code.UNAVAILABLE, str(error)) from None
+    return _ok(request)
+
+
+def _ok(request: web.Request) -> web.Response:
+    document = StatusDocument("ok", request.app[SERVICES].version)
+    return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Metrics for Prometheus
+
+    What this process counts, and how far each chain and the queue of deliveries stand in the ledger."""
+    return web.Response(
+        body=generate_latest(_Exposition(await _ledger_gauges(request))), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """The description of this API
+
+    OpenAPI 3.1, with the webhooks and a schema and an example for each type of event."""
+    return web.Response(body=request.app[OPENAPI], content_type="application/json")
+
+
+class _Exposition(Collector):
+    """The ledger's gauges, and the process's own metrics but those of the same names: the ledger knows all chains and
+    the whole queue, a process only what it did itself."""
+
+    def __init__(self, gauges: Sequence[Metric]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        names = {gauge.name for gauge in self._gauges}
+        yield from self._gauges
+        yield from (family for family in REGISTRY.collect() if family.name not in names)
+
+
+async def _ledger_gauges(request: web.Request) -> list[Metric]:
+    reachable = GaugeMetricFamily("chainbell_database_up", "Whether the database answered this scrape")
+    try:
+        async with transaction(request.app[SERVICES].engine) as connection:
+            now = await database_now(connection)
+            rows = await list_chains(connection)
+            backlog = await count_backlog(connection, now)
+    except UNAVAILABLE as error:
+        log.warning("scrape without the ledger", error=type(error).__name__)
+        reachable.add_metric([], 0)
+        return [reachable]
+    reachable.add_metric([], 1)
+    chains = [chain_document(row, state=chain_state_of(row, now).value, now=now) for row in rows]
+    return [reachable, *_backlog_gauges(backlog), *_chain_gauges(chains)]
+
+
+def _backlog_gauges(backlog: Backlog) -> list[Metric]:
+    return [
+        GaugeMetricFamily("chainbell_deliveries_due", "Deliveries that are due now", value=backlog.due),
+        GaugeMetricFamily("chainbell_deliveries_held", "Deliveries that wait for their endpoint", value=backlog.held),
+    ]
+
+
+class _ChainGauge(NamedTuple):
+    name: str
+    help: str
+    field: str
+
+
+_CHAIN_GAUGES = (
+    _ChainGauge("chainbell_chain_head_height", "Newest block that a node claims", "head"),
+    _ChainGauge("chainbell_chain_tip_height", "Newest block that we committed", "tip"),
+    _ChainGauge("chainbell_chain_lag_seconds", "Age of our tip while it is behind the head", "lag_seconds"),
+)
+
+
+def _chain_gauges(chains: Sequence[ChainDocument]) -> list[Metric]:
+    families: list[Metric] = []
+    for gauge in _CHAIN_GAUGES:
+        family = GaugeMetricFamily(gauge.name, gauge.help, labels=["chain"])
+        for chain in chains:
+            value = getattr(chain, gauge.field)
+            if value is not None:
+                family.add_metric([chain.chain], value)
+        families.append(family)
+    halted = GaugeMetricFamily("chainbell_chain_halted", "1 while a person has to decide", labels=["chain"])
+    for chain in chains:
+        halted.add_metric([chain.chain], float(chain.state == ChainState.HALTED.value))
+    return [*families, halted]
+
+
+ROUTES = (
+    OpenRoute("/healthz", healthz, "application/json", StatusDocument),
+    OpenRoute("/readyz", readyz, "application/json", StatusDocument),
+    OpenRoute("/metrics", metrics, "text/plain"),
+    OpenRoute("/openapi.json", openapi, "application/json"),
+)

@@ -1,0 +1,93 @@
+"""Reading a request strictly: bodies and queries become structs, or a problem that points at what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from api.problems import Code, FieldProblem, Refused
+
+BODY_BYTES_MAX = 5 * 1024 * 1024
+BODY_TIMEOUT_S = 30.0
+
+_PATH = re.compile(r"^(?P<detail>.*?)(?: - at (?:key in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body's bytes, bounded in size and time. Raises `Refused`."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refused(Code.UNSUPPORTED_MEDIA_TYPE, "the body is compressed; send it as it is")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await request.read()
+    except TimeoutError:
+        raise Refused(
+            Code.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again"
+        ) from None
+    if body and request.content_type != "application/json":
+        raise Refused(
+            Code.UNSUPPORTED_MEDIA_TYPE,
+            f"the body is {request.content_type}; send it as Content-Type: application/json",
+        )
+    return body
+
+
+def decode_body(body: bytes, type_: Any) -> Any:  # noqa: ANN401 (the type is the route's)
+    """The body as the route's struct; an absent body is an empty object. Raises `Refused`."""
+    if type_ is type(None):
+        return None
+    try:
+        return msgspec.json.decode(body or b"{}", type=type_)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(Code.INVALID_JSON, f"the body is not JSON: {_plain(error)}") from None
+    except RecursionError:
+        raise Refused(Code.INVALID_JSON, "the body is nested too deeply") from None
+
+
+def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
+    """The query as the route's struct: an unknown or repeated parameter is refused, not ignored. Raises `Refused`."""
+    if type_ is type(None):
+        type_ = NoQuery
+    given = dict(request.query)
+    if len(given) != len(request.query):
+        repeated = sorted({name for name in given if len(request.query.getall(name)) > 1})
+        raise _invalid(f"the parameter is given more than once - at `$.{repeated[0]}`")
+    if "\x00" in "".join(given.values()):
+        raise Refused(Code.INVALID_REQUEST, "the query holds a NUL character, which nothing here does")
+    try:
+        return msgspec.convert(given, type=type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A query without parameters."""
+
+
+def _plain(error: Exception) -> str:
+    return str(error).removeprefix("JSON is malformed: ") if isinstance(error, msgspec.DecodeError) else "not UTF-8"
+
+
+def _invalid(message: str) -> Refused:
+    """A refusal from a sentence of msgspec, such as "Expected `str`, got `int` - at `$.watches[17].address`"."""
+    match = _PATH.match(message)
+    detail, path = (match["detail"], match["path"] or "") if match else (message, "")
+    pointer = "".join(f"/{_escaped(step['name'] or step['index'] or '*')}" for step in _STEP.finditer(path))
+    named = _NAMED_FIELD.search(detail)
+    if named:
+        pointer += f"/{_escaped(named['name'])}"
+    said = f"{pointer}: {detail}" if pointer else detail
+    return Refused(Code.INVALID_REQUEST, said, errors=[FieldProblem(pointer, detail)])
+
+
+def _escaped(step: str) -> str:
+    """A step of a JSON pointer (RFC 6901, section 3)."""
+    return step.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,130 @@
+"""What a route is: declared once, and everything else (router, checks, OpenAPI) is read off the declaration.
+
+The types of a route's query, body and answer are those in its handler's signature, so they cannot differ from what the
+handler works with: `async def list_watches(call: Call[WatchQuery, None]) -> Page[WatchDocument]`. Its summary and
+description are the handler's docstring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
+
+from aiohttp import web
+
+from api.problems import Code
+from ledger.database import Connection, Engine
+from ledger.ids import TenantId
+from ledger.keys import KeyRow
+from ledger.secrets import SecretBox
+from ledger.urls import EndpointPolicy
+
+Query = TypeVar("Query")
+Body = TypeVar("Body")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers work with, made once for the process."""
+
+    engine: Engine
+    secret_box: SecretBox
+    endpoint_policy: EndpointPolicy
+    cursor_key: bytes
+    version: str
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server shuts down: long polls answer at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Query, Body]):
+    """One authenticated request, checked and decoded, in its transaction."""
+
+    services: Services
+    connection: Connection
+    key: KeyRow
+    now: datetime
+    """The database's time."""
+    path: Mapping[str, str]
+    query: Query
+    body: Body
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """Whose rows this request may see: a part of every statement."""
+        return self.key.tenant_id
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route that needs a key. The handler raises `Refused` for what it will not do."""
+
+    method: str
+    path: str
+    scope: str
+    handler: Callable[[Any], Awaitable[Any]]
+    status: int = 200
+    problems: tuple[Code, ...] = ()
+    """Codes beyond those that every route may answer with."""
+    is_satisfied: Callable[[Any], bool] | None = None
+    """For a long poll: whether an answer is worth sending before the `wait` of its query is over."""
+
+    @cached_property
+    def _hints(self) -> Mapping[str, Any]:
+        return get_type_hints(self.handler, include_extras=True)
+
+    @property
+    def query(self) -> Any:  # noqa: ANN401 (a type, known only at run time)
+        """Struct of the query's parameters; NoneType where there are none."""
+        return get_args(self._hints["call"])[0]
+
+    @property
+    def body(self) -> Any:  # noqa: ANN401
+        """Struct of the body; NoneType where there is none."""
+        return get_args(self._hints["call"])[1]
+
+    @property
+    def answer(self) -> Any:  # noqa: ANN401
+        """Type of the answer; NoneType where it has no body."""
+        return self._hints["return"]
+
+    @property
+    def name(self) -> str:
+        """The operation's name in OpenAPI, in logs and in metrics."""
+        return self.handler.__name__
+
+    @property
+    def description(self) -> str:
+        """What the route does, for its users."""
+        return inspect.getdoc(self.handler) or ""
+
+
+@dataclass(frozen=True)
+class OpenRoute:
+    """A route that needs no key and answers for the process itself."""
+
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.Response]]
+    media_type: str
+    answer: Any = None
+    """Type of a JSON answer."""
+
+    method = "GET"
+
+    @property
+    def name(self) -> str:
+        """The operation's name in OpenAPI, in logs and in metrics."""
+        return self.handler.__name__
+
+    @property
+    def description(self) -> str:
+        """What the route does, for its users."""
+        return inspect.getdoc(self.handler) or ""
+
+
+SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -1,0 +1,194 @@
+"""`/v1/watches`: which addresses a tenant wants to be told of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from api.auditing import audit
+from api.inputs import AddressText, ChainName, Line, address_given, scope_named, unknown_chain
+from api.paging import Page, PageQuery, cursor_at, place_after
+from api.problems import Code, FieldProblem, Refused, invalid, not_found
+from api.routes import Call, Route
+from ledger.addresses import BadAddress, read_address
+from ledger.chains import EVM_SCOPE, list_chains
+from ledger.ids import WatchId
+from ledger.model import ChainRow
+from ledger.watches import (
+    BackfillNotAvailable,
+    NewWatch,
+    WatchDocument,
+    delete_watch,
+    find_watch,
+    insert_watches,
+    list_watches,
+    watch_document,
+)
+
+METADATA_BYTES_MAX = 4096
+METADATA_DEPTH_MAX = 16
+ERRORS_MAX = 50
+"""Bad rows that one answer names; the rest are found with the next try."""
+
+_LIST = "watches"
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class WatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One address to watch."""
+
+    chain: Annotated[str, Meta(max_length=100, description="A chain's slug or CAIP-2 name, or evm for all EVM chains")]
+    address: AddressText
+    reference: Annotated[Line | None, Meta(description="Your own name for it, e.g. an order")] = None
+    metadata: Annotated[dict[str, Any] | None, Meta(description="Kept and repeated in events; at most 4 KiB")] = None
+    start_height: Annotated[
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
+        Meta(description="First block wanted; not below the first that can be covered"),
+    ] = None
+
+
+class NewWatches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses to watch."""
+
+    watches: Annotated[list[WatchInput], Meta(min_length=1, max_length=10_000)]
+
+
+class WatchAnswers(msgspec.Struct, frozen=True):
+    """A row for each asked watch, in the same order."""
+
+    data: list[WatchDocument]
+
+
+class WatchQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which watches."""
+
+    chain: ChainName | None = None
+    address: AddressText | None = None
+    reference: Line | None = None
+
+
+async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
+    """Watch addresses
+
+    Watches 1 to 10,000 addresses: all of them, or none when one row is not valid. Each answered row says from which
+    block it is covered. An address that you watch already on that chain is answered as it is, with status `exists`."""
+    chains = await list_chains(call.connection)
+    asked = _read_rows(call.body.watches, chains)
+    try:
+        inserted = await insert_watches(call.connection, call.tenant_id, asked, call.now)
+    except BackfillNotAvailable as error:
+        pointer = f"/watches/{error.index}/start_height"
+        problem = FieldProblem(pointer, str(error))
+        raise Refused(Code.BACKFILL_NOT_AVAILABLE, f"{pointer}: {error}", errors=[problem]) from None
+    created = [one.row.id for one in inserted if one.is_new]
+    if created:
+        await audit(call, "watches.created", created[0], count=len(created))
+    # Read again under the lock: a chain's first block may have come in between.
+    chains = await list_chains(call.connection)
+    return WatchAnswers([watch_document(one.row, chains, is_known=not one.is_new) for one in inserted])
+
+
+def _read_rows(rows: Sequence[WatchInput], chains: Sequence[ChainRow]) -> list[NewWatch]:
+    asked: list[NewWatch] = []
+    errors: list[FieldProblem] = []
+    for index, row in enumerate(rows):
+        try:
+            asked.append(_read_row(row, chains, f"/watches/{index}"))
+        except Refused as refused:
+            errors.extend(refused.errors)
+    if errors:
+        detail = f"{errors[0].pointer}: {errors[0].detail}; no watch was made"
+        raise Refused(Code.INVALID_REQUEST, detail, errors=errors[:ERRORS_MAX])
+    return asked
+
+
+def _read_row(row: WatchInput, chains: Sequence[ChainRow], pointer: str) -> NewWatch:
+    scope = scope_named(chains, row.chain)
+    if scope is None:
+        raise invalid(f"{pointer}/chain", f"{unknown_chain(chains, row.chain)}; or evm for all EVM chains")
+    if scope == EVM_SCOPE and row.start_height is not None:
+        raise invalid(f"{pointer}/start_height", "heights differ between chains; name one chain, or leave it out")
+    try:
+        address = read_address(row.address)
+    except BadAddress as error:
+        raise invalid(f"{pointer}/address", str(error)) from None
+    metadata = row.metadata or {}
+    _check_metadata(metadata, f"{pointer}/metadata")
+    return NewWatch(scope, address, row.reference, metadata, row.start_height)
+
+
+def _check_metadata(metadata: dict[str, Any], pointer: str) -> None:
+    if not metadata:
+        return
+    if _depth(metadata) > METADATA_DEPTH_MAX:
+        raise invalid(pointer, f"the metadata is nested deeper than {METADATA_DEPTH_MAX} levels")
+    encoded = msgspec.json.encode(metadata)
+    if len(encoded) > METADATA_BYTES_MAX:
+        raise invalid(pointer, f"the metadata has {len(encoded)} bytes as JSON; at most {METADATA_BYTES_MAX} are kept")
+    if _NUL.search(encoded):
+        raise invalid(pointer, "the metadata holds a NUL character, which cannot be kept")
+
+
+def _depth(value: object) -> int:
+    """How many levels of containers there are, without recursion: the depth of input is the sender's choice."""
+    depth, level = 0, [value]
+    while level:
+        containers = [v for v in level if isinstance(v, dict | list)]
+        level = [inner for v in containers for inner in (v.values() if isinstance(v, dict) else v)]
+        depth += bool(containers)
+    return depth
+
+
+async def list_my_watches(call: Call[WatchQuery, None]) -> Page[WatchDocument]:
+    """List watches
+
+    Live watches, the newest first. `chain=evm` lists the ones for all EVM chains."""
+    chains = await list_chains(call.connection)
+    query = call.query
+    scope = scope_named(chains, query.chain) if query.chain is not None else None
+    if query.chain is not None and scope is None:
+        raise invalid("/chain", unknown_chain(chains, query.chain))
+    after = place_after(call, _LIST, query.cursor)
+    rows = await list_watches(
+        call.connection,
+        call.tenant_id,
+        scope=scope,
+        address=address_given(query.address, "/address") if query.address is not None else None,
+        reference=query.reference,
+        after=WatchId(str(after[0])) if after else None,
+        limit=query.limit + 1,
+    )
+    page = rows[: query.limit]
+    following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > query.limit else None
+    return Page([watch_document(row, chains) for row in page], following)
+
+
+async def get_watch(call: Call[None, None]) -> WatchDocument:
+    """Get a watch
+
+    A deleted one too, with status `deleted`."""
+    row = await find_watch(call.connection, call.tenant_id, WatchId(call.path["id"]))
+    if row is None:
+        raise not_found("watch")
+    return watch_document(row, await list_chains(call.connection))
+
+
+async def remove_watch(call: Call[None, None]) -> None:
+    """Delete a watch
+
+    Stops new deposits and withdrawals from the next block on; what was found stays and is still told to its end."""
+    if not await delete_watch(call.connection, call.tenant_id, WatchId(call.path["id"]), call.now):
+        raise not_found("watch")
+    await audit(call, "watch.deleted", call.path["id"])
+
+
+ROUTES = (
+    Route("POST", "/v1/watches", "watches:write", create_watches, problems=(Code.BACKFILL_NOT_AVAILABLE,)),
+    Route("GET", "/v1/watches", "watches:read", list_my_watches),
+    Route("GET", "/v1/watches/{id}", "watches:read", get_watch),
+    Route("DELETE", "/v1/watches/{id}", "watches:write", remove_watch, status=204),
+)
