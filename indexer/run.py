@@ -15,8 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome, Reorged
-from indexer.metrics import HALTED, HEAD_HEIGHT, LAG_SECONDS, TIP_HEIGHT
-from ledger.chains import find_chain, show_follower
+from ledger.chains import show_follower
 from ledger.database import database_now, is_alive, leadership, transaction
 from ledger.states import ChainState
 
@@ -77,7 +76,7 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 
 class _Watchkeeper:
-    """Tells operators what the follower does: the chain's row, the gauges, and one log line for each change."""
+    """Tells operators what the follower does: the chain's row, and one log line for each change."""
 
     def __init__(self, follower: Follower, behind_limit_s: float) -> None:
         self.follower = follower
@@ -131,11 +130,3 @@ class _Watchkeeper:
                 nodes=nodes,
                 now=now,
             )
-            chain = await find_chain(connection, follower.followed.chain_id)
-        slug = follower.course.slug
-        is_behind = (chain.head_height or 0) > (chain.tip_height or 0)
-        HEAD_HEIGHT.labels(slug).set(chain.head_height or 0)
-        TIP_HEIGHT.labels(slug).set(chain.tip_height or 0)
-        lag_s = (now - chain.tip_at).total_seconds() if is_behind and chain.tip_at else 0.0
-        LAG_SECONDS.labels(slug).set(max(0.0, lag_s))
-        HALTED.labels(slug).set(1 if chain.state is ChainState.HALTED else 0)

@@ -185,17 +185,17 @@ class ChainDocument(msgspec.Struct, frozen=True):
 Subject = TypeVar("Subject")
 
 
-class EventDocument(msgspec.Struct, Generic[Subject], frozen=True):
+class EventDocument(msgspec.Struct, Generic[Subject], frozen=True, kw_only=True):
     """The body of a webhook and a row of the feed. `data` is the subject as it stood at this event."""
 
     id: str
     type: str
+    api_version: str = API_VERSION
     timestamp: str
     livemode: bool
     sequence: int | None
     previous_state: str | None
     data: Subject
-    api_version: str = API_VERSION
 
 
 def time_of(moment: datetime) -> str:
@@ -328,5 +328,13 @@ def event_body(
     data: object,
 ) -> bytes:
     """The exact bytes of an event: made once, stored, signed and sent as they are."""
-    document = EventDocument(event_id, event_type, time_of(now), livemode, sequence, previous_state, data)
+    document = EventDocument(
+        id=event_id,
+        type=event_type,
+        timestamp=time_of(now),
+        livemode=livemode,
+        sequence=sequence,
+        previous_state=previous_state,
+        data=data,
+    )
     return msgspec.json.encode(document)

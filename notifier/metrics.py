@@ -28,5 +28,11 @@ DELIVERY_LATENCY = Histogram(
     "From the commit of an event to its acceptance by an endpoint",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 259200),
 )
-DELIVERIES_DUE = Gauge("chainbell_deliveries_due", "Deliveries that are due now and wait for a slot")
-DELIVERIES_HELD = Gauge("chainbell_deliveries_held", "Deliveries that wait for their endpoint to be active again")
+DELIVERIES_DUE = Gauge(
+    "chainbell_deliveries_due", "Deliveries that are due now and wait for a slot", multiprocess_mode="mostrecent"
+)
+DELIVERIES_HELD = Gauge(
+    "chainbell_deliveries_held",
+    "Deliveries that wait for their endpoint to be active again",
+    multiprocess_mode="mostrecent",
+)
