@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from api.problems import Code, Refused
@@ -24,6 +26,8 @@ from ledger.states import ChainState
 
 OPENAPI: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 """The description's bytes, made when the application is."""
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 log = structlog.get_logger()
 
@@ -85,7 +89,17 @@ class _Exposition(Collector):
     def collect(self) -> Iterator[Metric]:
         names = {gauge.name for gauge in self._gauges}
         yield from self._gauges
-        yield from (family for family in REGISTRY.collect() if family.name not in names)
+        yield from (family for family in _counted() if family.name not in names)
+
+
+def _counted() -> Iterable[Metric]:
+    """What this process counts; under the supervisor, what all roles count together (prometheus_client's multiprocess
+    mode, switched on by its own variable)."""
+    if MULTIPROCESS_VARIABLE not in os.environ:
+        return REGISTRY.collect()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry.collect()
 
 
 async def _ledger_gauges(request: web.Request) -> list[Metric]:

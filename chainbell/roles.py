@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
+import structlog
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
+from api.server import serving
 from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.errors import ChainbellError, UsageError
 from chainbell.master_key import find_master_key
@@ -35,6 +37,8 @@ from ledger.urls import EndpointPolicy
 from notifier.dispatcher import Dispatcher
 from notifier.maintenance import housekeeping, partition_upkeep
 from notifier.sender import Sender
+
+log = structlog.get_logger()
 
 Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
@@ -151,15 +155,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def _listen(app: web.Application, settings: Settings, stop: asyncio.Event) -> None:
-    host, port = settings.api.address
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
-        await stop.wait()
+        async with serving(app, *settings.api.address) as (host, port):
+            log.info("serving", address=f"{host}:{port}")
+            await stop.wait()
     except OSError as error:
         raise ChainbellError(
             f"api.listen = {settings.api.listen!r}: {error.strerror}; free the port or choose another"
         ) from error
-    finally:
-        await runner.cleanup()
