@@ -1,8 +1,11 @@
-"""What the notifier counts. Few labels, never an endpoint, a tenant or a URL."""
+"""What the notifier counts. Few labels, never an endpoint, a tenant or a URL.
+
+How many deliveries are due or held is not counted here: `/metrics` reads it from the ledger.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 DELIVERIES = Counter(
     "chainbell_deliveries_total",
@@ -28,11 +31,4 @@ DELIVERY_LATENCY = Histogram(
     "From the commit of an event to its acceptance by an endpoint",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 259200),
 )
-DELIVERIES_DUE = Gauge(
-    "chainbell_deliveries_due", "Deliveries that are due now and wait for a slot", multiprocess_mode="mostrecent"
-)
-DELIVERIES_HELD = Gauge(
-    "chainbell_deliveries_held",
-    "Deliveries that wait for their endpoint to be active again",
-    multiprocess_mode="mostrecent",
-)
+HOUSEKEEPING = Counter("chainbell_housekeeping_total", "Housekeeping jobs by how they ended", ["job", "outcome"])

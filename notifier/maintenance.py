@@ -1,0 +1,112 @@
+"""Housekeeping at fixed times, by APScheduler: partitions ahead of need, retention behind it, old answers forgotten.
+
+Nothing here is on a deposit's way, and nothing here may stop a process: a job that fails says so, is counted, and comes
+again. What a merchant is owed is never a timer in memory; those are rows with `due_at`. Any number of processes may keep
+house at once: each job takes its lock or skips what another has locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ledger.database import database_now, transaction
+from ledger.deliveries import delete_settled_deliveries
+from ledger.idempotency import delete_old_idempotency_keys
+from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
+from notifier.metrics import HOUSEKEEPING
+
+log = structlog.get_logger()
+
+DELETE_MAX = 5_000
+"""Rows that one transaction deletes."""
+
+Job = Callable[[AsyncEngine], Awaitable[None]]
+
+
+async def make_partitions(engine: AsyncEngine) -> None:
+    """Partitions of events and attempts for the coming week."""
+    async with transaction(engine) as connection:
+        made = await ensure_partitions(connection, await database_now(connection))
+    if made:
+        log.info("partitions made", partitions=made)
+
+
+async def retire(engine: AsyncEngine) -> None:
+    """Drop whole days of events and attempts after retention, and the settled deliveries that belonged to them."""
+    async with transaction(engine) as connection:
+        now = await database_now(connection)
+    before = now - timedelta(days=RETENTION_DAYS)
+    deleted = DELETE_MAX
+    while deleted == DELETE_MAX:
+        async with transaction(engine) as connection:
+            deleted = await delete_settled_deliveries(connection, before, DELETE_MAX)
+    async with transaction(engine) as connection:
+        dropped = await drop_partitions(connection, now)
+    if dropped:
+        log.info("partitions dropped", partitions=dropped)
+
+
+async def forget_answers(engine: AsyncEngine) -> None:
+    """Stored answers to idempotent requests are kept for a day."""
+    async with transaction(engine) as connection:
+        await delete_old_idempotency_keys(connection, await database_now(connection))
+
+
+@contextmanager
+def partition_upkeep(engine: AsyncEngine) -> Iterator[None]:
+    """Keep partitions ahead while the block runs: every role that writes events or attempts does this for itself."""
+    with _running(engine, ((make_partitions, timedelta(hours=1)),)):
+        yield
+
+
+@contextmanager
+def housekeeping(engine: AsyncEngine) -> Iterator[None]:
+    """All of it, while the block runs."""
+    jobs = (
+        (make_partitions, timedelta(hours=1)),
+        (retire, timedelta(hours=6)),
+        (forget_answers, timedelta(hours=1)),
+    )
+    with _running(engine, jobs):
+        yield
+
+
+@contextmanager
+def _running(engine: AsyncEngine, jobs: tuple[tuple[Job, timedelta], ...]) -> Iterator[None]:
+    scheduler = AsyncIOScheduler(timezone=UTC)
+    for job, interval in jobs:
+        scheduler.add_job(
+            _guarded,
+            "interval",
+            args=(job, engine),
+            id=job.__name__,
+            seconds=interval.total_seconds(),
+            jitter=60,
+            next_run_time=datetime.now(UTC),
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+        )
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.shutdown(wait=False)
+
+
+async def _guarded(job: Job, engine: AsyncEngine) -> None:
+    """Run a job; its failing is said and counted, and the next time is the remedy."""
+    try:
+        await job(engine)
+    except (DBAPIError, OSError) as error:
+        HOUSEKEEPING.labels(job.__name__, "failed").inc()
+        log.error("housekeeping failed", job=job.__name__, error=str(error).splitlines()[0])
+    else:
+        HOUSEKEEPING.labels(job.__name__, "done").inc()
