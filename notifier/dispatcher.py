@@ -23,7 +23,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -41,7 +40,7 @@ from ledger.deliveries import (
 from ledger.ids import EndpointId, TenantId
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import DeliveryState, Outcome
-from notifier.backoff import delay_before_next_attempt
+from notifier.backoff import ATTEMPTS_MAX, delay_before_next_attempt
 from notifier.errors import LeaseTooShort
 from notifier.metrics import (
     ATTEMPT_DURATION,
@@ -75,7 +74,7 @@ IDLE_INTERVAL_S = 0.1
 DATABASE_RETRY_S = 1.0
 """Pause after the database did not answer."""
 
-Result = tuple[Claimed, AttemptResult]
+Result = tuple[Claimed, AttemptResult | None]
 
 
 def require_lease(lease_s: float, exchange_s: float) -> None:
@@ -108,24 +107,22 @@ class Dispatcher:
         self.lease_s = lease_s
         self.randomness = randomness
         self.token = secrets.token_hex(8)
-        self.free = slots
+        self.slots = self.free = slots
         self.progress = asyncio.Event()
         self.results: list[Result] = []
-        self.sending: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set; then let what is in flight end and settle it."""
-        settler = asyncio.create_task(self._settle_until_stopped(stop))
-        while not stop.is_set():
-            claimed = await self._claim()
-            for delivery, live_secrets in claimed:
-                self._start(delivery, live_secrets)
-            if not claimed:
-                await self._wait_for_work()
-        if self.sending:
-            await asyncio.wait(self.sending)
-        self.progress.set()
-        await settler
+        """Deliver until `stop` is set; then let what is in flight end and settle it. A fault of ours in any part ends
+        the whole: a process that sends but cannot settle would send everything again and again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._settle_until_stopped(stop))
+            while not stop.is_set():
+                claimed = await self._claim()
+                for delivery, live_secrets in claimed:
+                    self.free -= 1
+                    group.create_task(self._send(delivery, live_secrets))
+                if not claimed:
+                    await self._wait_for_work()
 
     async def _claim(self) -> list[tuple[Claimed, tuple[str, ...]]]:
         """Lease what is due, as far as slots are free, with the secrets to sign it."""
@@ -150,22 +147,14 @@ class Dispatcher:
             return []
         return [(d, live.get((TenantId(d.tenant_id), EndpointId(d.endpoint_id)), ())) for d in claimed]
 
-    def _start(self, delivery: Claimed, live_secrets: tuple[str, ...]) -> None:
-        self.free -= 1
-        task = asyncio.create_task(self._send(delivery, live_secrets))
-        self.sending.add(task)
-        task.add_done_callback(self.sending.discard)
-
     async def _send(self, delivery: Claimed, live_secrets: tuple[str, ...]) -> None:
-        try:
-            if delivery.is_endpoint_gone:
-                self.results.append((delivery, _nothing_sent()))
-            else:
-                request = SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets)
-                self.results.append((delivery, await self.sender.send(request)))
-        finally:
-            self.free += 1
-            self.progress.set()
+        if delivery.is_endpoint_gone or delivery.attempts > ATTEMPTS_MAX:
+            self.results.append((delivery, None))
+        else:
+            request = SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets)
+            self.results.append((delivery, await self.sender.send(request)))
+        self.free += 1
+        self.progress.set()
 
     async def _wait_for_work(self) -> None:
         """Until something ended (its lane may have a next one, its slot is free), or for a moment."""
@@ -176,7 +165,7 @@ class Dispatcher:
             return
 
     async def _settle_until_stopped(self, stop: asyncio.Event) -> None:
-        while not (stop.is_set() and not self.sending and not self.results):
+        while not stop.is_set() or self.free < self.slots or self.results:
             await asyncio.sleep(SETTLE_INTERVAL_S)
             if self.results:
                 await self._settle()
@@ -198,10 +187,11 @@ class Dispatcher:
         if len(settled) < len(batch):
             log.warning("leases lost", count=len(batch) - len(settled))
 
-    def _settlement(self, claimed: Claimed, result: AttemptResult) -> Settlement:
-        """Decide what becomes of a delivery after its attempt."""
-        if claimed.is_endpoint_gone:
-            return Settlement(claimed, DeliveryState.DISCARDED)
+    def _settlement(self, claimed: Claimed, result: AttemptResult | None) -> Settlement:
+        """Decide what becomes of a delivery after its attempt, or, without one, why none was made: its endpoint is
+        gone, or it was claimed as often as it may be and its workers died each time."""
+        if result is None:
+            return Settlement(claimed, DeliveryState.DISCARDED if claimed.is_endpoint_gone else DeliveryState.EXHAUSTED)
         attempt = AttemptRow(
             result.started_at,
             result.duration_ms,
@@ -226,31 +216,29 @@ class Dispatcher:
         return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
 
 
-def _nothing_sent() -> AttemptResult:
-    """Stands for no request at all: the endpoint is gone."""
-    return AttemptResult(datetime.now(UTC), 0, Outcome.REFUSED, None, None, None, None)
-
-
 def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
     """Count and log what was settled."""
     for (claimed, result), settlement in zip(batch, settlements, strict=True):
-        if settlement.attempt is None:
-            continue
-        DELIVERIES.labels(result.outcome.value).inc()
-        ATTEMPT_DURATION.observe(result.duration_ms / 1000)
-        if result.error is not None:
-            ATTEMPT_ERRORS.labels(result.error.value).inc()
         if settlement.state is DeliveryState.EXHAUSTED:
             DELIVERIES_EXHAUSTED.inc()
-        if settlement.state is DeliveryState.DELIVERED:
-            DELIVERY_LATENCY.observe(max(0.0, time.time() - claimed.event_created_at.timestamp()))
-        log.info(
-            "attempt finished",
-            endpoint=claimed.endpoint_id,
-            event=claimed.event_id,
-            number=claimed.attempts,
-            outcome=result.outcome.value,
-            status=result.status_code,
-            error=result.error.value if result.error else None,
-            elapsed_ms=result.duration_ms,
-        )
+        if result is not None:
+            _report_attempt(claimed, result)
+
+
+def _report_attempt(claimed: Claimed, result: AttemptResult) -> None:
+    DELIVERIES.labels(result.outcome.value).inc()
+    ATTEMPT_DURATION.observe(result.duration_ms / 1000)
+    if result.error is not None:
+        ATTEMPT_ERRORS.labels(result.error.value).inc()
+    if result.outcome is Outcome.ACCEPTED:
+        DELIVERY_LATENCY.observe(max(0.0, time.time() - claimed.event_created_at.timestamp()))
+    log.info(
+        "attempt finished",
+        endpoint=claimed.endpoint_id,
+        event_id=claimed.event_id,
+        number=claimed.attempts,
+        outcome=result.outcome.value,
+        status=result.status_code,
+        error=result.error.value if result.error else None,
+        elapsed_ms=result.duration_ms,
+    )
