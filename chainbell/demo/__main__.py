@@ -42,10 +42,9 @@ def show_event(event: dict[str, Any]) -> None:
     height = data["block"]["height"] if data.get("block") else "-"
     confirmations = data["confirmations"]
     console.print(
-        f"  [dim]webhook[/dim] [green]verified[/green]  {subject:<10} [{_COLOURS.get(verb, 'white')}]{verb:<9}[/]"
-        f"  {data['watch']['reference']:<10} {data['amount']:>6} {data['asset']['symbol']:<4}"
-        f" [dim]sequence {event['sequence']}  block {height}  {confirmations['current']} of"
-        f" {confirmations['required']}  proof {data['proof']['level']}[/dim]"
+        f"  [green]verified[/green]  {subject:<10} [{_COLOURS.get(verb, 'white')}]{verb:<9}[/]"
+        f"  {data['watch']['reference']:<10} {data['amount']:>5} {data['asset']['symbol']:<3}"
+        f"  [dim]no. {event['sequence']}  block {height}, {confirmations['current']}/{confirmations['required']}[/dim]"
     )
 
 
