@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Text, and_, bindparam, func, or_, select, union_all
+from sqlalchemy import Select, Text, and_, bindparam, func, or_, select, union_all
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -96,9 +96,14 @@ async def find_entries_above(connection: AsyncConnection, chain_id: ChainId, hei
 async def find_due_entries(connection: AsyncConnection, chain: ChainRow, limit: int) -> list[Entry]:
     """Entries whose credit point or finality the chain's heights have reached, oldest block first, at most `limit`.
 
-    One of the statements that cross tenants. Each arm reads a partial index over unfinished entries only."""
+    One of the statements that cross tenants."""
     if chain.tip_height is None:
         return []
+    return [entry_from(row) for row in await connection.execute(_due_statement(chain, limit))]
+
+
+def _due_statement(chain: ChainRow, limit: int) -> Select[Any]:
+    """Each arm reads a partial index over unfinished entries only."""
     detected = and_(
         entries.c.chain_id == chain.chain_id,
         entries.c.state == EntryState.DETECTED.value,
@@ -119,12 +124,11 @@ async def find_due_entries(connection: AsyncConnection, chain: ChainRow, limit: 
         select(entries.c.tenant_id, entries.c.id).where(finalized),
     ]
     due = union_all(*arms).limit(limit).subquery("due")
-    statement = (
+    return (
         select(entries)
         .join(due, and_(entries.c.tenant_id == due.c.tenant_id, entries.c.id == due.c.id))
         .order_by(entries.c.block_height, entries.c.transaction_index, entries.c.id)
     )
-    return [entry_from(row) for row in await connection.execute(statement)]
 
 
 def _or_none(height: int | None) -> int:
