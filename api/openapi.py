@@ -91,7 +91,7 @@ def _schemas_of(types: Iterable[Any]) -> dict[str, Json]:
     for schema in schemas.values():
         tag = schema.get("properties", {}).get("object", {})
         if "enum" in tag:  # a tag is optional to msgspec's reader; in what we write it is always there
-            schema["required"] = ["object", *schema.get("required", [])]
+            schema["required"] = sorted({"object", *schema.get("required", [])})
     return schemas
 
 

@@ -14,11 +14,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import BindParameter, Column, Row, Select, Text, and_, bindparam, cast, func, literal, select, update
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy import Row, Select, Text, and_, bindparam, cast, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Address, hex_of
+from ledger.bulk import unnested
 from ledger.chains import EVM_SCOPE, share_chains
 from ledger.database import lock_number
 from ledger.errors import LedgerError
@@ -116,19 +117,16 @@ def _covered_from(row: WatchRow, chain: ChainRow) -> int | None:
     return covered if covered is not None else chain.first_height
 
 
-def _array(name: str, column: Column[Any]) -> BindParameter[Any]:
-    return bindparam(name, type_=ARRAY(column.type))
-
-
-_asked = func.unnest(
-    _array("ids", watches.c.id),
-    _array("scopes", watches.c.scope),
-    _array("addresses", watches.c.address),
-    _array("references", watches.c.reference),
-    bindparam("metadatas", type_=ARRAY(Text)),
-    _array("start_heights", watches.c.start_height),
-    bindparam("covereds", type_=ARRAY(Text)),
-).table_valued("id", "scope", "address", "reference", "metadata", "start_height", "covered_from", name="asked")
+_asked = unnested(
+    "asked",
+    id=watches.c.id.type,
+    scope=watches.c.scope.type,
+    address=watches.c.address.type,
+    reference=watches.c.reference.type,
+    metadata=Text(),
+    start_height=watches.c.start_height.type,
+    covered_from=Text(),
+)
 
 _insert = (
     insert(watches)
@@ -155,9 +153,7 @@ _insert = (
 
 _columns = [column for column in watches.c if column.name != "tenant_id"]
 
-_wanted = func.unnest(_array("scopes", watches.c.scope), _array("addresses", watches.c.address)).table_valued(
-    "scope", "address", name="wanted"
-)
+_wanted = unnested("wanted", scope=watches.c.scope.type, address=watches.c.address.type)
 _find_live = (
     select(*_columns)
     .join(_wanted, and_(watches.c.scope == _wanted.c.scope, watches.c.address == _wanted.c.address))
@@ -177,16 +173,16 @@ async def insert_watches(
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
         "now": now,
-        "ids": ids,
-        "scopes": [watch.scope for watch in asked],
-        "addresses": [watch.address for watch in asked],
-        "references": [watch.reference for watch in asked],
-        "metadatas": [msgspec.json.encode(watch.metadata).decode() for watch in asked],
-        "start_heights": [watch.start_height for watch in asked],
+        "all_id": ids,
+        "all_scope": [watch.scope for watch in asked],
+        "all_address": [watch.address for watch in asked],
+        "all_reference": [watch.reference for watch in asked],
+        "all_metadata": [msgspec.json.encode(watch.metadata).decode() for watch in asked],
+        "all_start_height": [watch.start_height for watch in asked],
     }
     covered = await _share_coverage(connection, {watch.scope for watch in asked})
     starts = [_coverage_of(watch, covered[watch.scope]) for watch in asked]
-    parameters["covereds"] = [msgspec.json.encode(start).decode() for start in starts]
+    parameters["all_covered_from"] = [msgspec.json.encode(start).decode() for start in starts]
     created = set((await connection.execute(_insert, parameters)).scalars())
     rows = {
         watch_id: WatchRow(
@@ -243,7 +239,7 @@ async def _find_known(
         return {}
     keys = {(watch.scope, watch.address) for watch in asked}
     scopes, addresses = zip(*keys, strict=True)
-    parameters = {"tenant_id": tenant_id, "scopes": list(scopes), "addresses": list(addresses)}
+    parameters = {"tenant_id": tenant_id, "all_scope": list(scopes), "all_address": list(addresses)}
     rows = [_watch_of(row) for row in await connection.execute(_find_live, parameters)]
     return {(row.scope, row.address): row for row in rows}
 

@@ -1,0 +1,145 @@
+"""What holds for every route: problems, headers, limits, health, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import aiohttp
+import pytest
+from sqlalchemy import text
+
+from api.app import create_app
+from api.server import serving
+from ledger.chains import update_chain
+from ledger.cursors import cursor_key_of
+from ledger.database import connect_api, transaction
+from ledger.secrets import SecretBox
+from ledger.urls import EndpointPolicy
+from tests.integration.api.conftest import MASTER_KEY, Service
+from tests.integration.api.seeding import ETHEREUM, add_chain
+
+
+async def test_every_answer_has_a_request_id_and_safe_headers(service: Service) -> None:
+    for path in ("/v1/chains", "/healthz", "/nowhere", "/openapi.json"):
+        headers = (await service.ask("GET", path)).headers
+        assert headers["X-Request-Id"].startswith("req_")
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Server"] == "chainbell"
+
+
+async def test_problems_of_the_http_layer_are_problems_too(service: Service) -> None:
+    for method, path, body, status, code in (
+        ("GET", "/nowhere", None, 404, "not_found"),
+        ("GET", "/v1/watches/%00", None, 404, "not_found"),
+        ("GET", "/v1/watches/a.b", None, 404, "not_found"),
+        ("PUT", "/v1/watches", None, 405, "method_not_allowed"),
+        ("POST", "/v1/watches", b"{", 400, "invalid_json"),
+        ("POST", "/v1/watches", b'{"watches":[{"chain":"\xff"}]}', 400, "invalid_json"),
+        ("POST", "/v1/watches", b'{"watches":[{"metadata":{"a":' + b"[" * 100_000, 400, "invalid_json"),
+        ("POST", "/v1/watches", b"[]", 422, "invalid_request"),
+        ("POST", "/v1/watches", b"", 422, "invalid_request"),
+    ):
+        answer = await service.ask(method, path, body)
+        assert (answer.status, answer.json["code"]) == (status, code), (method, path)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json["request_id"] == answer.headers["X-Request-Id"]
+        assert answer.json["status"] == status
+        assert answer.json["type"] == f"urn:chainbell:problem:{code}"
+    assert "GET" in (await service.ask("PUT", "/v1/watches")).headers["Allow"]
+
+
+async def test_a_body_over_five_mebibytes_is_413(service: Service) -> None:
+    answer = await service.ask("POST", "/v1/watches", b" " * (5 * 1024 * 1024 + 1))
+    assert (answer.status, answer.json["code"]) == (413, "body_too_large")
+
+
+async def test_a_body_of_another_type_is_415(service: Service) -> None:
+    for headers in ({"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}):
+        answer = await service.ask("POST", "/v1/watches", b"{}", headers=headers)
+        assert (answer.status, answer.json["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_fault_of_ours_tells_nothing_internal(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        await connection.execute(text("ALTER TABLE watches RENAME COLUMN reference TO mislaid"))
+    answer = await service.ask("GET", "/v1/watches")
+    assert (answer.status, answer.json["code"]) == (500, "internal")
+    assert b"mislaid" not in answer.content
+    assert b"reference" not in answer.content.replace(b"request_id", b"")
+
+
+async def test_a_ready_service_says_so(service: Service) -> None:
+    assert (await service.ask("GET", "/healthz", key="")).json == {"status": "ok", "version": "0.0.0"}
+    assert (await service.ask("GET", "/readyz", key="")).json["status"] == "ok"
+
+
+async def test_a_schema_behind_is_not_ready(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+    answer = await service.ask("GET", "/readyz", key="")
+    assert (answer.status, answer.json["code"]) == (503, "unavailable")
+    assert "chainbell migrate" in answer.json["detail"]
+
+
+@pytest.fixture
+async def lonely_url() -> AsyncIterator[str]:
+    """An API whose database is not there."""
+    engine = connect_api("postgresql://nobody@127.0.0.1:1/none", pool_size=1)
+    app = create_app(
+        engine=engine,
+        secret_box=SecretBox(MASTER_KEY),
+        endpoint_policy=EndpointPolicy(),
+        cursor_key=cursor_key_of(MASTER_KEY),
+        version="0.0.0",
+    )
+    async with serving(app, "127.0.0.1", 0) as (host, port):
+        yield f"http://{host}:{port}"
+    await engine.dispose()
+
+
+async def test_without_a_database_the_process_lives_but_is_not_ready(lonely_url: str, service: Service) -> None:
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{lonely_url}/healthz") as response:
+            assert response.status == 200
+        async with session.get(f"{lonely_url}/metrics") as response:
+            assert "chainbell_database_up 0.0" in await response.text()
+        headers = {"Authorization": f"Bearer {service.key}"}
+        for path in ("/readyz", "/v1/chains"):
+            async with session.get(lonely_url + path, headers=headers) as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "2"
+
+
+async def test_chains_and_metrics_show_how_far_each_chain_is(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        await add_chain(connection, tip=122)
+        now = datetime.now(UTC)
+        await update_chain(connection, ETHEREUM, {"head_height": 130, "heartbeat_at": now, "state": "following"})
+    [chain] = (await service.ask("GET", "/v1/chains")).json["data"]
+    assert (chain["chain"], chain["head"], chain["tip"], chain["lag_blocks"]) == ("ethereum", 130, 122, 8)
+    assert chain["state"] == "following"
+    await service.ask("POST", "/v1/endpoints", {"url": "https://merchant.example/"})
+    endpoint = (await service.ask("GET", "/v1/endpoints")).json["data"][0]
+    await service.ask("POST", f"/v1/endpoints/{endpoint['id']}/test")
+    lines = (await service.ask("GET", "/metrics", key="")).content.decode().splitlines()
+    for line in (
+        'chainbell_chain_head_height{chain="ethereum"} 130.0',
+        'chainbell_chain_tip_height{chain="ethereum"} 122.0',
+        'chainbell_chain_halted{chain="ethereum"} 0.0',
+        "chainbell_deliveries_due 1.0",
+        "chainbell_deliveries_held 0.0",
+        "chainbell_database_up 1.0",
+    ):
+        assert line in lines
+    assert any(line.startswith('chainbell_api_requests_total{route="list_all_chains",status="200"}') for line in lines)
+    families = [line for line in lines if line.startswith("# TYPE ")]
+    assert len(families) == len(set(families))
+
+
+async def test_metrics_of_a_process_that_also_notifies_have_each_name_once(service: Service) -> None:
+    import notifier.metrics  # noqa: F401 (its gauges register themselves)
+
+    lines = (await service.ask("GET", "/metrics", key="")).content.decode().splitlines()
+    assert sum(line.startswith("chainbell_deliveries_due ") for line in lines) == 1

@@ -1,0 +1,86 @@
+"""The description is OpenAPI 3.1, agrees with its own examples, and leaves nothing out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from api.app import OPEN_ROUTES, ROUTES
+from api.openapi import describe
+from api.problems import KINDS, Code
+from ledger.keys import SCOPES
+from ledger.states import EVENT_TYPES
+
+DOCUMENT = describe(ROUTES, OPEN_ROUTES, "1.2.3")
+SCHEMAS = DOCUMENT["components"]["schemas"]
+PROBLEMS = Path(__file__).parents[3] / "docs" / "problems.md"
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from ([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def operations() -> Iterator[dict[str, Any]]:
+    for path in DOCUMENT["paths"].values():
+        yield from path.values()
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+    found = set(references(DOCUMENT))
+    assert found == {f"#/components/schemas/{name}" for name in SCHEMAS}
+
+
+def test_every_schema_is_a_valid_json_schema_of_2020_12() -> None:
+    for name, schema in SCHEMAS.items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        jsonschema_rs.meta.validate({**schema, "$schema": "https://json-schema.org/draft/2020-12/schema"})
+
+
+def test_every_route_is_described_once_with_its_scope() -> None:
+    names = [operation["operationId"] for operation in operations()]
+    assert len(names) == len(set(names)) == len(ROUTES) + len(OPEN_ROUTES)
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.path][route.method.lower()]
+        assert operation["security"] == [{"bearer": [route.scope]}]
+        assert route.scope in SCOPES
+        assert operation["summary"]
+        assert str(route.status) in operation["responses"]
+
+
+@pytest.mark.parametrize("event_type", EVENT_TYPES)
+def test_each_event_type_has_a_schema_that_its_example_fits(event_type: str) -> None:
+    content = DOCUMENT["webhooks"][event_type]["post"]["requestBody"]["content"]["application/json"]
+    schema = {**content["schema"], "components": DOCUMENT["components"]}
+    validator = jsonschema_rs.validator_for(schema)
+    validator.validate(content["example"])
+    assert not validator.is_valid({**content["example"], "type": "other.type"})
+    assert not validator.is_valid({key: value for key, value in content["example"].items() if key != "data"})
+    name = content["schema"]["$ref"].rpartition("/")[2]
+    assert SCHEMAS["Event"]["discriminator"]["mapping"][event_type].endswith(name)
+
+
+def test_every_problem_code_has_its_kind_and_its_section() -> None:
+    assert list(KINDS) == list(Code)
+    sections = re.findall(r"^## (\S+)$", PROBLEMS.read_text(), re.MULTILINE)
+    assert sections == [code.value for code in Code]
+    for code, kind in KINDS.items():
+        assert f"| [`{code}`](#{code}) | {kind.status} | {kind.title} |" in PROBLEMS.read_text()
+
+
+def test_every_problem_code_of_a_route_is_described() -> None:
+    described = " ".join(
+        answer["description"] for operation in operations() for answer in operation["responses"].values()
+    )
+    undescribed = {code for code in Code if f"`{code}`" not in described}
+    assert undescribed == {Code.METHOD_NOT_ALLOWED}  # a path that is described has no such answer

@@ -1,0 +1,84 @@
+"""Bad input is pointed at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.problems import Code, Refused
+from api.reading import decode_body
+from api.watches import METADATA_DEPTH_MAX, NewWatches, _check_metadata, _depth
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True):
+    """A part."""
+
+    size: int
+
+
+class Outer(msgspec.Struct, forbid_unknown_fields=True):
+    """A whole."""
+
+    rows: list[Inner]
+    named: dict[str, Inner] = {}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (b'{"rows":[{"size":1},{"size":"x"}]}', "/rows/1/size"),
+        (b'{"rows":[{}]}', "/rows/0/size"),
+        (b'{"rows":[{"size":1,"a/b~c":2}]}', "/rows/0/a~1b~0c"),
+        (b'{"rows":{}}', "/rows"),
+        (b'{"rows":[],"named":{"k":{"size":null}}}', "/named/*/size"),
+        (b"{}", "/rows"),
+        (b"[]", ""),
+        (b"", "/rows"),
+    ],
+)
+def test_a_pointer_leads_to_what_is_wrong(body: bytes, pointer: str) -> None:
+    with pytest.raises(Refused) as refused:
+        decode_body(body, Outer)
+    assert refused.value.code is Code.INVALID_REQUEST
+    assert refused.value.errors[0].pointer == pointer
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    try:
+        assert isinstance(decode_body(body, NewWatches), NewWatches)
+    except Refused as refused:
+        assert refused.code in (Code.INVALID_JSON, Code.INVALID_REQUEST)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+@given(st.integers(1, 60))
+def test_depth_counts_levels_of_containers(levels: int) -> None:
+    assert _depth(nested(levels)) == levels
+    assert _depth([nested(levels), [1]]) == levels + 1
+
+
+def test_metadata_is_bounded_in_depth() -> None:
+    _check_metadata(nested(METADATA_DEPTH_MAX), "/m")
+    with pytest.raises(Refused):
+        _check_metadata(nested(METADATA_DEPTH_MAX + 1), "/m")
+
+
+@given(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=5))
+def test_metadata_is_refused_for_a_nul_and_nothing_else(metadata: dict[str, str]) -> None:
+    has_nul = any("\x00" in text for pair in metadata.items() for text in pair)
+    if has_nul:
+        with pytest.raises(Refused, match="NUL"):
+            _check_metadata(metadata, "/m")
+    else:
+        _check_metadata(metadata, "/m")
