@@ -13,12 +13,12 @@ from typing import Any
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from eth_utils.crypto import keccak
 
 from chainbell.demo.anvil import AnvilNode
 from chainbell.demo.contracts import COIN_DECIMALS, COIN_SYMBOL, TOKEN_CODE, transfer_call
 from chainbell.demo.merchant import Merchant
 from chainbell.demo.service import DemoFailed, Service
+from chains.evm.keccak import keccak
 
 CHAIN_NUMBER = 31337
 CREDIT_AT = 3

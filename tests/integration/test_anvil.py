@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rlp  # type: ignore[import-untyped]
+import rlp
 from sha3 import keccak_256
 
 from chainbell.demo.anvil import AnvilError, AnvilNode, anvil, find_anvil

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import rlp  # type: ignore[import-untyped]
+import rlp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
