@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,9 +18,9 @@ from api.problems import Code, Refused
 from api.routes import SERVICES, OpenRoute
 from ledger.chains import chain_state_of, list_chains
 from ledger.database import UNAVAILABLE, database_now, transaction
+from ledger.deliveries import count_deliveries
 from ledger.documents import ChainDocument, chain_document
 from ledger.errors import SchemaBehind
-from ledger.gauges import Backlog, count_backlog
 from ledger.migrate import require_head
 from ledger.states import ChainState
 
@@ -108,20 +108,20 @@ async def _ledger_gauges(request: web.Request) -> list[Metric]:
         async with transaction(request.app[SERVICES].engine) as connection:
             now = await database_now(connection)
             rows = await list_chains(connection)
-            backlog = await count_backlog(connection, now)
+            counts = await count_deliveries(connection)
     except UNAVAILABLE as error:
         log.warning("scrape without the ledger", error=type(error).__name__)
         reachable.add_metric([], 0)
         return [reachable]
     reachable.add_metric([], 1)
     chains = [chain_document(row, state=chain_state_of(row, now).value, now=now) for row in rows]
-    return [reachable, *_backlog_gauges(backlog), *_chain_gauges(chains)]
+    return [reachable, *_backlog_gauges(counts), *_chain_gauges(chains)]
 
 
-def _backlog_gauges(backlog: Backlog) -> list[Metric]:
+def _backlog_gauges(counts: Mapping[str, int]) -> list[Metric]:
     return [
-        GaugeMetricFamily("chainbell_deliveries_due", "Deliveries that are due now", value=backlog.due),
-        GaugeMetricFamily("chainbell_deliveries_held", "Deliveries that wait for their endpoint", value=backlog.held),
+        GaugeMetricFamily("chainbell_deliveries_due", "Deliveries that are due now", value=counts["due"]),
+        GaugeMetricFamily("chainbell_deliveries_held", "Deliveries that wait for their endpoint", value=counts["held"]),
     ]
 
 

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from api.endpoints import PingDocument
 from ledger.documents import (
     AssetDocument,
     BlockDocument,
+    ChainNoticeDocument,
+    ChainReorgDocument,
     ConfirmationsDocument,
     DepositDocument,
     EventDocument,
@@ -19,6 +20,7 @@ from ledger.documents import (
     FeeDocument,
     LocatorDocument,
     ProofDocument,
+    TipDocument,
     TransactionDocument,
     WatchLabelDocument,
     WithdrawalDocument,
@@ -26,37 +28,6 @@ from ledger.documents import (
 )
 from ledger.endpoints import EndpointDocument, EndpointHealthDocument
 from ledger.watches import WatchDocument
-
-
-class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain"):
-    """What the operator is told of a chain: how it stands, and why it halted, what was decided, or how late it is."""
-
-    chain: str
-    chain_id: str
-    tip: int | None
-    finalized: int | None
-    reason: str | UnsetType = UNSET
-    runbook: str | UnsetType = UNSET
-    halted_for: str | UnsetType | None = UNSET
-    accept_reorg_to: int | UnsetType | None = UNSET
-
-
-class TipDocument(msgspec.Struct, frozen=True):
-    """A block that was or is the tip."""
-
-    height: int
-    hash: str
-
-
-class ChainReorgDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain_reorg"):
-    """A reorg that the ledger has gone through: `depth` blocks above the common ancestor were exchanged."""
-
-    chain: str
-    chain_id: str
-    depth: int
-    ancestor_height: int
-    old_tip: TipDocument
-    new_tip: TipDocument
 
 
 def data_type_of(event_type: str) -> Any:  # noqa: ANN401 (a type, known only at run time)

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from chains.model import Block, BlockHash, BlockRef, ChainId
+from chains.model import Block, BlockHash, BlockRef, ChainId, hex_of
 from indexer.branch import Branch, addresses_of, tell_branch
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, is_claim_ours, lowest_reorg_height, raised_height
@@ -27,7 +27,7 @@ from indexer.story import Change, Inclusion, advance
 from ledger.blocks import CommittedBlock, find_canonical, insert_blocks, orphan_blocks, raise_agreement
 from ledger.chains import Checkpoint, list_assets, lock_chain, move_checkpoint, update_chain
 from ledger.database import transaction
-from ledger.documents import entry_document
+from ledger.documents import ChainReorgDocument, TipDocument, entry_document
 from ledger.entries import (
     find_due_entries,
     find_entries_above,
@@ -102,7 +102,7 @@ async def commit_blocks(
         committed = await _write_changes(connection, after, agreement, changes, now)
         await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement), now)
         if ancestor_height is not None and expected is not None:
-            await _tell_reorg(connection, after, expected, ancestor_height, now)
+            await _tell_reorg(connection, after, expected, blocks[-1].ref, ancestor_height, now)
         await move_checkpoint(
             connection,
             chain.chain_id,
@@ -310,17 +310,21 @@ def _committed_blocks(blocks: Sequence[Block], changes: Sequence[Change], agreem
 
 
 async def _tell_reorg(
-    connection: AsyncConnection, chain: ChainRow, old_tip: BlockRef, ancestor_height: int, now: datetime
+    connection: AsyncConnection,
+    chain: ChainRow,
+    old_tip: BlockRef,
+    new_tip: BlockRef,
+    ancestor_height: int,
+    now: datetime,
 ) -> None:
-    data = {
-        "object": "chain_reorg",
-        "chain": chain.slug,
-        "chain_id": chain.chain_id,
-        "depth": old_tip.height - ancestor_height,
-        "ancestor_height": ancestor_height,
-        "old_tip": {"height": old_tip.height, "hash": "0x" + old_tip.hash.hex()},
-        "new_tip": {"height": chain.tip_height, "hash": "0x" + (chain.tip_hash or b"").hex()},
-    }
+    data = ChainReorgDocument(
+        chain=chain.slug,
+        chain_id=chain.chain_id,
+        depth=old_tip.height - ancestor_height,
+        ancestor_height=ancestor_height,
+        old_tip=TipDocument(old_tip.height, hex_of(old_tip.hash)),
+        new_tip=TipDocument(new_tip.height, hex_of(new_tip.hash)),
+    )
     event = NewEvent(OPS_TENANT, "chain.reorged", chain.chain_id, chain.livemode, data)
     await record_events(connection, [event], now)
 

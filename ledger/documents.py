@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from chains.model import hex_of
 from ledger.ids import EventId, Side
@@ -180,6 +181,37 @@ class ChainDocument(msgspec.Struct, frozen=True):
     reason: str | None
     value_paths: list[str]
     nodes: list[NodeDocument]
+
+
+class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain"):
+    """What the operator is told of a chain: how it stands, and why it halted, what was decided, or how late it is."""
+
+    chain: str
+    chain_id: str
+    tip: int | None
+    finalized: int | None
+    reason: str | UnsetType = UNSET
+    runbook: str | UnsetType = UNSET
+    halted_for: str | UnsetType | None = UNSET
+    accept_reorg_to: int | UnsetType | None = UNSET
+
+
+class TipDocument(msgspec.Struct, frozen=True):
+    """A block that was or is the tip."""
+
+    height: int
+    hash: str
+
+
+class ChainReorgDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain_reorg"):
+    """A reorg that the ledger has gone through: `depth` blocks above the common ancestor were exchanged."""
+
+    chain: str
+    chain_id: str
+    depth: int
+    ancestor_height: int
+    old_tip: TipDocument
+    new_tip: TipDocument
 
 
 Subject = TypeVar("Subject")

@@ -1,11 +1,20 @@
 """What can go wrong in the ledger, split by what the caller does next.
 
-LedgerError
-|-- CheckpointMoved     start the cycle again: another follower committed first; nothing was written
-|-- StoryConflict       stop and look: an entry changed under the chain's lock, which must not be possible
-|-- UnknownName         refuse the input: no such chain, tenant, key or endpoint
-|-- NameTaken           refuse the input: the name is in use
-`-- SchemaBehind        refuse to start: migrations are missing
+    LedgerError
+    |-- CheckpointMoved        start the cycle again: another follower committed first; nothing was written
+    |-- StoryConflict          stop and look: an entry changed under the chain's lock, which must not be possible
+    |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
+    |-- NameTaken              refuse the input: the name is in use
+    |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
+    |-- InvalidCursor          refuse the input: a cursor that was not ours, or not for this list (ledger/cursors.py)
+    |-- BackfillNotAvailable   refuse the input: the past cannot be covered yet (ledger/watches.py)
+    |-- MigrationRefused       refuse to start: the database user lacks a privilege
+    |-- SchemaBehind           refuse to start: migrations are missing
+    `-- SecretError            ledger/secrets.py
+        |-- BadMasterKey       refuse to start: the master key is not 32 bytes of base64
+        `-- SealBroken         stop and look: a secret was sealed by another key or for another row
+
+Beside it stand ValueErrors of what a tenant typed: `MalformedKey` (ledger/keys.py), `UnsafeUrl` (ledger/urls.py).
 """
 
 from __future__ import annotations

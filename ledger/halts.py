@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.audit import record_audit
 from ledger.chains import update_chain
+from ledger.documents import ChainNoticeDocument
 from ledger.events import record_event
 from ledger.ids import OPS_TENANT
 from ledger.model import ChainRow
@@ -21,7 +22,7 @@ RUNBOOK = "docs/operations.md#a-chain-is-halted"
 async def halt_chain(connection: AsyncConnection, chain: ChainRow, reason: str, now: datetime) -> None:
     """Stop committing on a chain until a person resumes it. The caller holds the chain's lock."""
     await update_chain(connection, chain.chain_id, {"state": ChainState.HALTED.value, "reason": reason})
-    await _tell(connection, chain, "chain.halted", {"reason": reason, "runbook": RUNBOOK}, now)
+    await _tell(connection, chain, "chain.halted", replace(_notice(chain), reason=reason, runbook=RUNBOOK), now)
 
 
 async def resume_chain(
@@ -41,26 +42,25 @@ async def resume_chain(
         now=now,
         detail=detail,
     )
-    await _tell(connection, chain, "chain.resumed", detail, now)
+    notice = replace(_notice(chain), halted_for=chain.reason, accept_reorg_to=accept_reorg_to)
+    await _tell(connection, chain, "chain.resumed", notice, now)
+
+
+def _notice(chain: ChainRow) -> ChainNoticeDocument:
+    return ChainNoticeDocument(
+        chain=chain.slug, chain_id=chain.chain_id, tip=chain.tip_height, finalized=chain.finalized_height
+    )
 
 
 async def _tell(
-    connection: AsyncConnection, chain: ChainRow, event_type: str, detail: dict[str, Any], now: datetime
+    connection: AsyncConnection, chain: ChainRow, event_type: str, notice: ChainNoticeDocument, now: datetime
 ) -> None:
-    data = {
-        "object": "chain",
-        "chain": chain.slug,
-        "chain_id": chain.chain_id,
-        "tip": chain.tip_height,
-        "finalized": chain.finalized_height,
-        **detail,
-    }
     await record_event(
         connection,
         tenant_id=OPS_TENANT,
         event_type=event_type,
         subject=chain.chain_id,
-        data=data,
+        data=notice,
         livemode=chain.livemode,
         now=now,
     )
