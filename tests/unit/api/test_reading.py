@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgspec
@@ -82,3 +83,20 @@ def test_metadata_is_refused_for_a_nul_and_nothing_else(metadata: dict[str, str]
             _check_metadata(metadata, "/m")
     else:
         _check_metadata(metadata, "/m")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"watches":[{"metadata":{"x":['])
+def test_a_hostile_nesting_is_refused_whatever_the_recursion_limit(opening: bytes) -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)
+    try:
+        with pytest.raises(Refused, match="nested more than"):
+            decode_body(opening * 500_000, NewWatches)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_brackets_in_strings_are_no_nesting() -> None:
+    row = {"chain": "ethereum", "address": "0x" + "00" * 20, "reference": '[{"' * 50}
+    body = msgspec.json.encode({"watches": [row] * 100})
+    assert len(decode_body(body, NewWatches).watches) == 100
