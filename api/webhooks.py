@@ -46,6 +46,7 @@ def data_type_of(event_type: str) -> Any:  # noqa: ANN401 (a type, known only at
 _AT = datetime(2024, 1, 13, 1, 2, 3, tzinfo=UTC)
 _LATER = datetime(2024, 1, 13, 1, 4, 27, tzinfo=UTC)
 _ASSET = "eip155:1/erc20:0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48"
+_NATIVE_ASSET = "eip155:1/slip44:60"
 _WATCH = WatchLabelDocument("wat_018d0022d1f87e3a9c5b1d2e3f405162", "order-1", {"customer": "c-17"})
 _ENDPOINT = "ep_018d0022aa007b2f8d3c4e5f60718293"
 _STATE_OF = {"moved": "confirmed"}
@@ -109,14 +110,21 @@ def _entry(family: str, name: str) -> DepositDocument | WithdrawalDocument:
         "proof": ProofDocument("roots", 2),
         "watch": _WATCH,
         "detected_at": time_of(_AT),
-        "confirmed_at": time_of(_LATER) if is_credited or state == "reversed" else None,
+        "confirmed_at": time_of(_LATER) if is_credited else None,
         "finalized_at": time_of(_LATER) if state == "finalized" else None,
         "updated_at": time_of(_LATER),
     }
     if is_deposit:
         return DepositDocument(**common)
+    if state == "failed":  # it moved nothing: what it would have moved is native, and no log tells of it
+        common |= {
+            "asset": AssetDocument(_NATIVE_ASSET, "ETH", 18, None, "native"),
+            "amount_atomic": "250000000000000000",
+            "amount": "0.25",
+            "locator": LocatorDocument("transaction", "", None),
+        }
     failure = FailureDocument("reverted", "the transaction was included and failed: only its fee was spent")
-    fee = FeeDocument("eip155:1/slip44:60", "1302000000000000")
+    fee = FeeDocument(_NATIVE_ASSET, "1302000000000000")
     return WithdrawalDocument(**common, fee=fee, failure=failure if state == "failed" else None)
 
 
