@@ -1,0 +1,156 @@
+"""All measurements in one run, on loopback: `python -m bench`, or `make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from bench.chain import record_chain
+from bench.delivering import DeliveringTask
+from bench.following import BARE, FollowingTask
+from bench.installation import make_database, make_template
+from bench.live import Latency, LiveTask
+from bench.process import BenchFailed, measured, serving
+from bench.report import Report, Row, latency_rows, print_report, rate_rows
+from bench.usage import Usage
+from ledger.embedded import embedded_postgres, remove_embedded_postgres
+
+PROOFS = ("structure", "bloom", "roots")
+
+
+class Sizes(msgspec.Struct):
+    """How much is measured."""
+
+    blocks: int
+    watches: int
+    deliveries: int
+    live_blocks: int
+    live_interval_s: float
+    seed: int
+
+
+FULL = Sizes(blocks=250, watches=10_000, deliveries=20_000, live_blocks=200, live_interval_s=0.2, seed=1)
+QUICK = Sizes(blocks=20, watches=1_000, deliveries=960, live_blocks=12, live_interval_s=0.2, seed=1)
+
+
+class Bench:
+    """One run: its database server, its chain, and what is said on the way."""
+
+    def __init__(self, sizes: Sizes, chain: Path, database_url: str, say: Callable[[str], None]) -> None:
+        self.sizes = sizes
+        self.chain = str(chain)
+        self.database_url = database_url
+        self.say = say
+
+    def following(self) -> list[Row]:
+        """Catch-up from a node into Postgres at each level of proof."""
+        usages: dict[str, Usage] = {}
+        with serving("bench.node", self.chain) as node_url:
+            for proof in (BARE, *PROOFS):
+                self.say(f"following {self.sizes.blocks} blocks: {proof}")
+                task = FollowingTask(
+                    node_url, self.chain, proof, self.sizes.blocks, watches=self.sizes.watches, seed=self.sizes.seed
+                )
+                if proof != BARE:
+                    task.database_url = make_database(self.database_url, f"following_{proof}")
+                usages[proof] = msgspec.convert(measured("bench.following", task), Usage)
+        baseline = usages.pop(BARE)
+        return rate_rows(usages, baseline, "blocks/s")
+
+    def delivering(self) -> list[Row]:
+        """A full queue to one sink."""
+        usages = []
+        for name in ("", "delivering"):
+            self.say(f"delivering {self.sizes.deliveries} webhooks: {name or BARE}")
+            with serving("bench.sink") as sink_url:
+                task = DeliveringTask(sink_url, self.sizes.deliveries)
+                if name:
+                    task.database_url = make_database(self.database_url, name)
+                usages.append(msgspec.convert(measured("bench.delivering", task), Usage))
+        baseline, dispatcher = usages
+        return rate_rows({"dispatcher": dispatcher}, baseline, "webhooks/s")
+
+    def live(self) -> list[Row]:
+        """A chain that grows, from the node to the merchant."""
+        latencies = []
+        interval_s = self.sizes.live_interval_s
+        for name in ("", "live"):
+            self.say(f"{self.sizes.live_blocks} live blocks, one every {interval_s:g} s: {name or BARE}")
+            with serving("bench.node", self.chain, str(interval_s)) as node_url, serving("bench.sink") as sink_url:
+                task = LiveTask(node_url, sink_url, self.chain, self.sizes.live_blocks, interval_s)
+                if name:
+                    task.database_url = make_database(self.database_url, name)
+                latencies.append(msgspec.convert(measured("bench.live", task), Latency))
+        baseline, chainbell = latencies
+        return latency_rows(chainbell, baseline)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for one run. Not below one of mode 0700: where this runs as root, the database's user enters it."""
+    directory = Path(tempfile.mkdtemp(prefix="chainbell-bench-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        remove_embedded_postgres(directory)
+        shutil.rmtree(directory)
+
+
+def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
+    """Measure everything, one thing after another. Raises `BenchFailed`."""
+    with _scratch() as directory:
+        say(f"making {sizes.blocks} blocks")
+        chain = directory / "chain"
+        record_chain(chain, sizes.blocks, sizes.seed)
+        say("starting Postgres")
+        with embedded_postgres(directory) as database_url:
+            make_template(database_url)
+            bench = Bench(sizes, chain, database_url, say)
+            sections = {
+                "following mainnet-sized blocks": bench.following(),
+                "delivering signed webhooks": bench.delivering(),
+                "one deposit in each live block": bench.live(),
+            }
+    return Report(msgspec.to_builtins(sizes), sections)
+
+
+def parse_sizes(arguments: list[str] | None = None) -> tuple[Sizes, bool]:
+    """The sizes asked for on the command line, and whether JSON is wanted."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes: that everything runs, not how fast")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    for field in msgspec.structs.fields(Sizes):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, help=f"{getattr(FULL, field.name)}")
+    asked = parser.parse_args(arguments)
+    chosen = {field: getattr(asked, field) for field in Sizes.__struct_fields__ if getattr(asked, field) is not None}
+    sizes = msgspec.structs.replace(QUICK if asked.quick else FULL, **chosen)
+    sizes.live_blocks = min(sizes.live_blocks, sizes.blocks)
+    return sizes, asked.json
+
+
+def main() -> None:
+    """Measure and print."""
+    sizes, is_json = parse_sizes()
+    complaints = Console(stderr=True)
+    try:
+        report = run(sizes, lambda text: complaints.print(f"[dim]{text}[/dim]"))
+    except BenchFailed as error:
+        complaints.print(str(error), markup=False)
+        sys.exit(1)
+    if is_json:
+        sys.stdout.buffer.write(msgspec.json.encode(report))
+    else:
+        print_report(report, Console())
+
+
+if __name__ == "__main__":
+    main()

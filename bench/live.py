@@ -1,0 +1,209 @@
+"""How long a deposit takes from the node to the merchant: `python -m bench.live TASK`.
+
+A node mines a block with one deposit every fifth of a second or so. Chainbell follows it at `roots` and delivers, both in
+this one process; or a bare loop does the least: poll, fetch, decode, sign, post. The clock is the machine's, read by all
+three processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import quantiles
+
+import aiohttp
+import msgspec
+import structlog
+import uvloop
+from structlog.typing import EventDict, WrappedLogger
+
+from bench.chain import POLL_INTERVAL_S, START_HEIGHT, load_chain, watched_live
+from bench.delivering import open_dispatcher, post_signed
+from bench.following import fetch_bare, open_adapter
+from bench.installation import add_tenant, add_watches, ledger_at, make_follower, register
+from bench.node import BlockTimes
+from bench.sink import Arrival
+from bench.usage import Usage, measure_usage
+from chainbell.logs import configure_logs
+from indexer.run import follow
+from ledger.ids import new_id
+from ledger.secrets import new_endpoint_secret
+
+PROOF = "roots"
+ARRIVAL_LIMIT_S = 30.0
+"""How long after the last block its webhook may take before the measurement is given up."""
+LOOK_INTERVAL_S = 0.1
+
+
+class LiveTask(msgspec.Struct):
+    """`database_url` is empty for the bare loop."""
+
+    node_url: str
+    sink_url: str
+    chain_path: str
+    blocks: int
+    interval_s: float
+    database_url: str = ""
+
+
+class Spread(msgspec.Struct):
+    """Median and 99th percentile, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class Latency(msgspec.Struct):
+    """Where the time went, over all deposits."""
+
+    usage: Usage
+    """Of the whole process over the whole run, whose units are blocks."""
+    mined_to_seen: Spread
+    """Until the node first names the block to anybody: the wait for the next poll."""
+    seen_to_received: Spread
+    seen_to_committed: Spread | None = None
+    committed_to_received: Spread | None = None
+
+
+class _Block(msgspec.Struct):
+    height: int
+
+
+class _Deposit(msgspec.Struct):
+    block: _Block
+
+
+class _News(msgspec.Struct):
+    type: str
+    data: _Deposit
+
+
+class CommitTimes:
+    """A structlog processor that remembers when the follower said that a block was applied."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """Look, and pass on."""
+        if event["event"] == "block applied":
+            self.at[event["height"]] = time.time()
+        return event
+
+
+def spread_of(durations_s: Sequence[float]) -> Spread:
+    """The two percentiles of at least two durations in seconds."""
+    cuts = quantiles(durations_s, n=100, method="inclusive")
+    return Spread(cuts[49] * 1000, cuts[98] * 1000)
+
+
+async def run_chainbell(task: LiveTask, commits: CommitTimes) -> Latency:
+    """Follow and deliver until every deposit has arrived."""
+    watched = watched_live(load_chain(task.chain_path))
+    stop = asyncio.Event()
+    async with (
+        ledger_at(task.database_url) as engine,
+        open_adapter(task.node_url, PROOF) as adapter,
+        open_dispatcher(engine) as dispatcher,
+        aiohttp.ClientSession() as session,
+    ):
+        followed = await register(engine, PROOF)
+        tenant_id, _ = await add_tenant(engine, "merchant", [f"{task.sink_url}/live"])
+        await add_watches(engine, tenant_id, watched)
+        follower = make_follower(engine, adapter, followed)
+        await follower.converge()  # the first block: connections are open and statements compiled after it
+        async with asyncio.TaskGroup() as group:
+            group.create_task(dispatcher.run(stop))
+            group.create_task(follow(follower, engine, poll_interval_s=POLL_INTERVAL_S, behind_limit_s=60, stop=stop))
+            with measure_usage(task.blocks - 1) as usage:
+                await _mine(session, task)
+                received = await _received(session, task)
+            stop.set()
+        seen = await _block_times(session, task)
+    return _latency(usage, seen, received, commits.at)
+
+
+async def run_bare(task: LiveTask) -> Latency:
+    """Poll, fetch, decode, sign, post: one block after another, and nothing is kept."""
+    secret = new_endpoint_secret()
+    height, last = START_HEIGHT, START_HEIGHT + task.blocks - 1
+    async with aiohttp.ClientSession(headers={"content-type": "application/json"}) as session:
+        await fetch_bare(session, task.node_url, START_HEIGHT)
+        with measure_usage(task.blocks - 1) as usage:
+            await _mine(session, task)
+            while height < last:
+                head = await _head(session, task.node_url)
+                while height < head:
+                    height += 1
+                    await fetch_bare(session, task.node_url, height)
+                    event_id = new_id("evt", datetime.now(UTC))
+                    body = msgspec.json.encode(_News("deposit.detected", _Deposit(_Block(height))))
+                    await post_signed(session, f"{task.sink_url}/live", event_id, body, secret)
+                await asyncio.sleep(POLL_INTERVAL_S)
+        return _latency(usage, await _block_times(session, task), await _received(session, task), {})
+
+
+async def _head(session: aiohttp.ClientSession, node_url: str) -> int:
+    call = {"jsonrpc": "2.0", "id": 1, "method": "eth_getBlockByNumber", "params": ["latest", False]}
+    async with session.post(node_url, data=msgspec.json.encode(call)) as response:
+        return int((await response.json())["result"]["number"], 16)
+
+
+async def _mine(session: aiohttp.ClientSession, task: LiveTask) -> None:
+    async with session.post(f"{task.node_url}/start") as response:
+        response.raise_for_status()
+
+
+async def _received(session: aiohttp.ClientSession, task: LiveTask) -> dict[int, float]:
+    """When news of the deposit in each block arrived, once all of it has."""
+    received: dict[int, float] = {}
+    deadline = time.monotonic() + task.blocks * task.interval_s + ARRIVAL_LIMIT_S
+    while len(received) < task.blocks - 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(received)} of {task.blocks - 1} deposits arrived")
+        await asyncio.sleep(LOOK_INTERVAL_S)
+        async with session.get(f"{task.sink_url}/take") as response:
+            arrivals = msgspec.json.decode(await response.read(), type=list[Arrival])
+        for arrival in arrivals:
+            news = msgspec.json.decode(arrival.body, type=_News)
+            if news.type == "deposit.detected" and news.data.block.height != START_HEIGHT:
+                received.setdefault(news.data.block.height, arrival.at)
+    return received
+
+
+async def _block_times(session: aiohttp.ClientSession, task: LiveTask) -> dict[int, BlockTimes]:
+    async with session.get(f"{task.node_url}/times") as response:
+        rows = msgspec.json.decode(await response.read(), type=dict[str, BlockTimes])
+    return {int(height): times for height, times in rows.items() if int(height) != START_HEIGHT}
+
+
+def _latency(
+    usage: Usage, blocks: dict[int, BlockTimes], received: dict[int, float], committed: dict[int, float]
+) -> Latency:
+    """Split each deposit's way where it can be split."""
+    latency = Latency(
+        usage,
+        mined_to_seen=spread_of([block.seen_at - block.mined_at for block in blocks.values()]),
+        seen_to_received=spread_of([at - blocks[height].seen_at for height, at in received.items()]),
+    )
+    if committed:
+        latency.seen_to_committed = spread_of([committed[height] - blocks[height].seen_at for height in received])
+        latency.committed_to_received = spread_of([at - committed[height] for height, at in received.items()])
+    return latency
+
+
+def main() -> None:
+    """Do the task in the first argument and print where the time went."""
+    task = msgspec.json.decode(sys.argv[1], type=LiveTask)
+    configure_logs()
+    commits = CommitTimes()
+    structlog.configure(processors=[commits, *structlog.get_config()["processors"]])
+    latency = uvloop.run(run_chainbell(task, commits) if task.database_url else run_bare(task))
+    sys.stdout.buffer.write(msgspec.json.encode(latency))
+
+
+if __name__ == "__main__":
+    main()
