@@ -293,10 +293,17 @@ async def _new_events(connection: AsyncConnection, chain: ChainRow, changes: Seq
             ),
             sequence=c.after.sequence,
             previous_state=c.before.state.value if c.before else None,
-            priority=LIVE_PRIORITY if c.after.origin is Origin.LIVE else LATE_PRIORITY,
+            priority=_priority_of(c.after),
         )
         for c in changes
     ]
+
+
+def _priority_of(entry: Entry) -> int:
+    """What was found late is told behind live news, in the commit that found it. Whatever happens to it afterwards, a
+    reversal above all, is news of today."""
+    is_late = entry.origin is not Origin.LIVE and entry.updated_at == entry.detected_at
+    return LATE_PRIORITY if is_late else LIVE_PRIORITY
 
 
 def _committed_blocks(blocks: Sequence[Block], changes: Sequence[Change], agreement: Agreement) -> list[CommittedBlock]:

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from chains.model import hex_of
 from ledger.ids import EventId, Side
 from ledger.model import AssetRow, ChainRow, Entry, WatchLabel
+from ledger.states import ChainState
 
 API_VERSION = "2026-11-01"
 """Date of the payload's shape. Fields are only ever added within one version."""
@@ -322,14 +323,17 @@ def entry_document(
     return WithdrawalDocument(**common, fee=fee, failure=failure)
 
 
+AT_WORK = (ChainState.FOLLOWING.value, ChainState.CATCHING_UP.value)
+
+
 def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocument:
     """A chain as JSON; `state` is the row's own or `stopped` when its follower gave no sign of life."""
     lag_blocks = None
     if chain.head_height is not None and chain.tip_height is not None:
         lag_blocks = max(0, chain.head_height - chain.tip_height)
     lag_seconds = None if chain.tip_at is None else max(0, int((now - chain.tip_at).total_seconds()))
-    if lag_blocks == 0:
-        lag_seconds = 0
+    if lag_blocks == 0 and state in AT_WORK:
+        lag_seconds = 0  # a quiet chain; with no follower at work nobody knows the head, and the tip just grows older
     nodes = [NodeDocument(n["name"], n["state"], n["head"], n["reason"]) for n in chain.nodes]
     return ChainDocument(
         chain=chain.slug,

@@ -19,6 +19,7 @@ import typer
 from chainbell.cli import access, database, doctor, init, roles, status
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
+from chainbell.opening import DatabaseUnreachable
 from chainbell.supervisor import PARENT_VARIABLE, REFUSED
 from chains.errors import ChainError
 from ledger.embedded import EmbeddedPostgresError
@@ -91,8 +92,9 @@ def main() -> None:
 
 
 def _exit_status(error: Exception) -> int:
-    """A supervised role tells its supervisor that it refuses, so that it is not started again and again."""
-    if PARENT_VARIABLE in os.environ:
+    """A supervised role tells its supervisor that it refuses, so that it is not started again and again. A database that
+    is away is no refusal: it comes back."""
+    if PARENT_VARIABLE in os.environ and not isinstance(error, DatabaseUnreachable):
         return REFUSED
     return error.exit_status if isinstance(error, ChainbellError) else 1
 

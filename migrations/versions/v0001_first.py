@@ -64,7 +64,9 @@ def _create_api_role() -> None:
                 CREATE ROLE {API_ROLE} NOLOGIN;
             END IF;
             IF current_setting('server_version_num')::int < 160000 THEN
-                GRANT {API_ROLE} TO CURRENT_USER;
+                IF NOT pg_has_role(current_user, '{API_ROLE}', 'MEMBER') THEN
+                    GRANT {API_ROLE} TO CURRENT_USER;
+                END IF;
             ELSIF NOT pg_has_role(current_user, '{API_ROLE}', 'SET') THEN
                 GRANT {API_ROLE} TO CURRENT_USER;  -- since 16, who makes a role may not yet take it on
             END IF;
