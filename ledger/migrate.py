@@ -49,7 +49,7 @@ def migrate(url: str) -> str:
     except ProgrammingError as error:
         if isinstance(error.orig, InsufficientPrivilege):
             raise MigrationRefused(
-                f"the database user may not migrate: {error.orig}; let a superuser run once:"
+                f"the database user may not migrate: {str(error.orig).splitlines()[0]}; let a superuser run once:"
                 f" CREATE ROLE {API_ROLE} NOLOGIN; GRANT {API_ROLE} TO <user>; and make <user> the database's owner"
             ) from error
         raise
