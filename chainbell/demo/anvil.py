@@ -61,9 +61,10 @@ class AnvilNode:
         await self.rpc("anvil_mine", hex(count))
         return await self.height()
 
-    async def reorg(self, depth: int, transactions: Sequence[tuple[dict[str, str], int]] = ()) -> None:
-        """Replace the newest `depth` blocks by as many others with only `transactions` in them, each with the offset of
-        its block from the lowest replaced one. Raises `AnvilError` when a block came out as it was."""
+    async def reorg(self, depth: int, transactions: Sequence[tuple[dict[str, str] | str, int]] = ()) -> None:
+        """Replace the newest `depth` blocks by as many others with only `transactions` in them, each a request or signed
+        bytes as hex, with the offset of its block from the lowest replaced one. Raises `AnvilError` when a block came out
+        as it was."""
         lowest = hex(await self.height() - depth + 1)
         before = await self.rpc("eth_getBlockByNumber", lowest, False)
         await self.rpc("anvil_setCoinbase", "0x" + secrets.token_hex(20))
