@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psycopg
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import Table, TableValuedAlias, Update, bindparam, func, update
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 
 async def copy_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows by COPY: every row has the same keys, which are columns of `table`; a key conflict raises."""
+    """Append rows by COPY: every row has the same keys, which are columns of `table`; a key conflict raises. COPY goes past
+    SQLAlchemy, so the driver's errors are translated here: callers know `DBAPIError` and its kinds only."""
     if not rows:
         return
     names = list(rows[0])
@@ -27,9 +30,13 @@ async def copy_rows(connection: AsyncConnection, table: Table, rows: Sequence[Ma
     driver = raw.driver_connection
     if driver is None:
         raise RuntimeError("the connection has been closed by its pool")
-    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            await copy.write_row([row[name] for name in names])
+    try:
+        async with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                await copy.write_row([row[name] for name in names])
+    except psycopg.Error as error:
+        kind = OperationalError if isinstance(error, psycopg.OperationalError) else DBAPIError
+        raise kind(f"COPY {table.name}", None, error) from error
 
 
 def unnested(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:

@@ -3,11 +3,18 @@
 A lane is one endpoint and one subject (an entry, most often). Within it one delivery is in flight at a time, in the
 order of the feed; lanes never wait for each other. A claim takes a lease in a short transaction and returns: no
 transaction is open while a merchant is asked. The attempt is counted at the claim, so that a delivery that kills its
-worker is counted too. A lease ends by the database's clock; a worker that comes back after that cannot settle, for it no
-longer holds the token.
+worker is counted too. A lease ends by the database's clock. Who claims the delivery after that writes its own token and the
+next attempt's number, and only a worker that knows both can settle: one that comes back late, from another process or
+from its own past, cannot.
 
 After five failed attempts of one delivery the next of its lane may overtake it, but only while it waits for its own next
 attempt: a receiver goes by `sequence`, and news about a deposit must not wait a day behind a poisoned one.
+
+Two claims at one moment do not see each other's leases. What keeps them apart is that both would have to want the same row,
+and `SKIP LOCKED` gives it to one; for the first of a lane has no one else in front. Overtaking is the exception: so it ends
+a while before the wait does (`OVERTAKING_ENDS`), longer than any claim can stay open.
+
+Locks are taken in one order: endpoints (sorted), then deliveries. Deleting an endpoint does the same.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ from sqlalchemy import (
     Boolean,
     Double,
     Integer,
+    SmallInteger,
     Text,
     and_,
     bindparam,
@@ -33,17 +41,22 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.bulk import copy_rows, unnested
+from ledger.bulk import array_parameters, unnested
 from ledger.endpoints import secret_place
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints, events
-from ledger.secrets import SecretBox
+from ledger.secrets import SealBroken, SecretBox
 from ledger.states import SETTLED_STATES, DeliveryState, Outcome
 
 OVERTAKEN_AFTER_ATTEMPTS = 5
 """Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
+
+OVERTAKING_ENDS = timedelta(seconds=60)
+"""How long before its next attempt a delivery is not overtaken any more: as long as `ledger/database.py` lets a transaction
+stay idle, so that a claim of the next one has either committed or is gone when this one is claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,8 @@ class Settlement:
     delay: timedelta | None = None
     attempt: AttemptRow | None = None
     """The request that was made; None where none was."""
+    is_given_back: bool = False
+    """It could not be tried, by a fault of ours: the claim is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,7 @@ _is_in_the_way = and_(
         _other.c.leased_until > _now,
         and_(
             _other.c.feed_position < deliveries.c.feed_position,
-            not_(and_(_other.c.attempts >= OVERTAKEN_AFTER_ATTEMPTS, _other.c.due_at > _now)),
+            not_(and_(_other.c.attempts >= OVERTAKEN_AFTER_ATTEMPTS, _other.c.due_at > _now + OVERTAKING_ENDS)),
         ),
     ),
 )
@@ -178,7 +193,15 @@ async def claim_due_deliveries(connection: AsyncConnection, *, limit: int, lease
     ]
 
 
-_asked = unnested("asked", tenant_id=Text(), id=Text(), state=Text(), delay_s=Double())
+_asked = unnested(
+    "asked",
+    tenant_id=Text(),
+    id=Text(),
+    attempts=SmallInteger(),
+    state=Text(),
+    delay_s=Double(),
+    given_back=SmallInteger(),
+)
 
 _settle = (
     update(deliveries)
@@ -186,10 +209,12 @@ _settle = (
         deliveries.c.tenant_id == _asked.c.tenant_id,
         deliveries.c.id == _asked.c.id,
         deliveries.c.lease_token == bindparam("token"),
+        deliveries.c.attempts == _asked.c.attempts,
         deliveries.c.state == DeliveryState.PENDING.value,
     )
     .values(
         state=_asked.c.state,
+        attempts=deliveries.c.attempts - _asked.c.given_back,
         due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(_asked.c.delay_s, 0)),
         settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
         lease_token=None,
@@ -203,19 +228,33 @@ async def settle_deliveries(
     connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
 ) -> set[DeliveryId]:
     """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
-    was made is stored as an attempt, also one whose lease was lost: it happened."""
+    was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
+    caller that lost the answer to its COMMIT may repeat it."""
+    await _note_health(connection, settlements)
     parameters = {
         "token": token,
         "all_tenant_id": [s.claimed.tenant_id for s in settlements],
         "all_id": [s.claimed.id for s in settlements],
+        "all_attempts": [s.claimed.attempts for s in settlements],
         "all_state": [s.state.value for s in settlements],
         "all_delay_s": [s.delay.total_seconds() if s.delay else None for s in settlements],
+        "all_given_back": [int(s.is_given_back) for s in settlements],
     }
     rows = await connection.execute(_settle, parameters)
     settled = {DeliveryId(row.id) for row in rows}
-    await copy_rows(connection, attempts, [row for s in settlements if (row := _attempt_columns(s)) is not None])
-    await _note_health(connection, settlements)
+    made = [row for s in settlements if (row := _attempt_columns(s)) is not None]
+    if made:
+        await connection.execute(_store_attempts, array_parameters(made, _attempt_names))
     return settled
+
+
+_attempt_names = [column.name for column in attempts.c]
+_made = unnested("made", **{column.name: column.type for column in attempts.c})
+_store_attempts = (
+    insert(attempts)
+    .from_select(_attempt_names, select(*(_made.c[name] for name in _attempt_names)))
+    .on_conflict_do_nothing()
+)
 
 
 def _attempt_columns(settlement: Settlement) -> dict[str, object] | None:
@@ -281,9 +320,10 @@ async def _note_health(connection: AsyncConnection, settlements: Sequence[Settle
 
 async def find_live_secrets(
     connection: AsyncConnection, secret_box: SecretBox, keys: Sequence[tuple[TenantId, EndpointId]]
-) -> Mapping[tuple[TenantId, EndpointId], tuple[str, ...]]:
-    """Signing secrets of endpoints that are valid now, the newest first. Raises `SealBroken`."""
-    found: dict[tuple[TenantId, EndpointId], tuple[str, ...]] = {}
+) -> Mapping[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken]:
+    """Signing secrets of endpoints that are valid now, the newest first; the reason in their place where one does not open:
+    one endpoint's broken secret is no other's concern."""
+    found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
     if not keys:
         return found
     rows = await connection.execute(
@@ -296,8 +336,13 @@ async def find_live_secrets(
     )
     for row in rows:
         key = (TenantId(row.tenant_id), EndpointId(row.endpoint_id))
-        secret = secret_box.open(row.sealed, secret_place(*key, row.id)).decode()
-        found[key] = (*found.get(key, ()), secret)
+        earlier = found.get(key, ())
+        if isinstance(earlier, SealBroken):
+            continue
+        try:
+            found[key] = (*earlier, secret_box.open(row.sealed, secret_place(*key, row.id)).decode())
+        except SealBroken as error:
+            found[key] = error
     return found
 
 
@@ -315,7 +360,7 @@ async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
 
 
 async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` deliveries that were settled before a time: their events' partitions go too."""
+    """Delete up to `limit` deliveries that were settled before a time; returns how many. Crosses tenants."""
     old = (
         select(deliveries.c.tenant_id, deliveries.c.id)
         .where(deliveries.c.settled_at < before)

@@ -16,12 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.database import lock_number
 from ledger.schema import PARTITIONED, deliveries
-from ledger.states import SETTLED_STATES
+from ledger.states import DeliveryState
 
 DAYS_AHEAD = 7
 RETENTION_DAYS = 90
 
-_settled = tuple(state.value for state in SETTLED_STATES)
+LOCK_TIMEOUT = "5s"
+"""How long housekeeping waits for a table. Making or dropping a partition locks the whole table for a moment; waiting for
+that lock, behind somebody's long read, would make every writer wait behind it too."""
+
+_unsettled = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
 
 
 def partition_name(table: str, day: date) -> str:
@@ -35,7 +39,8 @@ def day_of(partition: str) -> date:
 
 
 async def ensure_partitions(connection: AsyncConnection, now: datetime, days_ahead: int = DAYS_AHEAD) -> list[str]:
-    """Make the partitions from today to `days_ahead`; returns the names of those that were missing."""
+    """Make the partitions from yesterday (for clocks that differ) to `days_ahead`; returns the names of those that were
+    missing."""
     await _lock(connection)
     today = now.astimezone(UTC).date()
     made = []
@@ -58,7 +63,7 @@ async def drop_partitions(
     await _lock(connection)
     oldest_unsettled = (
         await connection.execute(
-            select(func.min(deliveries.c.event_created_at)).where(deliveries.c.state.not_in(_settled))
+            select(func.min(deliveries.c.event_created_at)).where(deliveries.c.state.in_(_unsettled))
         )
     ).scalar_one()
     limit = (now - timedelta(days=retention_days)).astimezone(UTC).date()
@@ -92,3 +97,4 @@ async def _make(connection: AsyncConnection, table: str, day: date) -> None:
 async def _lock(connection: AsyncConnection) -> None:
     """One process at a time makes or drops partitions; the lock ends with the transaction."""
     await connection.execute(select(func.pg_advisory_xact_lock(lock_number("partitions"))))
+    await connection.execute(select(func.set_config("lock_timeout", LOCK_TIMEOUT, True)))

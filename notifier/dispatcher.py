@@ -23,12 +23,13 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from enum import Enum, auto
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.database import transaction
+from ledger.database import UNAVAILABLE, transaction
 from ledger.deliveries import (
     AttemptRow,
     Claimed,
@@ -37,7 +38,6 @@ from ledger.deliveries import (
     find_live_secrets,
     settle_deliveries,
 )
-from ledger.ids import EndpointId, TenantId
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import DeliveryState, Outcome
 from notifier.backoff import ATTEMPTS_MAX, delay_before_next_attempt
@@ -74,7 +74,25 @@ IDLE_INTERVAL_S = 0.1
 DATABASE_RETRY_S = 1.0
 """Pause after the database did not answer."""
 
-Result = tuple[Claimed, AttemptResult | None]
+UNSETTLED_MAX = 4 * SLOTS
+"""Outcomes that may wait to be settled before no more is claimed: who cannot say what became of a delivery makes no more."""
+
+UNOPENED_RETRY = timedelta(minutes=1)
+"""Pause before a delivery whose signing secret does not open is looked at again; it uses up no attempt."""
+
+
+class Unsent(Enum):
+    """Why a claimed delivery was not sent."""
+
+    ENDPOINT_GONE = auto()
+    WORN_OUT = auto()
+    """It was claimed as often as it may be, and its workers died each time."""
+    SECRET_UNOPENED = auto()
+    """Ours to mend, not the merchant's."""
+
+
+Result = tuple[Claimed, AttemptResult | Unsent]
+Secrets = tuple[str, ...] | SealBroken
 
 
 def require_lease(lease_s: float, exchange_s: float) -> None:
@@ -117,6 +135,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._settle_until_stopped(stop))
             while not stop.is_set():
+                self.progress.clear()
                 claimed = await self._claim()
                 for delivery, live_secrets in claimed:
                     self.free -= 1
@@ -124,41 +143,42 @@ class Dispatcher:
                 if not claimed:
                     await self._wait_for_work()
 
-    async def _claim(self) -> list[tuple[Claimed, tuple[str, ...]]]:
+    async def _claim(self) -> list[tuple[Claimed, Secrets]]:
         """Lease what is due, as far as slots are free, with the secrets to sign it."""
-        if self.free <= 0:
+        if self.free <= 0 or len(self.results) >= UNSETTLED_MAX:
             return []
+        limit = min(self.free, CLAIM_MAX)
         try:
+            # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
             async with transaction(self.engine) as connection:
-                claimed = await claim_due_deliveries(
-                    connection, limit=min(self.free, CLAIM_MAX), lease_s=self.lease_s, token=self.token
-                )
-            async with transaction(self.engine) as connection:
-                keys = sorted({(d.tenant_id, d.endpoint_id) for d in claimed})
+                claimed = await claim_due_deliveries(connection, limit=limit, lease_s=self.lease_s, token=self.token)
+                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claimed})
                 live = await find_live_secrets(connection, self.secret_box, keys)
-        except SealBroken as error:
-            # Ours to mend, not the merchant's: the lease runs out and the delivery is claimed again.
-            log.error("secret cannot be opened", error=str(error))
-            await asyncio.sleep(DATABASE_RETRY_S)
-            return []
-        except (DBAPIError, OSError) as error:
+        except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             await asyncio.sleep(DATABASE_RETRY_S)
             return []
-        return [(d, live.get((TenantId(d.tenant_id), EndpointId(d.endpoint_id)), ())) for d in claimed]
+        for key, found in live.items():
+            if isinstance(found, SealBroken):
+                log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
+        return [(delivery, live.get((delivery.tenant_id, delivery.endpoint_id), ())) for delivery in claimed]
 
-    async def _send(self, delivery: Claimed, live_secrets: tuple[str, ...]) -> None:
-        if delivery.is_endpoint_gone or delivery.attempts > ATTEMPTS_MAX:
-            self.results.append((delivery, None))
-        else:
-            request = SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets)
-            self.results.append((delivery, await self.sender.send(request)))
+    async def _send(self, delivery: Claimed, live_secrets: Secrets) -> None:
+        self.results.append((delivery, await self._result(delivery, live_secrets)))
         self.free += 1
         self.progress.set()
 
+    async def _result(self, delivery: Claimed, live_secrets: Secrets) -> AttemptResult | Unsent:
+        if delivery.is_endpoint_gone:
+            return Unsent.ENDPOINT_GONE
+        if delivery.attempts > ATTEMPTS_MAX:
+            return Unsent.WORN_OUT
+        if isinstance(live_secrets, SealBroken):
+            return Unsent.SECRET_UNOPENED
+        return await self.sender.send(SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets))
+
     async def _wait_for_work(self) -> None:
-        """Until something ended (its lane may have a next one, its slot is free), or for a moment."""
-        self.progress.clear()
+        """Until something ended since the last look (its lane may have a next one, its slot is free), or for a moment."""
         try:
             await asyncio.wait_for(self.progress.wait(), IDLE_INTERVAL_S)
         except TimeoutError:
@@ -177,7 +197,7 @@ class Dispatcher:
         try:
             async with transaction(self.engine) as connection:
                 settled = await settle_deliveries(connection, self.token, settlements)
-        except (DBAPIError, OSError) as error:
+        except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             await asyncio.sleep(DATABASE_RETRY_S)
             return
@@ -187,11 +207,10 @@ class Dispatcher:
         if len(settled) < len(batch):
             log.warning("leases lost", count=len(batch) - len(settled))
 
-    def _settlement(self, claimed: Claimed, result: AttemptResult | None) -> Settlement:
-        """Decide what becomes of a delivery after its attempt, or, without one, why none was made: its endpoint is
-        gone, or it was claimed as often as it may be and its workers died each time."""
-        if result is None:
-            return Settlement(claimed, DeliveryState.DISCARDED if claimed.is_endpoint_gone else DeliveryState.EXHAUSTED)
+    def _settlement(self, claimed: Claimed, result: AttemptResult | Unsent) -> Settlement:
+        """Decide what becomes of a delivery after its attempt, or without one."""
+        if isinstance(result, Unsent):
+            return _UNSENT_SETTLEMENTS[result](claimed)
         attempt = AttemptRow(
             result.started_at,
             result.duration_ms,
@@ -216,12 +235,21 @@ class Dispatcher:
         return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
 
 
+_UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
+    Unsent.ENDPOINT_GONE: lambda claimed: Settlement(claimed, DeliveryState.DISCARDED),
+    Unsent.WORN_OUT: lambda claimed: Settlement(claimed, DeliveryState.EXHAUSTED),
+    Unsent.SECRET_UNOPENED: lambda claimed: Settlement(
+        claimed, DeliveryState.PENDING, UNOPENED_RETRY, is_given_back=True
+    ),
+}
+
+
 def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
     """Count and log what was settled."""
     for (claimed, result), settlement in zip(batch, settlements, strict=True):
         if settlement.state is DeliveryState.EXHAUSTED:
             DELIVERIES_EXHAUSTED.inc()
-        if result is not None:
+        if not isinstance(result, Unsent):
             _report_attempt(claimed, result)
 
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.database import database_now, transaction
@@ -102,11 +101,11 @@ def _running(engine: AsyncEngine, jobs: tuple[tuple[Job, timedelta], ...]) -> It
 
 
 async def _guarded(job: Job, engine: AsyncEngine) -> None:
-    """Run a job; its failing is said and counted, and the next time is the remedy."""
+    """Run a job; its failing, of whatever kind, is said and counted, and the next time is the remedy."""
     try:
         await job(engine)
-    except (DBAPIError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 (nothing else is there to hear it, and it must stop nobody)
         HOUSEKEEPING.labels(job.__name__, "failed").inc()
-        log.error("housekeeping failed", job=job.__name__, error=str(error).splitlines()[0])
+        log.error("housekeeping failed", job=job.__name__, error=repr(error).splitlines()[0])
     else:
         HOUSEKEEPING.labels(job.__name__, "done").inc()
