@@ -13,7 +13,6 @@ from api.problems import invalid, not_found
 from api.routes import Call, Route
 from ledger.endpoints import (
     EndpointDocument,
-    EndpointHealthDocument,
     EndpointRow,
     change_endpoint,
     create_endpoint,
@@ -56,18 +55,9 @@ class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: Description | UnsetType | None = UNSET
 
 
-class CreatedEndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="endpoint"):
+class CreatedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
     """An endpoint with its signing secret, which is shown only here."""
 
-    id: str
-    url: str
-    event_types: list[str] | None
-    description: str | None
-    state: str
-    state_reason: str | None
-    created_at: str
-    updated_at: str
-    health: EndpointHealthDocument
     secret: str
 
 

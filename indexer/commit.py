@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
 from chains.model import Block, BlockHash, BlockRef, ChainId, hex_of
 from indexer.branch import Branch, addresses_of, tell_branch
 from indexer.errors import BranchChanged, DeepReorg
@@ -26,7 +24,7 @@ from indexer.policy import Policy
 from indexer.story import Change, Inclusion, advance
 from ledger.blocks import CommittedBlock, find_canonical, insert_blocks, orphan_blocks, raise_agreement
 from ledger.chains import Checkpoint, list_assets, lock_chain, move_checkpoint, update_chain
-from ledger.database import transaction
+from ledger.database import Connection, Engine, transaction
 from ledger.documents import ChainReorgDocument, TipDocument, entry_document
 from ledger.entries import (
     find_due_entries,
@@ -72,7 +70,7 @@ class Committed:
 
 
 async def commit_blocks(
-    engine: AsyncEngine,
+    engine: Engine,
     followed: Followed,
     *,
     expected: BlockRef | None,
@@ -115,7 +113,7 @@ async def commit_blocks(
 
 
 async def settle_heights(
-    engine: AsyncEngine,
+    engine: Engine,
     followed: Followed,
     *,
     safe: BlockRef | None,
@@ -141,7 +139,7 @@ def _require_tip(chain: ChainRow, expected: BlockRef | None) -> None:
 
 
 async def _require_ancestor(
-    connection: AsyncConnection, chain: ChainRow, followed: Followed, ancestor_height: int, first: BlockRef
+    connection: Connection, chain: ChainRow, followed: Followed, ancestor_height: int, first: BlockRef
 ) -> None:
     """The branch must grow out of a block of ours that may be the last one kept."""
     first_height = chain.first_height or 0
@@ -190,7 +188,7 @@ def _chain_cut(chain: ChainRow, ancestor_height: int, ancestor_hash: BlockHash) 
 
 
 async def _raise_heights(
-    connection: AsyncConnection,
+    connection: Connection,
     chain: ChainRow,
     safe: BlockRef | None,
     finalized: BlockRef | None,
@@ -204,9 +202,7 @@ async def _raise_heights(
     return replace(chain, agreed_height=raised_height(chain.agreed_height, agreement.quorum_height(chain.quorum)))
 
 
-async def _is_news(
-    connection: AsyncConnection, chain: ChainRow, known_height: int | None, claim: BlockRef | None
-) -> bool:
+async def _is_news(connection: Connection, chain: ChainRow, known_height: int | None, claim: BlockRef | None) -> bool:
     if claim is None or (known_height is not None and claim.height <= known_height):
         return False
     ours = await find_canonical(connection, chain.chain_id, claim.height, claim.height)
@@ -225,7 +221,7 @@ def _heights(chain: ChainRow) -> Mapping[str, Any]:
 
 
 async def _read_branch(
-    connection: AsyncConnection, chain_id: ChainId, inclusions: Sequence[Inclusion], unseated: Sequence[Entry]
+    connection: Connection, chain_id: ChainId, inclusions: Sequence[Inclusion], unseated: Sequence[Entry]
 ) -> Branch:
     """What the ledger knows of the branch's transfers: who watches them, and entries that they may bring back."""
     matches = await match_watches(connection, chain_id, addresses_of(inclusions))
@@ -239,7 +235,7 @@ async def _read_branch(
 
 
 async def _write_changes(
-    connection: AsyncConnection, chain: ChainRow, agreement: Agreement, changes: list[Change], now: datetime
+    connection: Connection, chain: ChainRow, agreement: Agreement, changes: list[Change], now: datetime
 ) -> Committed:
     """Write what changed, then what the chain's heights make due besides, and tell all of it."""
     await write_entries(connection, *_new_and_changed(changes))
@@ -276,7 +272,7 @@ def _new_and_changed(changes: Sequence[Change]) -> tuple[list[Entry], list[tuple
     return new, changed
 
 
-async def _new_events(connection: AsyncConnection, chain: ChainRow, changes: Sequence[Change]) -> list[NewEvent]:
+async def _new_events(connection: Connection, chain: ChainRow, changes: Sequence[Change]) -> list[NewEvent]:
     if not changes:
         return []
     keys = {(TenantId(c.after.tenant_id), WatchId(c.after.watch_id)) for c in changes}
@@ -317,7 +313,7 @@ def _committed_blocks(blocks: Sequence[Block], changes: Sequence[Change], agreem
 
 
 async def _tell_reorg(
-    connection: AsyncConnection,
+    connection: Connection,
     chain: ChainRow,
     old_tip: BlockRef,
     new_tip: BlockRef,

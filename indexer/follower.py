@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chains.adapter import ChainAdapter, NodeHead
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
@@ -35,7 +34,7 @@ from indexer.prefetch import prefetch
 from indexer.reconcile import Linkage, Relation, link, look_back, narrow, relate
 from ledger.blocks import find_canonical
 from ledger.chains import find_chain, lock_chain
-from ledger.database import transaction
+from ledger.database import Engine, transaction
 from ledger.errors import CheckpointMoved
 from ledger.halts import halt_chain
 from ledger.model import ChainRow
@@ -108,7 +107,7 @@ class Course:
 class Follower:
     """One chain's follower. It holds no truth: only which hosts were seen to agree, which can be asked again."""
 
-    def __init__(self, engine: AsyncEngine, adapter: ChainAdapter, followed: Followed, course: Course) -> None:
+    def __init__(self, engine: Engine, adapter: ChainAdapter, followed: Followed, course: Course) -> None:
         """Nothing is asked or written before `converge`."""
         self.engine = engine
         self.adapter = adapter

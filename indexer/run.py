@@ -11,12 +11,10 @@ import time
 from dataclasses import asdict
 
 import structlog
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome, Reorged
 from ledger.chains import show_follower
-from ledger.database import database_now, is_alive, leadership, transaction
+from ledger.database import UNAVAILABLE, Connection, Engine, database_now, is_alive, leadership, transaction
 from ledger.states import ChainState
 
 log = structlog.get_logger()
@@ -32,7 +30,7 @@ SIGN_OF_LIFE_INTERVAL_S = 5.0
 
 
 async def follow(
-    follower: Follower, engine: AsyncEngine, *, poll_interval_s: float, behind_limit_s: float, stop: asyncio.Event
+    follower: Follower, engine: Engine, *, poll_interval_s: float, behind_limit_s: float, stop: asyncio.Event
 ) -> None:
     """Follow one chain until `stop` is set. A lost database is waited for; anything unforeseen is raised."""
     slug = follower.course.slug
@@ -44,12 +42,12 @@ async def follow(
                     continue
                 log.info("following", chain=slug)
                 await _lead(_Watchkeeper(follower, behind_limit_s), leader, poll_interval_s, stop)
-        except (DBAPIError, OSError) as error:
+        except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", chain=slug, error=str(error).splitlines()[0])
             await _pause(stop, RETRY_INTERVAL_S)
 
 
-async def _lead(keeper: _Watchkeeper, leader: AsyncConnection, poll_interval_s: float, stop: asyncio.Event) -> None:
+async def _lead(keeper: _Watchkeeper, leader: Connection, poll_interval_s: float, stop: asyncio.Event) -> None:
     while not stop.is_set():
         await is_alive(leader)  # raises when the lock's connection is lost: then another may lead
         outcome = await keeper.follower.converge()

@@ -80,8 +80,8 @@ class WatchLabelDocument(msgspec.Struct, frozen=True):
     metadata: dict[str, Any]
 
 
-class DepositDocument(msgspec.Struct, frozen=True, tag_field="object", tag="deposit"):
-    """A deposit."""
+class EntryDocument(msgspec.Struct, frozen=True, tag_field="object"):
+    """What a deposit and a withdrawal tell alike."""
 
     id: str
     state: str
@@ -108,6 +108,10 @@ class DepositDocument(msgspec.Struct, frozen=True, tag_field="object", tag="depo
     confirmed_at: str | None
     finalized_at: str | None
     updated_at: str
+
+
+class DepositDocument(EntryDocument, frozen=True, tag="deposit"):
+    """A deposit."""
 
 
 class FeeDocument(msgspec.Struct, frozen=True):
@@ -124,34 +128,9 @@ class FailureDocument(msgspec.Struct, frozen=True):
     detail: str
 
 
-class WithdrawalDocument(msgspec.Struct, frozen=True, tag_field="object", tag="withdrawal"):
+class WithdrawalDocument(EntryDocument, frozen=True, tag="withdrawal"):
     """A withdrawal: a deposit's fields, with the fee of its transaction and, where it failed, why."""
 
-    id: str
-    state: str
-    sequence: int
-    livemode: bool
-    disposition: str
-    reasons: list[str]
-    origin: str
-    chain: str
-    chain_id: str
-    asset: AssetDocument
-    amount_atomic: str
-    amount: str
-    sender: str | None = msgspec.field(name="from")
-    recipient: str | None = msgspec.field(name="to")
-    transaction: TransactionDocument | None
-    transfer_id: str
-    locator: LocatorDocument
-    block: BlockDocument | None
-    confirmations: ConfirmationsDocument
-    proof: ProofDocument
-    watch: WatchLabelDocument
-    detected_at: str
-    confirmed_at: str | None
-    finalized_at: str | None
-    updated_at: str
     fee: FeeDocument | None
     failure: FailureDocument | None
 

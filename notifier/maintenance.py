@@ -13,9 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.database import database_now, transaction
+from ledger.database import Engine, database_now, transaction
 from ledger.deliveries import delete_settled_deliveries
 from ledger.idempotency import delete_old_idempotency_keys
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
@@ -26,10 +25,10 @@ log = structlog.get_logger()
 DELETE_MAX = 5_000
 """Rows that one transaction deletes."""
 
-Job = Callable[[AsyncEngine], Awaitable[None]]
+Job = Callable[[Engine], Awaitable[None]]
 
 
-async def make_partitions(engine: AsyncEngine) -> None:
+async def make_partitions(engine: Engine) -> None:
     """Partitions of events and attempts for the coming week."""
     async with transaction(engine) as connection:
         made = await ensure_partitions(connection, await database_now(connection))
@@ -37,7 +36,7 @@ async def make_partitions(engine: AsyncEngine) -> None:
         log.info("partitions made", partitions=made)
 
 
-async def retire(engine: AsyncEngine) -> None:
+async def retire(engine: Engine) -> None:
     """Drop whole days of events and attempts after retention, and the settled deliveries that belonged to them."""
     async with transaction(engine) as connection:
         now = await database_now(connection)
@@ -52,21 +51,21 @@ async def retire(engine: AsyncEngine) -> None:
         log.info("partitions dropped", partitions=dropped)
 
 
-async def forget_answers(engine: AsyncEngine) -> None:
+async def forget_answers(engine: Engine) -> None:
     """Stored answers to idempotent requests are kept for a day."""
     async with transaction(engine) as connection:
         await delete_old_idempotency_keys(connection, await database_now(connection))
 
 
 @contextmanager
-def partition_upkeep(engine: AsyncEngine) -> Iterator[None]:
+def partition_upkeep(engine: Engine) -> Iterator[None]:
     """Keep partitions ahead while the block runs: every role that writes events or attempts does this for itself."""
     with _running(engine, ((make_partitions, timedelta(hours=1)),)):
         yield
 
 
 @contextmanager
-def housekeeping(engine: AsyncEngine) -> Iterator[None]:
+def housekeeping(engine: Engine) -> Iterator[None]:
     """All of it, while the block runs."""
     jobs = (
         (make_partitions, timedelta(hours=1)),
@@ -78,7 +77,7 @@ def housekeeping(engine: AsyncEngine) -> Iterator[None]:
 
 
 @contextmanager
-def _running(engine: AsyncEngine, jobs: tuple[tuple[Job, timedelta], ...]) -> Iterator[None]:
+def _running(engine: Engine, jobs: tuple[tuple[Job, timedelta], ...]) -> Iterator[None]:
     scheduler = AsyncIOScheduler(timezone=UTC)
     for job, interval in jobs:
         scheduler.add_job(
@@ -100,7 +99,7 @@ def _running(engine: AsyncEngine, jobs: tuple[tuple[Job, timedelta], ...]) -> It
         scheduler.shutdown(wait=False)
 
 
-async def _guarded(job: Job, engine: AsyncEngine) -> None:
+async def _guarded(job: Job, engine: Engine) -> None:
     """Run a job; its failing, of whatever kind, is said and counted, and the next time is the remedy."""
     try:
         await job(engine)
