@@ -48,11 +48,11 @@ def create_app(
 
 
 def _handler_of(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def _handle(request: web.Request) -> web.StreamResponse:
         return await answer(route, request.app[SERVICES], request)
 
-    handle.__name__ = route.name
-    return handle
+    _handle.__name__ = route.name
+    return _handle
 
 
 async def _stop_waiting(app: web.Application) -> None:

@@ -87,6 +87,7 @@ class _Exposition(Collector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
+        """The ledger\'s first, then what is counted under other names."""
         names = {gauge.name for gauge in self._gauges}
         yield from self._gauges
         yield from (family for family in _counted() if family.name not in names)

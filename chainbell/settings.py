@@ -127,6 +127,7 @@ def _settings_class(file: Path | None, environment: dict[str, Any]) -> type[Sett
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """The environment goes before the file; nothing else is read."""
             over = InitSettingsSource(settings_cls, environment)
             return (over, TomlConfigSettingsSource(settings_cls, file)) if file else (over,)
 

@@ -32,21 +32,21 @@ def _one_of(*words: str, count_min: int | None = None) -> BeforeValidator:
     if count_min is not None:
         allowed.append(f"a whole number of at least {count_min}")
 
-    def check(value: object) -> object:
+    def _check(value: object) -> object:
         if value in words or (count_min is not None and type(value) is int and value >= count_min):
             return value
         raise ValueError(f"must be {' or '.join(allowed)}")
 
-    return BeforeValidator(check)
+    return BeforeValidator(_check)
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
-    def check(value: str) -> str:
+    def _check(value: str) -> str:
         if not pattern.match(value):
             raise ValueError(f"must be {what}")
         return value
 
-    return AfterValidator(check)
+    return AfterValidator(_check)
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -120,11 +120,11 @@ def read_profile(name: str, text: bytes) -> ChainProfile:
 def rename_profile(profile: ChainProfile, slug: Slug, chain_id: ChainId) -> ChainProfile:
     """The same kind of network under another slug and chain id: its coin and tokens are named by the new id."""
 
-    def moved(asset: Asset) -> Asset:
+    def _moved(asset: Asset) -> Asset:
         return replace(asset, id=AssetId(f"{chain_id}/{asset.id.partition('/')[2]}"))
 
-    tokens = tuple(moved(token) for token in profile.tokens)
-    return replace(profile, slug=slug, chain_id=chain_id, native=moved(profile.native), tokens=tokens)
+    tokens = tuple(_moved(token) for token in profile.tokens)
+    return replace(profile, slug=slug, chain_id=chain_id, native=_moved(profile.native), tokens=tokens)
 
 
 def add_tokens(profile: ChainProfile, tokens: tuple[Asset, ...]) -> ChainProfile:

@@ -79,10 +79,12 @@ class _Story:
         self.standing[key] = entry
 
     def tell(self, change: Change) -> None:
+        """Add a change; its entry stands as it says from now on."""
         self.changes.append(change)
         self._put(change.after)
 
     def include(self, inclusion: Inclusion) -> None:
+        """What one transfer in its block does: to entries that are known, and for watches that cover it."""
         for key in list(self.of_transfer[inclusion.transfer.id]):
             self._seat(self.standing[key], inclusion)
         for side, address in sides_of(inclusion.transfer):

@@ -174,16 +174,16 @@ def _chain_cut(chain: ChainRow, ancestor_height: int, ancestor_hash: BlockHash) 
     """Heights may not point above the ancestor. `finalized` would only by an operator's leave, which is then spent."""
     is_kept = ancestor_height >= (chain.first_height or 0)
 
-    def cut(height: int | None) -> int | None:
+    def _cut(height: int | None) -> int | None:
         return min(height, ancestor_height) if height is not None and is_kept else None
 
     chain = replace(
-        chain, safe_height=cut(chain.safe_height), agreed_height=cut(chain.agreed_height), accepted_reorg_height=None
+        chain, safe_height=_cut(chain.safe_height), agreed_height=_cut(chain.agreed_height), accepted_reorg_height=None
     )
     if chain.finalized_height is None or ancestor_height >= chain.finalized_height:
         return chain
     return replace(
-        chain, finalized_height=cut(chain.finalized_height), finalized_hash=ancestor_hash if is_kept else None
+        chain, finalized_height=_cut(chain.finalized_height), finalized_hash=ancestor_hash if is_kept else None
     )
 
 

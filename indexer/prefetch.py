@@ -22,22 +22,22 @@ async def prefetch(
     tasks: deque[asyncio.Task[Block]] = deque()
     heights = iter(range(first, last + 1))
 
-    def ask_next() -> None:
+    def _ask_next() -> None:
         height = next(heights, None)
         if height is not None:
             tasks.append(asyncio.ensure_future(_call(fetch, height)))
 
-    async def ordered() -> AsyncIterator[Block]:
+    async def _ordered() -> AsyncIterator[Block]:
         while tasks:
             block = await tasks[0]
             tasks.popleft()
-            ask_next()
+            _ask_next()
             yield block
 
     for _ in range(in_flight):
-        ask_next()
+        _ask_next()
     try:
-        yield ordered()
+        yield _ordered()
     finally:
         for task in tasks:
             task.cancel()

@@ -90,6 +90,7 @@ class _Exchange:
     received: bytearray = field(default_factory=bytearray)
 
     def excerpt(self) -> str | None:
+        """The start of the answer as text that Postgres keeps; None when none came."""
         if self.status_code is None:
             return None
         text = bytes(self.received[:ANSWER_KEPT_BYTES_MAX]).decode("utf-8", errors="replace")

@@ -27,25 +27,25 @@ T = TypeVar("T")
 def in_transaction(ours: Context, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """Do something in one transaction on the configured database."""
 
-    async def run() -> T:
+    async def _run() -> T:
         settings = ours.settings()
         with open_database(settings) as url:
             opened = open_engine(settings, url, application="chainbell", pool_size=1)
             async with opened as engine, transaction(engine) as connection:
                 return await work(connection)
 
-    return asyncio.run(run())
+    return asyncio.run(_run())
 
 
 @tenants.command("create")
 def create(context: typer.Context, name: Annotated[str, typer.Argument(help="A name of its own, e.g. acme.")]) -> None:
     """Make a tenant and print its id."""
 
-    async def work(connection: AsyncConnection) -> str:
+    async def _work(connection: AsyncConnection) -> str:
         return await create_tenant(connection, name, await database_now(connection))
 
     ours = context_of(context)
-    tenant_id = in_transaction(ours, work)
+    tenant_id = in_transaction(ours, _work)
     ours.print_object({"id": tenant_id, "name": name}, f"{tenant_id}  {name}")
 
 
@@ -68,7 +68,7 @@ def create_one(
 ) -> None:
     """Make a key and print it. It is shown this once."""
 
-    async def work(connection: AsyncConnection) -> tuple[str, str, str]:
+    async def _work(connection: AsyncConnection) -> tuple[str, str, str]:
         found = await find_tenant(connection, tenant)
         key_id, key = await create_key(
             connection, found.id, tuple(scope), await database_now(connection), actor=COMMAND_LINE
@@ -76,7 +76,7 @@ def create_one(
         return key_id, key, found.id
 
     ours = context_of(context)
-    key_id, key, tenant_id = in_transaction(ours, work)
+    key_id, key, tenant_id = in_transaction(ours, _work)
     row = {"id": key_id, "key": key, "tenant": tenant_id, "scopes": list(scope)}
     ours.print_object(row, f"{key}\nkeep it now: it is not shown again (id {key_id})")
 
@@ -88,7 +88,7 @@ def list_keys_of(
 ) -> None:
     """List keys, without their secrets."""
 
-    async def work(connection: AsyncConnection) -> list[dict[str, object]]:
+    async def _work(connection: AsyncConnection) -> list[dict[str, object]]:
         tenant_id = (await find_tenant(connection, tenant)).id if tenant else None
         return [
             {
@@ -104,16 +104,16 @@ def list_keys_of(
 
     ours = context_of(context)
     columns = ("id", "tenant", "scopes", "created_at", "last_used_at", "revoked_at")
-    ours.print_rows(in_transaction(ours, work), columns)
+    ours.print_rows(in_transaction(ours, _work), columns)
 
 
 @keys.command("revoke")
 def revoke(context: typer.Context, key_id: Annotated[str, typer.Argument(help="The id inside the key.")]) -> None:
     """Revoke a key at once."""
 
-    async def work(connection: AsyncConnection) -> None:
+    async def _work(connection: AsyncConnection) -> None:
         await revoke_key(connection, KeyId(key_id), await database_now(connection))
 
     ours = context_of(context)
-    in_transaction(ours, work)
+    in_transaction(ours, _work)
     ours.print_object({"id": key_id, "revoked": True}, f"{key_id} is revoked")

@@ -77,7 +77,7 @@ def resume(
 ) -> None:
     """Lift a halt. Recorded in the audit log; the follower tries again at once."""
 
-    async def work(connection: AsyncConnection) -> None:
+    async def _work(connection: AsyncConnection) -> None:
         row = _find(await list_chains(connection), chain)
         locked, now = await lock_chain(connection, row.chain_id)
         if locked.state is not ChainState.HALTED:
@@ -85,7 +85,7 @@ def resume(
         await resume_chain(connection, locked, accept_reorg_to, COMMAND_LINE, now)
 
     ours = context_of(context)
-    in_transaction(ours, work)
+    in_transaction(ours, _work)
     row = {"chain": chain, "resumed": True, "accept_reorg_to": accept_reorg_to}
     ours.print_object(row, f"{chain} is resumed")
 

@@ -160,11 +160,11 @@ class Story:
         return await send(self.node, self.cast.customer, to=to, data=data)
 
     async def _told(self, reference: str, state: str) -> None:
-        def has_it() -> bool:
+        def _has_it() -> bool:
             newest = [s for s in self.merchant.subjects.values() if s["watch"]["reference"] == reference]
             return any(subject["state"] == state for subject in newest)
 
-        await self.merchant.wait_for(f"{reference} {state}", has_it)
+        await self.merchant.wait_for(f"{reference} {state}", _has_it)
 
 
 async def send(

@@ -72,7 +72,7 @@ class _Carrier:
             raise ProofFailure("structure", f"receipt {self.receipt.transaction_index} has neither status nor root")
         return quantity_of(self.receipt.status) == 1
 
-    def to_transaction(self) -> Transaction:
+    def _to_transaction(self) -> Transaction:
         sender, nonce = bytes_of(self.wire.sender), quantity_of(self.wire.nonce)
         return Transaction(bytes_of(self.wire.hash), self.index, sender, nonce, _fee_of(self))
 
@@ -115,7 +115,7 @@ def _movements_of(carrier: _Carrier, tokens: Mapping[str, Asset], native: Asset)
     logs = [] if has_succeeded is False else _token_logs(carrier.receipt.logs, tokens)
     if not has_native and not logs:
         return []
-    transaction = carrier.to_transaction()
+    transaction = carrier._to_transaction()
     movements = []
     if has_native:
         movements.append(_native_movement(carrier, transaction, amount, native, has_failed=not has_succeeded))

@@ -92,12 +92,12 @@ class NodeClient:
     async def call(self, method: str, params: Sequence[object] = ()) -> msgspec.Raw:
         """The result of one call, as raw JSON. Raises a `NodeError`."""
 
-        async def ask() -> msgspec.Raw:
+        async def _ask() -> msgspec.Raw:
             request_id = next(self._ids)
             body = await self._post(write_call((method, params), request_id), 1)
             return read_answer(self.name, body, method, request_id)
 
-        return await self._patiently([method], ask)
+        return await self._patiently([method], _ask)
 
     async def batch(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcError]:
         """The results of several calls, in their order; a call's own `RpcError` stands in its place.
@@ -118,12 +118,12 @@ class NodeClient:
     async def _together(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcError]:
         methods = [method for method, _ in calls]
 
-        async def ask() -> list[msgspec.Raw | RpcError]:
+        async def _ask() -> list[msgspec.Raw | RpcError]:
             ids = [next(self._ids) for _ in calls]
             body = await self._post(write_batch(calls, ids[0]), len(calls))
             return read_answers(self.name, body, methods, ids[0])
 
-        return await self._patiently(methods, ask)
+        return await self._patiently(methods, _ask)
 
     async def _alone(self, call: Call) -> msgspec.Raw | RpcError:
         try:
@@ -140,7 +140,7 @@ class NodeClient:
             reraise=True,
         )
 
-        async def once() -> T:
+        async def _once() -> T:
             try:
                 answer = await ask()
             except NodeError as error:
@@ -150,7 +150,7 @@ class NodeClient:
             self._note_answers(methods, answer)
             return answer
 
-        return await retrying(once)
+        return await retrying(_once)
 
     def _is_enough(self, state: RetryCallState) -> bool:
         """Tries are used up, or time is, or the node asks for more patience than we have."""
