@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 NPM_INSTALL := install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint anvil clean
+.PHONY: help demo test lint bench anvil clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -20,6 +20,9 @@ lint: $(VENV)/test.stamp ## Check style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(VENV)/demo.stamp ## Measure against bare loops on this machine; ARGS="--quick" for a small run
+	@$(VENV)/bin/python -m bench $(ARGS)
 
 anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests
 

@@ -1,0 +1,54 @@
+"""`python -m bench` measures what it says: every row is there, with figures that are figures. Not how fast: that is for
+people, on a quiet machine."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from bench.__main__ import parse_sizes
+from bench.report import Report
+
+ROWS = {
+    "following mainnet-sized blocks": {"bare loop", "structure", "bloom", "roots"},
+    "delivering signed webhooks": {"bare loop", "dispatcher"},
+    "one deposit in each live block": {
+        f"{name}, {percentile}"
+        for name in (
+            "bare loop, seen to received",
+            "seen to received",
+            "  seen to committed",
+            "  committed to received",
+            "before that, mined to seen",
+        )
+        for percentile in ("p50", "p99")
+    },
+}
+
+
+@pytest.mark.timeout(300)
+def test_a_quick_run_measures_every_row() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--json"], capture_output=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    report = msgspec.json.decode(done.stdout, type=Report)
+    assert {section: {row.name for row in rows} for section, rows in report.sections.items()} == ROWS
+    for row in (row for rows in report.sections.values() for row in rows):
+        assert math.isfinite(row.ratio), row
+        assert row.ratio > 0, row
+        assert row.cpu_ms is None or row.cpu_ms > 0, row
+
+
+def test_a_named_size_overrides_the_quick_ones() -> None:
+    sizes, is_json = parse_sizes(["--quick", "--blocks", "5", "--live-interval-s", "0.5"])
+    assert (sizes.blocks, sizes.live_interval_s, is_json) == (5, 0.5, False)
+
+
+def test_no_more_live_blocks_are_asked_for_than_there_are_blocks() -> None:
+    sizes, _ = parse_sizes(["--blocks", "5"])
+    assert sizes.live_blocks == 5
