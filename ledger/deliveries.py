@@ -14,6 +14,9 @@ Two claims at one moment do not see each other's leases. What keeps them apart i
 and `SKIP LOCKED` gives it to one; for the first of a lane has no one else in front. Overtaking is the exception: so it ends
 a while before the wait does (`OVERTAKING_ENDS`), longer than any claim can stay open.
 
+What waits behind a failed one is moved to its next attempt: it could not go earlier, and each claim would have to look at
+it in vain. A merchant that is down for an hour leaves many such rows, and they must not slow what others are owed.
+
 Locks are taken in one order: endpoints (sorted), then deliveries. Deleting an endpoint does the same.
 """
 
@@ -25,7 +28,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import (
     Boolean,
+    ColumnElement,
     Double,
+    FromClause,
     Integer,
     SmallInteger,
     Text,
@@ -106,11 +111,18 @@ class AttemptRow:
 _other = deliveries.alias("other")
 _now = func.now()
 
+
+def _is_in(queue: FromClause, *states: DeliveryState) -> ColumnElement[bool]:
+    """The state written into the statement, not sent as a parameter: a plan that is kept may then use a partial index."""
+    values = [state.value for state in states]
+    return queue.c.state.in_(bindparam(None, values, expanding=True, literal_execute=True))
+
+
 _is_in_the_way = and_(
     _other.c.tenant_id == deliveries.c.tenant_id,
     _other.c.endpoint_id == deliveries.c.endpoint_id,
     _other.c.subject == deliveries.c.subject,
-    _other.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value)),
+    _is_in(_other, DeliveryState.PENDING, DeliveryState.HELD),
     _other.c.id != deliveries.c.id,
     or_(
         _other.c.leased_until > _now,
@@ -124,7 +136,7 @@ _is_in_the_way = and_(
 _due = (
     select(deliveries.c.tenant_id, deliveries.c.id)
     .where(
-        deliveries.c.state == DeliveryState.PENDING.value,
+        _is_in(deliveries, DeliveryState.PENDING),
         deliveries.c.due_at <= _now,
         or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
         ~select(literal(1)).where(_is_in_the_way).exists(),
@@ -210,7 +222,7 @@ _settle = (
         deliveries.c.id == _asked.c.id,
         deliveries.c.lease_token == bindparam("token"),
         deliveries.c.attempts == _asked.c.attempts,
-        deliveries.c.state == DeliveryState.PENDING.value,
+        _is_in(deliveries, DeliveryState.PENDING),
     )
     .values(
         state=_asked.c.state,
@@ -220,8 +232,44 @@ _settle = (
         lease_token=None,
         leased_until=None,
     )
-    .returning(deliveries.c.tenant_id, deliveries.c.id)
+    .returning(
+        deliveries.c.tenant_id,
+        deliveries.c.id,
+        deliveries.c.endpoint_id,
+        deliveries.c.subject,
+        deliveries.c.feed_position,
+        deliveries.c.state,
+        deliveries.c.attempts,
+        deliveries.c.due_at,
+    )
+    .cte("settled")
 )
+
+_lane_due_at = case(
+    (
+        and_(_is_in(_settle, DeliveryState.PENDING), _settle.c.attempts < OVERTAKEN_AFTER_ATTEMPTS),
+        _settle.c.due_at,
+    ),
+    else_=_now,
+)
+
+_move_lane = (
+    update(deliveries)
+    .where(
+        deliveries.c.tenant_id == _settle.c.tenant_id,
+        deliveries.c.endpoint_id == _settle.c.endpoint_id,
+        deliveries.c.subject == _settle.c.subject,
+        deliveries.c.feed_position > _settle.c.feed_position,
+        _is_in(deliveries, DeliveryState.PENDING),
+        deliveries.c.attempts == 0,
+        func.greatest(deliveries.c.due_at, _now) != _lane_due_at,
+    )
+    .values(due_at=_lane_due_at)
+    .returning(deliveries.c.id)
+    .cte("moved")
+)
+
+_settle_and_move = select(_settle.c.id).add_cte(_move_lane)
 
 
 async def settle_deliveries(
@@ -230,6 +278,7 @@ async def settle_deliveries(
     """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
     was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
     caller that lost the answer to its COMMIT may repeat it."""
+    await _lock_endpoints(connection, settlements)
     await _note_health(connection, settlements)
     parameters = {
         "token": token,
@@ -240,7 +289,7 @@ async def settle_deliveries(
         "all_delay_s": [s.delay.total_seconds() if s.delay else None for s in settlements],
         "all_given_back": [int(s.is_given_back) for s in settlements],
     }
-    rows = await connection.execute(_settle, parameters)
+    rows = await connection.execute(_settle_and_move, parameters)
     settled = {DeliveryId(row.id) for row in rows}
     made = [row for s in settlements if (row := _attempt_columns(s)) is not None]
     if made:
@@ -290,8 +339,19 @@ _note_health_of = (
 )
 
 
+async def _lock_endpoints(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
+    """In sorted order, and before any delivery: two workers settle at one time, and an owner may delete an endpoint."""
+    keys = {(settlement.claimed.tenant_id, settlement.claimed.endpoint_id) for settlement in settlements}
+    await connection.execute(
+        select(endpoints.c.id)
+        .where(tuple_(endpoints.c.tenant_id, endpoints.c.id).in_(sorted(keys)))
+        .order_by(endpoints.c.tenant_id, endpoints.c.id)
+        .with_for_update(key_share=True)
+    )
+
+
 async def _note_health(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
-    """How each endpoint did, in one statement. Rows are locked in sorted order first: two workers settle at one time."""
+    """How each endpoint that was asked did, in one statement."""
     health: dict[tuple[TenantId, EndpointId], tuple[int, bool]] = {}
     for settlement in settlements:
         if settlement.attempt is None:
@@ -303,12 +363,6 @@ async def _note_health(connection: AsyncConnection, settlements: Sequence[Settle
     if not health:
         return
     keys = sorted(health)
-    await connection.execute(
-        select(endpoints.c.id)
-        .where(tuple_(endpoints.c.tenant_id, endpoints.c.id).in_(keys))
-        .order_by(endpoints.c.tenant_id, endpoints.c.id)
-        .with_for_update(key_share=True)
-    )
     parameters = {
         "all_tenant_id": [key[0] for key in keys],
         "all_id": [key[1] for key in keys],
@@ -348,11 +402,9 @@ async def find_live_secrets(
 
 async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
     """How many deliveries are due, held, exhausted and refused: counted over partial indexes. Crosses tenants."""
-    due = select(func.count()).where(
-        deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.due_at <= func.now()
-    )
+    due = select(func.count()).where(_is_in(deliveries, DeliveryState.PENDING), deliveries.c.due_at <= func.now())
     kept = select(deliveries.c.state, func.count().label("number")).where(
-        deliveries.c.state.in_((DeliveryState.HELD.value, DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value))
+        _is_in(deliveries, DeliveryState.HELD, DeliveryState.EXHAUSTED, DeliveryState.REFUSED)
     )
     counts = {row.state: int(row.number) for row in await connection.execute(kept.group_by(deliveries.c.state))}
     due_count = (await connection.execute(due)).scalar_one()

@@ -1,0 +1,97 @@
+"""The statements of every claim and every settling, at volume: by index, and quick behind what has to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Executable
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger import deliveries
+from ledger.database import transaction
+from ledger.deliveries import Claimed, Settlement, claim_due_deliveries, settle_deliveries
+from ledger.states import DeliveryState
+from tests.fakes.receiver import running_receiver
+from tests.integration.notifier.conftest import TENANT, Post
+
+TOKEN = "t"
+
+
+async def fill(post: Post, endpoint_id: str, *, number: int, state: str, lanes: int, first_position: int) -> None:
+    """So many deliveries in one state, with an event each, spread over lanes."""
+    range_ = {"first": first_position, "last": first_position + number - 1, "tenant": TENANT}
+    await post.execute(
+        "INSERT INTO events (tenant_id, id, feed_position, type, subject, sequence, body, created_at)"
+        " SELECT :tenant, 'evt_' || n, n, 'deposit.detected', 'dep', 1, repeat('x', 400)::bytea, now() - interval '1 hour'"
+        " FROM generate_series(CAST(:first AS int), CAST(:last AS int)) n",
+        **range_,
+    )
+    await post.execute(
+        "INSERT INTO deliveries (tenant_id, id, event_id, event_type, event_created_at, feed_position, endpoint_id, subject,"
+        " priority, state, due_at, created_at, settled_at)"
+        " SELECT tenant_id, 'del_' || feed_position, id, type, created_at, feed_position, :endpoint,"
+        " 'dep_' || (feed_position % CAST(:lanes AS int)), 0, CAST(:state AS text), created_at, created_at,"
+        " CASE WHEN CAST(:state AS text) = 'pending' THEN NULL ELSE now() END"
+        " FROM events WHERE tenant_id = :tenant AND feed_position BETWEEN :first AND :last",
+        endpoint=endpoint_id,
+        state=state,
+        lanes=lanes,
+        **range_,
+    )
+
+
+async def plan_of(connection: AsyncConnection, statement: Executable, parameters: Mapping[str, object]) -> str:
+    """The plan that Postgres chooses for a statement, as text."""
+    dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
+    expanded = statement.compile(dialect=dialect).construct_expanded_state(parameters)  # type: ignore[attr-defined]
+    rows = await connection.exec_driver_sql(f"EXPLAIN {expanded.statement}", expanded.parameters)
+    return "\n".join(row[0] for row in rows)
+
+
+@pytest.fixture
+async def full(post: Post) -> Post:
+    """Deliveries of a busy hour: most settled, many due."""
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=50_000, state="delivered", lanes=20_000, first_position=1)
+    await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=50_001)
+    await post.execute("ANALYZE")
+    return post
+
+
+async def test_a_claim_reads_by_index(full: Post) -> None:
+    async with transaction(full.engine) as connection:
+        plan = await plan_of(connection, deliveries._claim_with_bodies, {"limit": 64, "lease_s": 60.0, "token": TOKEN})
+    assert "ix_deliveries_due" in plan
+    assert "ix_deliveries_lane" in plan
+    assert "Index Scan using events_" in plan
+    assert "Seq Scan on deliveries" not in plan
+
+
+async def test_settling_reads_by_index(full: Post) -> None:
+    row = {"tenant_id": TENANT, "id": "del_50001", "attempts": 1, "state": "pending", "delay_s": 5.0, "given_back": 0}
+    parameters = {"token": TOKEN, **{f"all_{name}": [value] * 64 for name, value in row.items()}}
+    async with transaction(full.engine) as connection:
+        plan = await plan_of(connection, deliveries._settle_and_move, parameters)
+    assert "pk_deliveries" in plan
+    assert "ix_deliveries_lane" in plan
+    assert "Seq Scan on deliveries" not in plan
+
+
+async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
+    """A merchant that is down leaves a queue behind each failed delivery: it must not slow what others are owed."""
+    while claimed := await claim(full, limit=1_000):
+        failures = [Settlement(delivery, DeliveryState.PENDING, timedelta(minutes=10)) for delivery in claimed]
+        async with transaction(full.engine) as connection:
+            assert len(await settle_deliveries(connection, TOKEN, failures)) == len(claimed)
+    assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending'") == 5_000
+    assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending' AND due_at <= now()") == 0
+
+
+async def claim(post: Post, limit: int) -> list[Claimed]:
+    """Claim as a dispatcher does."""
+    async with transaction(post.engine) as connection:
+        return await claim_due_deliveries(connection, limit=limit, lease_s=60.0, token=TOKEN)
