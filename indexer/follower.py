@@ -201,7 +201,7 @@ class Follower:
         """Find the common ancestor, fetch the new branch up to at least our old height, replace in one transaction."""
         ancestor_height = await self._common_ancestor(chain, tip)
         blocks = [await self.adapter.fetch_block(height) for height in range(ancestor_height + 1, tip.height + 1)]
-        if link(None, [block.ref for block in blocks]) is Linkage.BROKEN:
+        if not blocks or link(None, [block.ref for block in blocks]) is Linkage.BROKEN:
             raise BranchChanged(f"{chain.slug}: the node's branch changed while it was read")
         await self._commit(tip, blocks, ancestor_height)
         depth = tip.height - ancestor_height
@@ -227,6 +227,9 @@ class Follower:
             if narrow(ours, theirs).agreed is not None:
                 break
         bracket = narrow(ours, theirs)
+        if bracket.agreed is None and theirs[bracket.differing] is None:
+            # A missing block is no other branch: a node that lacks it may be syncing, or have thrown it away.
+            raise ChainHolds(f"{chain.slug}: a reorg, but the node does not have block {bracket.differing} to compare")
         if bracket.agreed is None and lowest >= first_height:
             raise DeepReorg(_deep_reorg_reason(chain, lowest, head_height=self.head_height))
         agreed, differing = bracket.agreed, bracket.differing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chains.model import BlockRef
 from indexer.follower import Extended, Halted, Holding, Nothing, Reorged
 from ledger.chains import lock_chain
 from ledger.database import transaction
@@ -314,3 +315,39 @@ async def test_starting_at_the_head_covers_from_there(database_url: str) -> None
     chain.mine(salt="b", count=6)
     assert await ledger.converge() == Reorged(1)
     await ledger.engine.dispose()
+
+
+async def test_a_node_that_comes_back_to_our_branch_while_it_is_read_undoes_nothing(ledger: Ledger) -> None:
+    ledger.chain.mine(count=3)
+    await ledger.converge(2)
+    ours = list(ledger.chain.blocks)
+    ledger.chain.drop_to(2)
+    ledger.chain.mine(salt="b", count=2)
+    theirs = list(ledger.chain.blocks)
+    ledger.chain.blocks = theirs[:]
+    fetch_ref = ledger.chain.fetch_ref
+
+    async def _fetch_ref_of_ours(height: int) -> BlockRef | None:
+        ledger.chain.blocks = ours[:]
+        return await fetch_ref(height)
+
+    ledger.chain.fetch_ref = _fetch_ref_of_ours  # type: ignore[method-assign]
+    assert isinstance(await ledger.converge(), Nothing)
+    assert (await ledger.row()).tip_hash == ours[3].ref.hash
+
+
+async def test_a_node_without_our_finalized_block_holds_the_chain_and_does_not_halt_it(ledger: Ledger) -> None:
+    ledger.chain.mine(count=4)
+    ledger.chain.finalized = 3
+    await ledger.converge(3)
+    ledger.chain.drop_to(3)
+    ledger.chain.mine(salt="b", count=2)
+
+    async def _pruned(height: int) -> BlockRef | None:
+        return None
+
+    ledger.chain.fetch_ref = _pruned  # type: ignore[method-assign]
+    outcome = await ledger.converge()
+    assert isinstance(outcome, Holding)
+    assert "does not have" in outcome.reason
+    assert (await ledger.row()).tip_height == 4
