@@ -76,7 +76,7 @@ class Bench:
                     task.database_url = make_database(self.database_url, name)
                 usages.append(msgspec.convert(measured("bench.delivering", task), Usage))
         baseline, dispatcher = usages
-        return rate_rows({"dispatcher": dispatcher}, baseline, "webhooks/s")
+        return rate_rows({"dispatcher": dispatcher}, baseline, "POSTs/s")
 
     def live(self) -> list[Row]:
         """A chain that grows, from the node to the merchant."""

@@ -66,7 +66,7 @@ def _pair(name: str, spread: Spread, baseline: Spread) -> list[Row]:
 
 def print_report(report: Report, console: Console) -> None:
     """The table, for people."""
-    sizes = ", ".join(f"{value:g} {name}" for name, value in report.sizes.items())
+    sizes = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in report.sizes.items())
     table = Table(title="Chainbell beside a bare loop over the same parts", caption=sizes)
     table.add_column("what", no_wrap=True)
     for heading in ("figure", "bare loop", "ratio", "CPU ms each"):

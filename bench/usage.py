@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ class Usage(msgspec.Struct):
     elapsed_s: float = 0.0
     cpu_s: float = 0.0
     """User and system time of this process alone."""
-    resident_mb: float = 0.0
-    """The most memory that the process ever held."""
 
 
 @contextmanager
@@ -30,8 +27,6 @@ def measure_usage(count: int) -> Iterator[Usage]:
     yield usage
     usage.elapsed_s = time.perf_counter() - began
     usage.cpu_s = _cpu_s() - cpu_began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    usage.resident_mb = peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _cpu_s() -> float:
