@@ -40,8 +40,8 @@ def _encode_json(value: object) -> str:
 
 
 def connect(url: str, *, application: str, pool_size: int = 5, role: str | None = None) -> AsyncEngine:
-    """An engine whose connections call themselves `application`; `role` is taken on at once and cannot be reset to the
-    login's own (the API uses `chainbell_api`)."""
+    """An engine whose connections call themselves `application`; `role` is taken on at once and RESET comes back to it (the
+    API uses `chainbell_api`). SET ROLE NONE would leave it: an installation that wants more gives the API its own login."""
     options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
     if role is not None:
         options += f" -c role={role}"

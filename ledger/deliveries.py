@@ -141,7 +141,8 @@ _due = (
         or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
         ~select(literal(1)).where(_is_in_the_way).exists(),
     )
-    .order_by(deliveries.c.priority, deliveries.c.due_at, deliveries.c.feed_position)
+    # No more than the index gives: whatever sorts further reads all that is due before the first is claimed.
+    .order_by(deliveries.c.priority, deliveries.c.due_at)
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
     .cte("due")

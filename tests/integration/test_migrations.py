@@ -205,7 +205,7 @@ async def test_the_apis_role_reaches_no_partition_by_itself(api: AsyncEngine, da
             await attempt(api, f"SELECT 1 FROM {table}_{today:%Y%m%d}")
 
 
-async def test_the_apis_role_cannot_put_its_role_off(api: AsyncEngine) -> None:
+async def test_a_reset_connection_still_speaks_as_the_apis_role(api: AsyncEngine) -> None:
     async with api.connect() as connection:
         await connection.execute(text("RESET ROLE"))
         assert await current_user(connection) == API_ROLE

@@ -71,6 +71,16 @@ async def test_a_claim_reads_by_index(full: Post) -> None:
     assert "Seq Scan on deliveries" not in plan
 
 
+async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
+    async with transaction(full.engine) as connection:
+        statement = deliveries._claim_with_bodies
+        plan = await plan_of(connection, statement, {"limit": 64, "lease_s": 60.0, "token": TOKEN})
+    choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
+    assert "Nested Loop Anti Join" in choice
+    assert "Sort" not in choice
+    assert "Hash" not in choice
+
+
 async def test_settling_reads_by_index(full: Post) -> None:
     row = {"tenant_id": TENANT, "id": "del_50001", "attempts": 1, "state": "pending", "delay_s": 5.0, "given_back": 0}
     parameters = {"token": TOKEN, **{f"all_{name}": [value] * 64 for name, value in row.items()}}
