@@ -1,0 +1,241 @@
+"""Recorded mainnet blocks go the whole way: a node, the follower, Postgres, REST. Each is the first block of a chain of its
+own, since they do not follow one another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from chains.model import hex_of
+from chains.profile import load_profile
+from tests.fakes.node import RecordedNode, drop_one_log, empty_list
+from tests.outside.installation import Installation, Tenant, installed
+from tests.unit.chains.evm.recorded import MAINNET, WITH_EXPECTED_TRANSFERS, WITH_RECEIPTS, read_json, recorded
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+LISTED = {hex_of(token.contract) for token in load_profile("ethereum").tokens if token.contract}
+
+Movement = tuple[str, int, str, str, str, str]
+"""Transaction hash, log index in the block, contract, from, to, amount."""
+
+
+def movements_in_file(height: int) -> list[Movement]:
+    """The ERC-20 movements that another indexer found in the block, but for those of zero, which are no entries."""
+    rows = read_json(MAINNET / str(height) / "expected_token_transfers.json.gz")
+    return sorted(
+        (
+            row["transactionHash"], int(row.get("logIndex", 0)), row["tokenAddress"], row["erc20"]["fromAddress"],
+            row["erc20"]["toAddress"], row["erc20"]["value"],
+        )
+        for row in rows
+        if "erc20" in row and row["erc20"].get("value", "0") != "0"
+    )  # fmt: skip
+
+
+def movements_in_logs(height: int) -> list[Movement]:
+    """The ERC-20 movements by the rule of EIP-20 alone, read from the recorded receipts."""
+    logs = [log for receipt in recorded(height).receipts for log in receipt["logs"]]
+    return sorted(
+        (
+            log["transactionHash"], int(log["logIndex"], 16), log["address"].lower(), "0x" + log["topics"][1][26:],
+            "0x" + log["topics"][2][26:], str(int(log["data"], 16)),
+        )
+        for log in logs
+        if len(log["topics"]) == 3 and log["topics"][0] == TRANSFER_TOPIC and len(log["data"]) == 66
+        and int(log["data"], 16) > 0
+    )  # fmt: skip
+
+
+def movements_of(height: int) -> list[Movement]:
+    """What has to be found in a block."""
+    return movements_in_file(height) if height in WITH_EXPECTED_TRANSFERS else movements_in_logs(height)
+
+
+def movement_of(entry: Any) -> Movement:  # noqa: ANN401 - JSON
+    """What the API says of an ERC-20 entry."""
+    return (
+        entry["transaction"]["hash"], entry["locator"]["log_index"], entry["asset"]["contract"], entry["from"],
+        entry["to"], entry["amount_atomic"],
+    )  # fmt: skip
+
+
+def chain_settings(slug: str, number: int, height: int, nodes: Iterable[tuple[str, str]]) -> str:
+    """A chain like Ethereum that begins at a recorded block, with every token of that block listed."""
+    given = ", ".join(f'{{ name = "{name}", url = "{url}" }}' for name, url in nodes)
+    text = f'\n[chains.{slug}]\nprofile = "ethereum"\nchain_id = "eip155:{number}"\nnodes = [ {given} ]\nstart = {height}\n'
+    for place, contract in enumerate(sorted({row[2] for row in movements_of(height)} - LISTED)):
+        text += f'\n[[chains.{slug}.assets]]\ncontract = "{contract}"\nsymbol = "T{place}"\ndecimals = 18\n'
+    return text
+
+
+def recorded_node(height: int, number: int) -> RecordedNode:
+    answer = recorded(height)
+    return RecordedNode({height: (answer.block, answer.receipts)}, chain_id=number)
+
+
+async def watch_all(shop: Tenant, places: Iterable[tuple[str, int]]) -> None:
+    """Watch every address that occurs in the blocks' ERC-20 movements, in batches."""
+    wanted = {(slug, address) for slug, height in places for row in movements_of(height) for address in row[3:5]}
+    rows = [{"chain": slug, "address": address} for slug, address in sorted(wanted)]
+    for first in range(0, len(rows), 5_000):
+        await shop.call("POST", "/v1/watches", {"watches": rows[first : first + 5_000]})
+
+
+async def check_entries(shop: Tenant, slug: str, height: int) -> None:
+    """The ERC-20 entries of the chain are exactly the block's movements, on both sides, proven to the roots."""
+    expected = movements_of(height)
+    for side in ("deposits", "withdrawals"):
+        rows = await shop.rows(f"/v1/{side}", chain=slug)
+        assert {row["proof"]["level"] for row in rows} <= {"roots"}
+        assert {row["block"]["height"] for row in rows} <= {height}
+        found = sorted(movement_of(row) for row in rows if row["asset"]["kind"] == "fungible")
+        assert found == expected, (slug, side)
+
+
+@dataclass
+class World:
+    """One chain for each recorded block, all followed by one process."""
+
+    installation: Installation
+    shop: Tenant
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        settings = ""
+        for number, height in enumerate(WITH_RECEIPTS, start=1):
+            node = await stack.enter_async_context(recorded_node(height, number))
+            settings += chain_settings(f"b{height}", number, height, [("node", node.url)])
+        opened = installed(tmp_path_factory.mktemp("recorded"), module_database_url, settings)
+        installation = await stack.enter_async_context(opened)
+        await installation.start("serve")
+        await installation.ready()
+        shop = await installation.tenant("shop")
+        await watch_all(shop, ((f"b{height}", height) for height in WITH_RECEIPTS))
+        await installation.start("follow")
+        yield World(installation, shop)
+
+
+@pytest.mark.parametrize("height", WITH_RECEIPTS)
+async def test_every_erc20_movement_of_a_mainnet_block_is_an_entry_proven_to_the_roots(
+    world: World, height: int
+) -> None:
+    slug = f"b{height}"
+    await world.shop.until_followed(slug, height)
+    row = await world.shop.until_chain("it follows", slug, lambda row: row["state"] == "following")
+    assert (row["tip"], row["proof"], row["reason"]) == (height, "roots", None)
+    await check_entries(world.shop, slug, height)
+
+
+async def test_the_blocks_hold_enough_to_mean_something() -> None:
+    assert len(WITH_RECEIPTS) >= 15
+    assert sum(len(movements_of(height)) for height in WITH_RECEIPTS) > 1_000
+    assert all(movements_in_file(height) == movements_in_logs(height) for height in WITH_EXPECTED_TRANSFERS)
+
+
+# --- nodes that leave something out -----------------------------------------------------------------------------------
+
+HEIGHT = 17_000_000
+
+
+async def metric(installation: Installation, name: str, **labels: str) -> float:
+    """The value of one series at /metrics; 0 where there is none."""
+    async with installation.session.get(installation.url + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    found = [line for line in lines if line.startswith(name + "{") and all(word in line for word in wanted)]
+    return sum(float(line.rpartition(" ")[2]) for line in found)
+
+
+@dataclass
+class Liar:
+    """A chain whose first node leaves something out; perhaps it has another node, which does not."""
+
+    slug: str
+    nodes: Sequence[RecordedNode]
+
+    @property
+    def has_help(self) -> bool:
+        """True when another node can answer."""
+        return len(self.nodes) > 1
+
+
+async def lying_chains(stack: AsyncExitStack) -> list[Liar]:
+    """Two lies, each told by an only node and by one that has an honest node beside it. Nodes with help do not know the
+    block yet: their chain would be through before anything is watched."""
+    liars = []
+    for number, (slug, lie) in enumerate((("omits", drop_one_log), ("empties", empty_list)) * 2, start=1):
+        count = 1 if number <= 2 else 2
+        nodes = [await stack.enter_async_context(recorded_node(HEIGHT, number)) for _ in range(count)]
+        nodes[0].misbehave(lie, method="eth_getBlockReceipts")
+        if count > 1:
+            for node in nodes:
+                node.head = HEIGHT - 1
+        liars.append(Liar(slug if count == 1 else f"{slug}-helped", nodes))
+    return liars
+
+
+async def test_a_node_that_leaves_something_out_is_caught_and_named_and_nothing_is_lost(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with AsyncExitStack() as stack:
+        liars = await lying_chains(stack)
+        settings = "".join(
+            chain_settings(
+                liar.slug, number, HEIGHT, zip(("liar", "honest"), [node.url for node in liar.nodes], strict=False)
+            )
+            for number, liar in enumerate(liars, start=1)
+        )
+        opened = installed(tmp_path_factory.mktemp("lying"), database_url, settings)
+        installation = await stack.enter_async_context(opened)
+        await installation.run()
+        shop = await installation.tenant("shop")
+        await check_that_they_hold(shop, [liar for liar in liars if not liar.has_help])
+        await watch_all(shop, ((liar.slug, HEIGHT) for liar in liars))
+        for liar in liars:
+            liar.nodes[-1].behave()
+            for node in liar.nodes:
+                node.head = HEIGHT
+        for liar in liars:
+            await shop.until_followed(liar.slug, HEIGHT)
+            await check_entries(shop, liar.slug, HEIGHT)
+            row = await shop.until_chain("it follows", liar.slug, lambda row: row["state"] == "following")
+            assert row["reason"] is None
+            if liar.has_help:
+                assert [(node["name"], node["state"]) for node in row["nodes"]] == [
+                    ("liar", "failing"),
+                    ("honest", "ok"),
+                ]
+            await check_that_it_is_named(installation, liar)
+        await installation.stop("run")
+
+
+async def check_that_they_hold(shop: Tenant, liars: Sequence[Liar]) -> None:
+    """Nothing is committed; operators see why in the API and on the command line."""
+    reasons = {}
+    for liar in liars:
+        row = await shop.until_chain("it holds", liar.slug, lambda row: row["state"] == "holding")
+        assert row["tip"] is None
+        assert "no node's answer can be proven" in row["reason"]
+        assert "liar: " in row["reason"]
+        assert [(node["name"], node["state"]) for node in row["nodes"]] == [("liar", "failing")]
+        reasons[liar.slug] = row["reason"]
+    chains = {row["chain"]: row for row in (await shop.installation.command("status"))["chains"]}
+    assert {chains[slug]["state"] for slug in reasons} == {"holding"}
+    assert {slug: chains[slug]["reason"] for slug in reasons} == reasons
+
+
+async def check_that_it_is_named(installation: Installation, liar: Liar) -> None:
+    """The node is in the metrics and in the log; an honest one is not."""
+    name = "chainbell_proof_failures_total"
+    assert await metric(installation, name, chain=liar.slug, node="liar") >= 1
+    assert await metric(installation, name, chain=liar.slug, node="honest") == 0
+    assert f'"chain": "{liar.slug}", "node": "liar", "reason":' in installation.log_text()
