@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlencode
@@ -112,7 +113,7 @@ class Installation:
 
     async def _spawn(self, arguments: Sequence[str], output: int | IO[bytes]) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "chainbell", "--config", str(self.config), *arguments,
+            sys.executable, "-P", "-m", "chainbell", "--config", str(self.config), *arguments,
             cwd=self.directory, env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
 
@@ -215,7 +216,10 @@ class Tenant:
         """Call the API; the answer, whatever it is."""
         given = {"authorization": f"Bearer {self.key}", **(headers or {})}
         url = self.installation.url + path
-        async with self.installation.session.request(method, url, json=body, headers=given) as response:
+        content = None if body is None else BytesIO(json.dumps(body).encode())
+        if content is not None:
+            given["content-type"] = "application/json"
+        async with self.installation.session.request(method, url, data=content, headers=given) as response:
             text = await response.text()
             return Answer(response.status, json.loads(text) if text else None, dict(response.headers))
 
