@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from api.events import EventPage
-from api.inputs import AddressText, ChainName, Line, address_given, chain_named, hash_given
+from api.inputs import AddressText, AssetName, ChainName, Line, address_given, chain_named, hash_given
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
 from api.routes import Call, Route
@@ -29,7 +29,7 @@ class EntryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     address: Annotated[AddressText | None, Meta(description="The watched address")] = None
     reference: Annotated[Line | None, Meta(description="Of the watch")] = None
     state: EntryState | None = None
-    asset: Annotated[Line | None, Meta(description="CAIP-19 name of an asset")] = None
+    asset: AssetName | None = None
     tx: Annotated[str | None, Meta(description="Hash of the transaction")] = None
     updated_since: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,

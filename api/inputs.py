@@ -17,6 +17,14 @@ Line = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
 
 ChainName = Annotated[str, Meta(max_length=100, description="A chain's slug, or its CAIP-2 name")]
 AddressText = Annotated[str, Meta(max_length=100, description="0x and 40 hexadecimal digits")]
+AssetName = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[a-zA-Z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}/[a-zA-Z0-9]{3,8}:[-.%a-zA-Z0-9]{1,128}$",
+        description="An asset's CAIP-19 name, as entries show it in asset.id; never a symbol",
+    ),
+]
 Identifier = Annotated[str, Meta(max_length=100, pattern=r"^[0-9A-Za-z_]+$")]
 
 

@@ -29,8 +29,9 @@ from indexer.commit import Followed
 from indexer.follower import Course, Follower
 from indexer.policy import Policy
 from indexer.run import follow
+from ledger.chains import list_chains
 from ledger.cursors import cursor_key_of
-from ledger.database import connect_api
+from ledger.database import connect_api, transaction
 from ledger.migrate import head_revision
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
@@ -100,16 +101,32 @@ async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence
         engine = await stack.enter_async_context(opened)
         versions = await register_chains(engine, chains)
         stack.enter_context(partition_upkeep(engine))
+        is_new = await _is_new(engine)
         async with asyncio.TaskGroup() as group:
             for chain in chains:
-                group.create_task(_follow_chain(engine, chain, versions[chain.slug], stop))
+                group.create_task(_follow_chain(engine, chain, versions[chain.slug], stop, is_new=is_new))
 
 
-async def _follow_chain(engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, stop: asyncio.Event) -> None:
+async def _is_new(engine: AsyncEngine) -> bool:
+    """True when no chain was ever followed here: then somebody is at the screen, and a mistake is best said at once."""
+    async with transaction(engine) as connection:
+        return all(row.tip_height is None for row in await list_chains(connection))
+
+
+async def _follow_chain(
+    engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, stop: asyncio.Event, *, is_new: bool
+) -> None:
+    """Follow one chain. A node of another chain stops a new installation with its sentence; later it is only a failing
+    node, for a provider's mistake with one chain must not take the others down."""
     profile = chain.profile
     adapter = EvmAdapter(profile, chain.nodes)
     try:
-        await adapter.check_chain_id()
+        try:
+            await adapter.check_chain_id()
+        except WrongChain as error:
+            if is_new:
+                raise ChainbellError(str(error)) from error
+            log.error("node of another chain", chain=chain.slug, reason=str(error))
         await follow(
             make_follower(engine, adapter, chain, policy_version),
             engine,
@@ -117,8 +134,6 @@ async def _follow_chain(engine: AsyncEngine, chain: ConfiguredChain, policy_vers
             behind_limit_s=max(BEHIND_LIMIT_MIN_S, BEHIND_BLOCKS * profile.block_time_s),
             stop=stop,
         )
-    except WrongChain as error:
-        raise ChainbellError(str(error)) from error
     finally:
         await adapter.close()
 

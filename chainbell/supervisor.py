@@ -2,9 +2,9 @@
 
 Why processes and not tasks. A role must be able to die without taking the others: a proof that keeps a core busy must not
 delay a webhook, and `kill -9` of one must be harmless. The parent only starts, watches and stops. A child that refuses (a
-wrong setting, a node of another chain) has said why, and the whole stops with it; one that dies of anything else is
-started again, soon at first and then less often. Children look for their parent: if that is killed, they stop by
-themselves rather than run on unseen.
+wrong setting, a node of another chain) at its first start has said why, and the whole stops with it; one that dies later
+or of anything else is started again, soon at first and then less often. Children look for their parent: if that is
+killed, they stop by themselves rather than run on unseen.
 """
 
 from __future__ import annotations
@@ -83,18 +83,21 @@ async def supervise(arguments: Sequence[str], stop: asyncio.Event, roles: Sequen
 
 async def _keep(role: str, arguments: Sequence[str], environment: dict[str, str], stop: asyncio.Event) -> None:
     pause_s = RESTART_FIRST_S
+    is_first = True
     while not stop.is_set():
         started = time.monotonic()
+        # -P: what lies in the working directory must not be taken for our modules.
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "chainbell.cli.app", *arguments, env=environment, start_new_session=True
+            sys.executable, "-P", "-m", "chainbell", *arguments, env=environment, start_new_session=True
         )
         log.info("role started", role=role, pid=child.pid)
         status = await _wait(child, stop)
-        if status == REFUSED:
+        if status == REFUSED and is_first:
             stop.set()
             raise ChainbellError(f"the role {role} cannot start; it has said why above")
         if stop.is_set():
             return
+        is_first = False
         _forget_metrics(environment["PROMETHEUS_MULTIPROC_DIR"], child.pid)
         pause_s = RESTART_FIRST_S if time.monotonic() - started > RESTART_MAX_S else pause_s
         log.error("role died", role=role, status=status, restart_in_s=pause_s)

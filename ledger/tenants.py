@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +14,9 @@ from ledger.audit import COMMAND_LINE, record_audit
 from ledger.errors import NameTaken, UnknownName
 from ledger.ids import OPS_TENANT, TenantId, new_id
 from ledger.schema import tenants
+
+NAME = re.compile(r"(?!ten_)\S(?:[^\x00-\x1f\x7f]{0,98}\S)?")
+"""What a tenant may be called. An id in its place would be taken for the tenant of that id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,11 @@ _columns = (tenants.c.id, tenants.c.name, tenants.c.created_at)
 
 
 async def create_tenant(connection: AsyncConnection, name: str, now: datetime) -> TenantId:
-    """Make a tenant; its name is unique. Raises `NameTaken`."""
+    """Make a tenant; its name is unique. Raises `NameTaken`, and `UnknownName` for what is no name."""
+    if not NAME.fullmatch(name):
+        raise UnknownName(
+            f"{name[:40]!r} is no name for a tenant: 1 to 100 visible characters, not beginning with ten_"
+        )
     tenant_id = TenantId(new_id("ten", now))
     statement = insert(tenants).values(id=tenant_id, name=name, created_at=now)
     made = await connection.execute(

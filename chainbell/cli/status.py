@@ -82,6 +82,11 @@ def resume(
         locked, now = await lock_chain(connection, row.chain_id)
         if locked.state is not ChainState.HALTED:
             raise UsageError(f"{chain} is not halted (it is {chain_state_of(locked, now)}); there is nothing to resume")
+        if accept_reorg_to is not None and accept_reorg_to >= (locked.finalized_height or locked.tip_height or 0):
+            raise UsageError(
+                f"--accept-reorg-to {accept_reorg_to}: it must be below what {chain} holds as final"
+                f" ({locked.finalized_height}); give the last block that both branches share"
+            )
         await resume_chain(connection, locked, accept_reorg_to, COMMAND_LINE, now)
 
     ours = context_of(context)

@@ -34,7 +34,7 @@ class Service:
     async def command(self, *arguments: str) -> Any:  # noqa: ANN401 - whatever JSON the command prints
         """Run `chainbell --json <arguments>` and return what it prints. Raises `DemoFailed`."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "chainbell", "--config", str(self.config), "--json", *arguments,
+            sys.executable, "-P", "-m", "chainbell", "--config", str(self.config), "--json", *arguments,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, complaint = await process.communicate()
@@ -62,7 +62,7 @@ async def running_service(directory: Path, settings: str) -> AsyncIterator[Servi
     )
     log = (directory / "chainbell.log").open("wb")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "chainbell", "--config", str(config), "run", stdout=log, stderr=log
+        sys.executable, "-P", "-m", "chainbell", "--config", str(config), "run", stdout=log, stderr=log
     )
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:

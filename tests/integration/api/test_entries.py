@@ -82,6 +82,7 @@ async def test_a_bad_filter_is_pointed_at(service: Service) -> None:
         "chain": "nowhere",
         "address": "0x9696F59E4d72E237BE84FFD425DCAD154bf96976",
         "state": "lost",
+        "asset": "USDC",
         "tx": "0x12",
         "updated_since": "2026-03-01T12:00:00",
         "limit": "0",
