@@ -27,9 +27,8 @@ from datetime import timedelta
 from enum import Enum, auto
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.database import UNAVAILABLE, transaction
+from ledger.database import UNAVAILABLE, Engine, transaction
 from ledger.deliveries import (
     AttemptRow,
     Claimed,
@@ -109,7 +108,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: Engine,
         sender: Sender,
         secret_box: SecretBox,
         *,
