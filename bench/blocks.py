@@ -18,7 +18,7 @@ from chains.evm.envelope import ACCESS_LIST, BLOB, DELEGATION, DYNAMIC_FEE, LEGA
 from chains.evm.header import header_hash
 from chains.evm.keccak import keccak
 from chains.evm.receipt import receipt_bytes, withdrawal_bytes
-from chains.evm.transfers import TRANSFER_TOPIC
+from chains.evm.tokens import TRANSFER_TOPIC
 from chains.evm.trie import ordered_root
 from chains.evm.wire import (
     WireAccess,

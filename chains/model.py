@@ -44,6 +44,18 @@ class ProofLevel(StrEnum):
     ROOTS = "roots"
 
 
+class TraceProof(StrEnum):
+    """How far a transfer that only a trace tells of is proven, weakest first. No header commits to traces."""
+
+    TRACE = "trace"
+    """One node's word."""
+    AGREED = "agreed"
+    """Tracing nodes on two hosts gave the same transfers for the whole block."""
+    STATE = "state"
+    """The account's balances at the block and at its parent, proven against both state roots (EIP-1186), differ by exactly
+    what the block's transfers say."""
+
+
 class LocatorKind(StrEnum):
     """By which path of its transaction or block a transfer was seen."""
 
@@ -83,6 +95,12 @@ class Asset:
     contract: Address | None = None
     is_unindexed: bool = False
     """The token's `Transfer` keeps its three arguments in the data (an old form): one topic, 96 bytes of data."""
+    wraps_without_transfer: bool = False
+    """The token wraps the native coin and tells of it by `Deposit` and `Withdrawal` alone (WETH9), not by `Transfer`."""
+    is_fee_on_transfer: bool = False
+    """Less may arrive than `Transfer` says: its deposits are told and not credited."""
+    is_rebasing: bool = False
+    """Balances change without a transfer: its deposits are told and not credited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,8 @@ class Transfer:
     locator: Locator
     transaction: Transaction | None
     has_failed: bool = False
+    proof: ProofLevel | TraceProof | None = None
+    """Where it is not proven as its block is; None: as its block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +177,7 @@ class Movement:
     locator: Locator
     transaction: Transaction | None
     has_failed: bool = False
+    proof: ProofLevel | TraceProof | None = None
 
 
 def hex_of(value: bytes) -> str:
@@ -198,7 +219,15 @@ def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tupl
         seen[key] += 1
         transfers.append(
             Transfer(
-                transfer_id, m.asset_id, m.sender, m.recipient, m.amount_atomic, m.locator, m.transaction, m.has_failed
+                transfer_id,
+                m.asset_id,
+                m.sender,
+                m.recipient,
+                m.amount_atomic,
+                m.locator,
+                m.transaction,
+                m.has_failed,
+                m.proof,
             )
         )
     return tuple(transfers)

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from chains.errors import ProfileError
 from chains.evm.address import parse_address
-from chains.model import Asset, AssetId, AssetKind, ChainId, ProofLevel, Slug, hex_of
+from chains.evm.dialect import Dialect
+from chains.model import Address, Asset, AssetId, AssetKind, ChainId, ProofLevel, Slug, hex_of
 
 CreditPoint = int | Literal["safe", "finalized"]
 """When an entry is confirmed: a count of confirmations (the including block counts as 1), or a finality tag."""
@@ -45,6 +46,12 @@ class ChainProfile:
     credit_at: CreditPoint
     sources: tuple[str, ...]
     """Where the facts were read."""
+    dialect: Dialect = Dialect.ETHEREUM
+    """How its blocks are encoded."""
+    native_aliases: tuple[Address, ...] = ()
+    """Contracts whose `Transfer` logs tell of the native coin once more: never read, and never to be listed."""
+    unproven: tuple[str, ...] = ()
+    """What of this chain no proof covers, and what is not read at all: a sentence each, for operators."""
 
     @property
     def assets(self) -> tuple[Asset, ...]:
@@ -78,6 +85,9 @@ class _ProfileFile(Struct, forbid_unknown_fields=True):
     proof: ProofLevel
     credit_at: CreditPoint
     sources: list[str]
+    dialect: Dialect
+    native_aliases: list[str]
+    unproven: list[str]
 
 
 def make_native(chain_id: ChainId, symbol: str, decimals: int, slip44: int) -> Asset:
@@ -153,6 +163,9 @@ def _profile_of(name: str, row: _ProfileFile) -> ChainProfile:
         proof=row.proof,
         credit_at=row.credit_at,
         sources=tuple(row.sources),
+        dialect=row.dialect,
+        native_aliases=tuple(parse_address(alias) for alias in row.native_aliases),
+        unproven=tuple(row.unproven),
     )
     tokens = (make_token(chain_id, t.contract, t.symbol, t.decimals, t.is_unindexed) for t in row.tokens)
     return add_tokens(bare, tuple(tokens))

@@ -83,7 +83,7 @@ def detect(
         block_height=block.ref.height,
         block_hash=block.ref.hash,
         block_at=inclusion.block_at,
-        proof=block.proof.value,
+        proof=(transfer.proof or block.proof).value,
         agreed_by=inclusion.agreed_by,
         policy=credit_point.policy,
         credit_at=credit_point.credit_at,
@@ -170,7 +170,7 @@ def _place(entry: Entry, inclusion: Inclusion) -> dict[str, Any]:
         "block_height": ref.height,
         "block_hash": ref.hash,
         "block_at": inclusion.block_at,
-        "proof": inclusion.block.proof.value,
+        "proof": (transfer.proof or inclusion.block.proof).value,
         "agreed_by": inclusion.agreed_by,
         "confirm_height": point.confirm_height(ref.height),
     }

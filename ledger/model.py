@@ -78,6 +78,8 @@ class ChainRow:
     quorum: int
     proof: str
     value_paths: tuple[str, ...]
+    tracers: Mapping[str, str]
+    """By host, the method by which it was seen to trace."""
     nodes: tuple[Mapping[str, Any], ...]
     heartbeat_at: datetime | None
 

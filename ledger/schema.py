@@ -100,6 +100,13 @@ chains = Table(
     Column("proof", Text, nullable=False, comment="configured proof level"),
     Column("value_paths", ARRAY(Text), nullable=False, server_default="{}"),
     Column(
+        "tracers",
+        JSONB,
+        nullable=False,
+        server_default="{}",
+        comment="by host, the method by which it was seen to trace: from then on a missing trace holds the chain",
+    ),
+    Column(
         "nodes", JSONB, nullable=False, server_default="[]", comment="each node as last seen: name, state, head, reason"
     ),
     Column("heartbeat_at", TIME, comment="last sign of life of the follower"),

@@ -24,10 +24,10 @@ MAY_IMPORT = {
 
 PURE = """
     chains.errors chains.model chains.node.jsonrpc chains.node.naming chains.evm.address chains.evm.bloom
-    chains.evm.envelope chains.evm.header chains.evm.keccak chains.evm.proof chains.evm.reading chains.evm.receipt
-    chains.evm.rlp chains.evm.senders chains.evm.transfers chains.evm.trie chains.evm.wire indexer.branch
-    indexer.finality indexer.policy indexer.reconcile indexer.story ledger.states ledger.urls notifier.backoff
-    notifier.outcome notifier.signing
+    chains.evm.dialect chains.evm.envelope chains.evm.header chains.evm.keccak chains.evm.proof chains.evm.reading
+    chains.evm.receipt chains.evm.rlp chains.evm.senders chains.evm.tokens chains.evm.transfers chains.evm.trie
+    chains.evm.wire indexer.branch indexer.finality indexer.policy indexer.reconcile indexer.story ledger.states ledger.urls
+    notifier.backoff notifier.outcome notifier.signing
 """
 """Modules that know no clock, chance, network or database: all that comes in as arguments. Others join by saying "Pure." in
 their docstring."""

@@ -46,7 +46,7 @@ class EvmAdapter:
         self._session = session or open_session()
         self._owns_session = session is None
         tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
-        self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens)
+        self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens, profile.dialect)
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
 
     def _upstream(self, name: str, node: NodeSettings) -> Upstream:

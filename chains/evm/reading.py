@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref, prove_header
 from chains.evm.proof import prove_block
@@ -27,6 +28,7 @@ class ReadingRules:
     native: Asset
     tokens: Mapping[Address, Asset]
     """The allow-list by contract."""
+    dialect: Dialect = Dialect.ETHEREUM
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,7 @@
 
 - **Native value**: any `value > 0` of a transaction that succeeded, whatever its calldata. A transaction without a
   recipient credits the contract it creates, whose address is derived from sender and nonce.
-- **Tokens** (ERC-20): a `Transfer` event with exactly three topics and 32 bytes of data, from an allow-listed contract.
-  Four topics are an NFT (ERC-721). A token with `is_unindexed` has the old form instead: one topic, 96 bytes of data. A
-  movement of zero is never a transfer. An address fills the last 20 of its 32 bytes; a contract that puts anything into
-  the first twelve does not follow the ABI, two readers could disagree about whom it means, and the log is skipped.
+- **Tokens** (ERC-20): what the logs of allow-listed contracts say (`chains.evm.tokens`).
 - **Validator withdrawals** (EIP-4895): Gwei, credited by the protocol, carried by no transaction.
 - **A failed transaction** is one transfer with `has_failed`: only its fee was spent.
 
@@ -30,7 +27,8 @@ from dataclasses import dataclass
 from chains.evm.envelope import ACCESS_LIST, BLOB, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.senders import created_address
-from chains.evm.wire import WireBlock, WireLog, WireReceipt, WireTransaction, bytes_of, packed, quantity_of
+from chains.evm.tokens import token_logs
+from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, bytes_of, quantity_of
 from chains.model import (
     Address,
     Asset,
@@ -43,13 +41,8 @@ from chains.model import (
     identify_transfers,
 )
 
-TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
-"""The hash of `Transfer(address,address,uint256)`."""
-
 WEI_PER_GWEI = 10**9
 
-_TRANSFER_DIGITS = TRANSFER_TOPIC[2:]
-_PADDING = "0" * 24
 _NATIVE = Locator(LocatorKind.NATIVE)
 _FAILED = Locator(LocatorKind.TRANSACTION)
 
@@ -112,16 +105,18 @@ def _movements_of(carrier: _Carrier, tokens: Mapping[str, Asset], native: Asset)
     amount = quantity_of(carrier.wire.value)
     has_succeeded = carrier.has_succeeded()
     has_native = has_succeeded is False or (has_succeeded is True and amount > 0)
-    logs = [] if has_succeeded is False else _token_logs(carrier.receipt.logs, tokens)
+    logs = [] if has_succeeded is False else token_logs(carrier.receipt.logs, tokens)
     if not has_native and not logs:
         return []
     transaction = carrier._to_transaction()
     movements = []
     if has_native:
         movements.append(_native_movement(carrier, transaction, amount, native, has_failed=not has_succeeded))
-    for ordinal, log, asset, (sender, recipient, log_amount) in logs:
-        locator = Locator(LocatorKind.LOG, str(ordinal), quantity_of(log.log_index))
-        movements.append(Movement(asset.id, sender, recipient, log_amount, locator, transaction))
+    for found in logs:
+        locator = Locator(LocatorKind.LOG, str(found.ordinal), quantity_of(found.log.log_index))
+        movements.append(
+            Movement(found.asset.id, found.sender, found.recipient, found.amount_atomic, locator, transaction)
+        )
     return movements
 
 
@@ -132,37 +127,6 @@ def _native_movement(
     recipient = bytes_of(wire.to) if wire.to is not None else created_address(transaction.sender, transaction.nonce)
     locator = _FAILED if has_failed else _NATIVE
     return Movement(native.id, transaction.sender, recipient, amount, locator, transaction, has_failed)
-
-
-_TokenLog = tuple[int, WireLog, Asset, tuple[Address, Address, int]]
-"""A log's ordinal in its transaction, the log, its token, and sender, recipient and amount."""
-
-
-def _token_logs(logs: list[WireLog], tokens: Mapping[str, Asset]) -> list[_TokenLog]:
-    found = []
-    for ordinal, log in enumerate(logs):
-        asset = tokens.get(log.address[2:].lower())
-        if asset is not None:
-            arguments = _arguments_of(log, asset)
-            if arguments is not None and arguments[2] > 0:
-                found.append((ordinal, log, asset, arguments))
-    return found
-
-
-def _arguments_of(log: WireLog, asset: Asset) -> tuple[Address, Address, int] | None:
-    """Sender, recipient and amount of a `Transfer` in the form that the token uses; None for any other log."""
-    topics = log.topics
-    if not topics or topics[0][2:].lower() != _TRANSFER_DIGITS:
-        return None
-    if asset.is_unindexed:
-        words = [log.data[at : at + 64] for at in (2, 66, 130)]
-        is_transfer = len(topics) == 1 and len(log.data) == 2 + 3 * 64
-    else:
-        words = [topic[2:] for topic in topics[1:]] + [log.data[2:]]
-        is_transfer = len(topics) == 3 and len(log.data) == 2 + 64
-    if not is_transfer or not words[0].startswith(_PADDING) or not words[1].startswith(_PADDING):
-        return None
-    return packed(words[0][24:]), packed(words[1][24:]), int.from_bytes(packed(words[2]), "big")
 
 
 def _withdrawals_of(block: WireBlock, native: Asset) -> Iterator[Movement]:

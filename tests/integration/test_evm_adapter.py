@@ -14,7 +14,7 @@ from chainbell.demo.anvil import AnvilNode
 from chains.errors import BlockNotFound, NodeUnavailable, WrongChain
 from chains.evm.adapter import EvmAdapter
 from chains.evm.senders import created_address
-from chains.evm.transfers import TRANSFER_TOPIC
+from chains.evm.tokens import TRANSFER_TOPIC
 from chains.model import Address, Block, ChainId, LocatorKind, ProofLevel, Transfer, hex_of
 from chains.profile import ChainProfile, add_tokens, load_profile, make_token, rename_profile
 

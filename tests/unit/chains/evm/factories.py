@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chains.evm.transfers import TRANSFER_TOPIC
+from chains.evm.tokens import TRANSFER_TOPIC
 from chains.evm.wire import WireBlock, WireLog, WireReceipt, WireTransaction, WireWithdrawal
 from chains.model import Address, Asset, AssetId, AssetKind, ChainId, hex_of
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from chains.evm.errors import ProofFailure
 from chains.evm.senders import created_address
-from chains.evm.transfers import TRANSFER_TOPIC, decode_transfers
+from chains.evm.tokens import TRANSFER_TOPIC
+from chains.evm.transfers import decode_transfers
 from chains.evm.wire import WireBlock, WireLog, WireReceipt, WireTransaction, WireWithdrawal, bytes_of
 from chains.model import Asset, LocatorKind, Transfer, hex_of
 from tests.unit.chains.evm.factories import (
