@@ -31,7 +31,7 @@ from notifier.backoff import SCHEDULE
 from notifier.signing import webhook_headers
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
 
 CONTRACT_METRICS = {
     "chainbell_chain_head_height",
