@@ -10,7 +10,6 @@ Money is an `int` in the asset's smallest unit (wei, satoshi). Addresses and has
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -137,7 +136,7 @@ class Transfer:
     `transaction` is None for a validator withdrawal, which no transaction carries; `sender` of such is None too.
     """
 
-    id: TransferId
+    chain_id: ChainId
     asset_id: AssetId
     sender: Address | None
     recipient: Address | None
@@ -147,6 +146,14 @@ class Transfer:
     has_failed: bool = False
     proof: ProofLevel | TraceProof | None = None
     """Where it is not proven as its block is; None: as its block."""
+    n: int = 0
+    """How many equal movements of its transaction came before it."""
+
+    @property
+    def id(self) -> TransferId:
+        """Its identity for ever. Worked out when it is asked for: of a block's transfers few concern anybody, and the hash
+        was most of what each of them cost."""
+        return transfer_id_of(self.chain_id, self, self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +192,7 @@ def hex_of(value: bytes) -> str:
     return "0x" + value.hex()
 
 
-def transfer_id_of(chain_id: ChainId, movement: Movement, n: int) -> TransferId:
+def transfer_id_of(chain_id: ChainId, movement: Movement | Transfer, n: int) -> TransferId:
     """Identity of the `n`-th (from 0) equal movement of one transaction (DESIGN: identity has no block in it).
 
     A validator withdrawal has no transaction: its index, which the consensus layer never reuses (EIP-4895), stands in.
@@ -209,17 +216,18 @@ def transfer_id_of(chain_id: ChainId, movement: Movement, n: int) -> TransferId:
 
 
 def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tuple[Transfer, ...]:
-    """Name every movement of a block: equal movements of one transaction are numbered in their order of appearance."""
-    seen: Counter[tuple[object, ...]] = Counter()
+    """Give every movement of a block its identity: equal movements of one transaction are numbered in their order of
+    appearance, whoever watches them."""
+    seen: dict[tuple[object, ...], int] = {}
     transfers = []
     for m in movements:
         carrier = m.transaction.hash if m.transaction else m.locator.path
         key = (carrier, m.asset_id, m.sender, m.recipient, m.amount_atomic)
-        transfer_id = transfer_id_of(chain_id, m, seen[key])
-        seen[key] += 1
+        n = seen.get(key, 0)
+        seen[key] = n + 1
         transfers.append(
             Transfer(
-                transfer_id,
+                chain_id,
                 m.asset_id,
                 m.sender,
                 m.recipient,
@@ -228,6 +236,7 @@ def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tupl
                 m.transaction,
                 m.has_failed,
                 m.proof,
+                n,
             )
         )
     return tuple(transfers)
