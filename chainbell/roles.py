@@ -133,6 +133,7 @@ async def _follow_chain(
             poll_interval_s=profile.poll_interval_s,
             behind_limit_s=max(BEHIND_LIMIT_MIN_S, BEHIND_BLOCKS * profile.block_time_s),
             stop=stop,
+            block_time_s=profile.block_time_s,
         )
     finally:
         await adapter.close()

@@ -26,7 +26,7 @@ DEFAULT_FILE = Path("chainbell.toml")
 ENVIRONMENT_PREFIX = "CHAINBELL_"
 FILE_VARIABLE = "CHAINBELL_CONFIG"
 
-_SECRET_KEYS = {"url", "master_key"}
+_SECRET_KEYS = {"url", "ws", "master_key"}
 _WORDING = {
     "missing": "is missing; add it",
     "too_short": "must not be empty",

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from chains.errors import ProfileError
 from chains.evm.address import parse_address
 from chains.model import ProofLevel
-from chains.node.naming import host_of
+from chains.node.naming import check_ws_url, host_of
 from ledger.urls import IPNetwork
 
 _SLUG = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
@@ -91,6 +91,14 @@ def _check_node_url(url: str) -> str:
     return url
 
 
+def _check_ws_url(url: str) -> str:
+    try:
+        check_ws_url(url)
+    except ProfileError as error:
+        raise ValueError(str(error)) from None
+    return url
+
+
 def _check_address(text: str) -> str:
     parse_address(text)
     return text
@@ -157,9 +165,11 @@ class NotifierSettings(_Section):
 
 
 class NodeSettings(_Section):
-    """One node of a chain: `{ url = "https://...", name = "a", rps = 25 }`."""
+    """One node of a chain: `{ url = "https://...", ws = "wss://...", name = "a", rps = 25 }`."""
 
     url: Annotated[str, AfterValidator(_check_node_url), Field(repr=False)]
+    ws: Annotated[Annotated[str, AfterValidator(_check_ws_url)] | None, Field(repr=False)] = None
+    """Where it announces new heads; None: it is only asked."""
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     rps: Annotated[StrictFloat, Field(gt=0)] | None = None
     """Calls a second that it may be asked; None: as many as we like."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,22 @@ class NodeStatus:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class HeadHint:
+    """What a node announced as its newest block. Nothing of it is proven, and nothing is built on it: it only wakes."""
+
+    height: int
+    hash: BlockHash
+
+
+class HeadHints(Protocol):
+    """Announcements of the nodes that make any."""
+
+    async def next_hint(self) -> HeadHint:
+        """The highest head announced since the last call, as soon as there is one; waits for ever where nobody
+        announces anything. Raises what the listening itself raised, which is a fault of ours."""
+
+
 class ChainAdapter(Protocol):
     """One configured chain with its nodes. Every method may raise `chains.errors.NodeUnavailable` (try again later) or
     `chains.errors.ChainHolds` (no node's answer can be proven); none opens a database connection."""
@@ -55,6 +72,10 @@ class ChainAdapter(Protocol):
     async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
         """Ask one node of each host for its header at `ref.height`: True where it names the same hash, False where it
         names another, absent where it does not know or does not answer."""
+
+    def listen(self) -> AbstractAsyncContextManager[HeadHints]:
+        """Hear announcements of new heads for as long as the block lasts. A hint saves waiting for the next question;
+        who listens has to go on asking, for a node may fall silent without a word."""
 
     @property
     def hosts(self) -> tuple[str, ...]:

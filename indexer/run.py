@@ -12,7 +12,9 @@ from dataclasses import asdict
 
 import structlog
 
-from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome, Reorged
+from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome
+from indexer.pacing import RETRY_INTERVAL_S, Pacer
+from indexer.timing import PollTimer
 from ledger.chains import show_follower
 from ledger.database import UNAVAILABLE, Connection, Engine, database_now, is_alive, leadership, transaction
 from ledger.states import ChainState
@@ -22,17 +24,24 @@ log = structlog.get_logger()
 STANDBY_INTERVAL_S = 2.0
 """How often a standby asks whether it may lead."""
 
-RETRY_INTERVAL_S = 2.0
-"""Pause after a cycle that could not be used: nodes have their own, longer back-off."""
-
 SIGN_OF_LIFE_INTERVAL_S = 5.0
 """How often an idle follower writes its heartbeat; a change is written at once."""
 
 
 async def follow(
-    follower: Follower, engine: Engine, *, poll_interval_s: float, behind_limit_s: float, stop: asyncio.Event
+    follower: Follower,
+    engine: Engine,
+    *,
+    poll_interval_s: float,
+    behind_limit_s: float,
+    stop: asyncio.Event,
+    block_time_s: float | None = None,
 ) -> None:
-    """Follow one chain until `stop` is set. A lost database is waited for; anything unforeseen is raised."""
+    """Follow one chain until `stop` is set. A lost database is waited for; anything unforeseen is raised.
+
+    Polls are `poll_interval_s` apart; with the chain's usual `block_time_s`, they are timed to its blocks.
+    """
+    timer = PollTimer(poll_interval_s, block_time_s)
     slug = follower.course.slug
     while not stop.is_set():
         try:
@@ -41,29 +50,22 @@ async def follow(
                     await _pause(stop, STANDBY_INTERVAL_S)
                     continue
                 log.info("following", chain=slug)
-                await _lead(_Watchkeeper(follower, behind_limit_s), leader, poll_interval_s, stop)
+                await _lead(_Watchkeeper(follower, behind_limit_s), leader, timer, stop)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", chain=slug, error=str(error).splitlines()[0])
             await _pause(stop, RETRY_INTERVAL_S)
 
 
-async def _lead(keeper: _Watchkeeper, leader: Connection, poll_interval_s: float, stop: asyncio.Event) -> None:
-    while not stop.is_set():
-        await is_alive(leader)  # raises when the lock's connection is lost: then another may lead
-        outcome = await keeper.follower.converge()
-        await keeper.show(outcome)
-        await _pause(stop, _pause_after(outcome, poll_interval_s))
+async def _lead(keeper: _Watchkeeper, leader: Connection, timer: PollTimer, stop: asyncio.Event) -> None:
+    follower = keeper.follower
+    async with follower.adapter.listen() as hints:
+        pacer = Pacer(timer, follower, hints, stop)
+        while not stop.is_set():
+            await is_alive(leader)  # raises when the lock's connection is lost: then another may lead
+            outcome = await pacer.poll()
+            await keeper.show(outcome)
+            await pacer.pause(outcome)
     await keeper.show_stopped()
-
-
-def _pause_after(outcome: Outcome, poll_interval_s: float) -> float:
-    match outcome:
-        case Extended(is_behind=True):
-            return 0.0
-        case Extended() | Reorged() | Nothing():
-            return poll_interval_s
-        case Holding() | Halted():
-            return max(poll_interval_s, RETRY_INTERVAL_S)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

@@ -98,11 +98,13 @@ async def _examine_chain(chain: ConfiguredChain) -> tuple[list[Finding], Sequenc
     adapter = EvmAdapter(chain.profile, chain.nodes)
     try:
         probes = await adapter.probe()
+        announcements = await adapter.check_announcements()
     except ChainError as error:
         return [Finding(chain.slug, Verdict.FAILED, str(error))], ()
     finally:
         await adapter.close()
     findings = [_judge_node(chain, probe) for probe in probes]
+    findings += [_judge_announcements(chain, name, refusal) for name, refusal in announcements.items()]
     if chain.quorum < 2:
         text = "one host's word is enough for credit: a node that lies consistently is believed; configure two hosts"
         findings.append(Finding(f"{chain.slug} quorum", Verdict.WARNING, text))
@@ -130,6 +132,14 @@ def _judge_node(chain: ConfiguredChain, probe: NodeProbe) -> Finding:
     if is_behind:
         abilities.append(f"{probe.lag_blocks} blocks behind the newest head")
     return Finding(subject, Verdict.WARNING if is_behind else Verdict.OK, "; ".join(a for a in abilities if a))
+
+
+def _judge_announcements(chain: ConfiguredChain, name: str, refusal: str | None) -> Finding:
+    """A warning at most: without announcements blocks are found by polling."""
+    subject = f"{chain.slug} ws of {name}"
+    if refusal is None:
+        return Finding(subject, Verdict.OK, "takes a subscription to new heads")
+    return Finding(subject, Verdict.WARNING, f"{refusal}; correct the node's ws or leave it out")
 
 
 def _value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> str:

@@ -49,10 +49,11 @@ _ETHEREUM = """
 # profile = "ethereum"
 # Needed where the slug is not the profile's own name; checked against every node before anything is read.
 # chain_id = "eip155:1"
-# Nodes, best first. url: http(s) address of its JSON-RPC, with its key; name: what logs and metrics call it (default:
-# its host); rps: calls a second that it may be asked (default: no limit). Two hosts or more let blocks be agreed upon.
+# Nodes, best first. url: http(s) address of its JSON-RPC, with its key; ws: ws(s) address where it announces new blocks
+# (default: none; then polling alone finds them, a little later); name: what logs and metrics call it (default: its
+# host); rps: calls a second that it may be asked (default: no limit). Two hosts or more let blocks be agreed upon.
 nodes = [
-    {{ url = "https://node-a.example/v2/KEY", name = "node-a", rps = 25 }},
+    {{ url = "https://node-a.example/v2/KEY", ws = "wss://node-a.example/v2/KEY", name = "node-a", rps = 25 }},
     {{ url = "https://node-b.example" }},
 ]
 # Where a chain is begun that was never followed: "latest" or a height. Afterwards it goes on where it stopped, always.
@@ -69,8 +70,10 @@ internal = "auto"
 # When a deposit counts as money: a count of confirmations (the block itself is the first), "safe" or "finalized".
 # Default: the profile's. Lower is sooner, and likelier to be reversed.
 # credit_at = 12
-# Seconds between two questions for the newest block. Default: the profile's.
-# poll_interval_s = 2.0
+# Seconds between two questions for the newest block, while none is expected. Around the instant at which one is, it is
+# asked for more often, on the whole never more than 60 times a minute; below 1.0, 60 / poll_interval_s times. Default:
+# the profile's.
+# poll_interval_s = 3.0
 # Blocks after which one is final, where the chain has no finality tags; a reorg below that halts the chain. Default: the
 # profile's.
 # finality_depth = 96

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 import aiohttp
@@ -24,6 +25,7 @@ from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.jsonrpc import NULL, Call
 from chains.node.naming import NodeSettings, names_of, one_line
+from chains.node.newheads import HeadSocket, HintBox, SocketFailed, listening, silence_limit_s
 from chains.node.pool import Pool, Upstream
 from chains.profile import ChainProfile
 
@@ -47,7 +49,12 @@ class EvmAdapter:
         self._owns_session = session is None
         tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
         self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens, profile.dialect)
+        named = zip(names, nodes, strict=True)
+        self._sockets = [(name, self._socket(name, node.ws)) for name, node in named if node.ws is not None]
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
+
+    def _socket(self, name: str, url: str) -> HeadSocket:
+        return HeadSocket(self.profile.slug, name, url, self._session, silence_limit_s(self.profile.block_time_s))
 
     def _upstream(self, name: str, node: NodeSettings) -> Upstream:
         return Upstream(NodeClient(self.profile.slug, name, node.url, self._session, node.rps))
@@ -75,6 +82,14 @@ class EvmAdapter:
         """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer is absent."""
         answers = await asyncio.gather(*(self._agreement(ref, host) for host in hosts))
         return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer is not None}
+
+    def listen(self) -> AbstractAsyncContextManager[HintBox]:
+        """Hear the announcements of every node that has a `ws`."""
+        return listening([socket for _, socket in self._sockets])
+
+    async def check_announcements(self) -> Mapping[str, str | None]:
+        """For `doctor`: each node that has a `ws`, by name, with why it takes no subscription, or None where it does."""
+        return {name: await _refusal_of(socket) for name, socket in self._sockets}
 
     async def check_chain_id(self) -> None:
         """Ask every node which chain it speaks of; one that does not answer now is asked when it does.
@@ -181,6 +196,14 @@ class EvmAdapter:
         except NodeError:
             return None  # counted and logged by the pool; its chain is checked before it is first believed
         return None
+
+
+async def _refusal_of(socket: HeadSocket) -> str | None:
+    try:
+        await socket.check()
+    except SocketFailed as failure:
+        return str(failure)
+    return None
 
 
 def proven(upstream: Upstream, read: Callable[[], T]) -> T:

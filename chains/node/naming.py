@@ -30,20 +30,37 @@ class NodeSettings(Protocol):
         """The operator's name for it; its host where there is none."""
 
     @property
+    def ws(self) -> str | None:
+        """WebSocket address on which it announces new heads; None: it is only asked."""
+
+    @property
     def rps(self) -> float | None:
         """Calls a second that it may be asked; None: as many as we like."""
 
 
 def host_of(url: str) -> str:
     """The host of a node's URL, lower case. Raises `ProfileError` for what is not an HTTP URL with a host."""
+    host = _host_of(url, ("http", "https"))
+    if host is None:
+        raise ProfileError("a node's url must be http:// or https:// with a host and, if any, a numeric port")
+    return host
+
+
+def check_ws_url(url: str) -> None:
+    """Raises `ProfileError` for what is not a WebSocket URL with a host."""
+    if _host_of(url, ("ws", "wss")) is None:
+        raise ProfileError(
+            "a node's ws must be ws:// or wss:// with a host and, if any, a numeric port; leave it out where it has none"
+        )
+
+
+def _host_of(url: str, schemes: Sequence[str]) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https"):
-        raise ProfileError("a node's url must be http:// or https:// with a host and, if any, a numeric port")
-    return host
+        return None
+    return host if parts.scheme in schemes else None
 
 
 def names_of(nodes: Sequence[NodeSettings]) -> tuple[str, ...]:

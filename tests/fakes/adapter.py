@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -23,6 +25,7 @@ from chains.model import (
     Transaction,
     identify_transfers,
 )
+from chains.node.newheads import HintBox
 
 CHAIN_ID = ChainId("eip155:31337")
 COIN = Asset(AssetId(f"{CHAIN_ID}/slip44:60"), "ETH", 18, AssetKind.NATIVE)
@@ -62,6 +65,9 @@ class FakeChain:
     finalized: int | None = None
     is_down: bool = False
     fetched: list[int] = field(default_factory=list)
+    asked_at: list[float] = field(default_factory=list)
+    """When the head was asked for, by the loop's clock."""
+    announcements: HintBox = field(default_factory=HintBox)
 
     def mine(self, *movements: Movement, count: int = 1, salt: str = "") -> BlockRef:
         """Add a block with these movements, then `count - 1` empty ones; returns the head."""
@@ -85,6 +91,7 @@ class FakeChain:
         return self.blocks[height].ref if height is not None and height < len(self.blocks) else None
 
     async def fetch_head(self) -> NodeHead:
+        self.asked_at.append(asyncio.get_running_loop().time())
         if self.is_down:
             raise NodeUnavailable("node-a: connection refused")
         return NodeHead(self.host, self.host, self.blocks[-1].ref, self._ref(self.safe), self._ref(self.finalized))
@@ -109,6 +116,9 @@ class FakeChain:
             if theirs is not None:
                 answers[host] = theirs.hash == ref.hash
         return answers
+
+    def listen(self) -> AbstractAsyncContextManager[HintBox]:
+        return nullcontext(self.announcements)
 
     @property
     def hosts(self) -> tuple[str, ...]:

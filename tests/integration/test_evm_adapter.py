@@ -36,6 +36,7 @@ class Settings:
     url: str
     name: str | None = None
     rps: float | None = None
+    ws: str | None = None
 
 
 def deploying(runtime: bytes) -> str:

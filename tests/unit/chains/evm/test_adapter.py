@@ -42,6 +42,7 @@ class Settings:
     url: str
     name: str | None = None
     rps: float | None = None
+    ws: str | None = None
 
 
 @dataclass

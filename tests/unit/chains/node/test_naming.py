@@ -17,6 +17,7 @@ class Settings:
     url: str
     name: str | None = None
     rps: float | None = None
+    ws: str | None = None
 
 
 def test_a_node_is_called_by_its_name_or_its_host() -> None:
