@@ -11,9 +11,10 @@ from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref, prove_header
 from chains.evm.proof import prove_block
+from chains.evm.traces import InternalMove, RawTraces, settle_traces
 from chains.evm.transfers import decode_transfers
 from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_header, decode_receipts, quantity_of
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, hex_of
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, TraceProof, hex_of
 
 Place = int | BlockHash
 """Which block was asked for: a height, or a hash."""
@@ -29,17 +30,21 @@ class ReadingRules:
     tokens: Mapping[Address, Asset]
     """The allow-list by contract."""
     dialect: Dialect = Dialect.ETHEREUM
+    traces_needed: int | None = None
+    """How many hosts must tell the same internal value of a block; None: internal value is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawBlock:
-    """What one node answered about one block: the `result` of the block with full transactions, and of its receipts."""
+    """What one node answered about one block: the `result` of the block with full transactions, and of its receipts; and
+    what tracing nodes, on distinct hosts, answered about the same block."""
 
     block: bytes | msgspec.Raw
     receipts: bytes | msgspec.Raw
     node: str
     host: str
     rpc_calls: int
+    traces: tuple[RawTraces, ...] = ()
 
 
 class BlocksMixed(ProofFailure):
@@ -47,8 +52,11 @@ class BlocksMixed(ProofFailure):
 
 
 def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
-    """The block, proven to the level of `rules` and decoded. Raises `ProofFailure`; `BlocksMixed` where asking once
-    more may help."""
+    """The block, proven to the level of `rules`, its internal value settled, and decoded.
+
+    Raises `ProofFailure`: `BlocksMixed` where asking once more may help; `TracesRefused` where a tracing node failed, not
+    the one that gave the block; `TracesDiffer` where tracing nodes contradict each other.
+    """
     try:
         block, receipts = decode_block(raw.block), decode_receipts(raw.receipts)
         if block is None or receipts is None:
@@ -56,7 +64,8 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         ref = _placed(header_ref(block), place)
         _check_same_block(block, receipts)
         prove_block(block, receipts, rules.proof)
-        transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native)
+        internal, trace_proof = _internal(rules, block, receipts, raw.traces)
+        transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native, internal, trace_proof)
         timestamp_s = quantity_of(block.timestamp)
     except ValueError as error:
         raise ProofFailure("structure", f"a field of the block is malformed: {error}") from error
@@ -70,6 +79,15 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         host=raw.host,
         rpc_calls=raw.rpc_calls,
     )
+
+
+def _internal(
+    rules: ReadingRules, block: WireBlock, receipts: list[WireReceipt], traces: tuple[RawTraces, ...]
+) -> tuple[tuple[InternalMove, ...], TraceProof | None]:
+    """What moved inside the block's transactions: nothing in a block without any, which no node need be asked about."""
+    if rules.traces_needed is None or not block.transactions:
+        return (), None
+    return settle_traces(traces, block, receipts, rules.traces_needed)
 
 
 def read_ref(proof: ProofLevel, raw: bytes | msgspec.Raw, place: Place | None = None) -> BlockRef:
