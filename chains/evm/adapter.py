@@ -89,7 +89,8 @@ class EvmAdapter:
 
     async def check_announcements(self) -> Mapping[str, str | None]:
         """For `doctor`: each node that has a `ws`, by name, with why it takes no subscription, or None where it does."""
-        return {name: await _refusal_of(socket) for name, socket in self._sockets}
+        refusals = await asyncio.gather(*(_refusal_of(socket) for _, socket in self._sockets))
+        return {name: refusal for (name, _), refusal in zip(self._sockets, refusals, strict=True)}
 
     async def check_chain_id(self) -> None:
         """Ask every node which chain it speaks of; one that does not answer now is asked when it does.

@@ -62,6 +62,11 @@ class HintBox:
         self._has_news = asyncio.Event()
         self._fault: BaseException | None = None
 
+    @property
+    def has_news(self) -> bool:
+        """True while there is something that `next_hint` has not returned."""
+        return self._has_news.is_set()
+
     def put(self, hint: HeadHint) -> None:
         """Announce a head."""
         if self._hint is None or hint.height >= self._hint.height:

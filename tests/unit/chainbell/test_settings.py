@@ -114,6 +114,14 @@ WRONG = [
         '[chains.ethereum]\nnodes = [{ url = "ws://a.example" }]',
         "nodes[0].url = ws://a.example: a node's url must be http",
     ),
+    (
+        '[chains.ethereum]\nnodes = [{ url = "https://a.example", ws = "https://a.example/KEY" }]',
+        "nodes[0].ws = https://a.example: a node's ws must be ws:// or wss:// with a host",
+    ),
+    (
+        '[chains.ethereum]\nnodes = [{ url = "https://a.example", ws = "KEY" }]',
+        "nodes[0].ws: a node's ws must be ws://",
+    ),
     ('[chains.ethereum]\nnodes = [{ url = "https://a.example", rps = "9" }]', 'nodes[0].rps = "9": must be a number'),
     ('[chains.ethereum]\nnodes = [{ url = "https://a.example", rps = 0 }]', "nodes[0].rps = 0: must be greater than 0"),
     (
