@@ -1,4 +1,5 @@
-"""RLP, the encoding that Ethereum hashes (Yellow Paper, appendix B). Only the writing half: we never parse it.
+"""RLP, the encoding that Ethereum hashes (Yellow Paper, appendix B). Mostly the writing half: what nodes give us as RLP is
+only the nodes of a trie, and those are read one list at a time.
 
 Nodes speak hex, so most of what is encoded here arrives as hex digits. The `*_hex` functions write RLP *as hex digits*
 and leave it to the caller to turn a whole receipt or transaction into bytes at once (`chains.evm.wire.packed`): one
@@ -75,3 +76,57 @@ def quantity_hex(text: str) -> str:
 def list_hex(payload: str) -> str:
     """The RLP digits of a list, given the digits of its items one after the other."""
     return header_hex(len(payload) >> 1, LIST) + payload
+
+
+def list_items(raw: bytes) -> list[bytes]:
+    """The items of a list, each still in RLP. Raises `ValueError` for all but the one proper encoding of a list."""
+    is_list, at, end = _extent(raw, 0)
+    if not is_list or end != len(raw):
+        raise ValueError("not the RLP of one list")
+    items = []
+    while at < end:
+        _, _, item_end = _extent(raw, at)
+        items.append(raw[at:item_end])
+        at = item_end
+    if at != end:
+        raise ValueError("an item runs over the end of its list")
+    return items
+
+
+def string_value(raw: bytes) -> bytes:
+    """The bytes of a string. Raises `ValueError` for all but the one proper encoding of a string."""
+    is_list, start, end = _extent(raw, 0)
+    if is_list or end != len(raw):
+        raise ValueError("not the RLP of one string")
+    return raw[start:end]
+
+
+def number_value(raw: bytes) -> int:
+    """The number that a string holds. Raises `ValueError` where it is no string, or has leading zeros."""
+    value = string_value(raw)
+    if value[:1] == b"\0":
+        raise ValueError("a number with a leading zero")
+    return int.from_bytes(value, "big")
+
+
+def _extent(raw: bytes, at: int) -> tuple[bool, int, int]:
+    """Whether the item that begins at `at` is a list, and where its payload begins and ends."""
+    if at >= len(raw):
+        raise ValueError("an item is missing")
+    first = raw[at]
+    if first < STRING:
+        return False, at, at + 1
+    offset = LIST if first >= LIST else STRING
+    size, start = first - offset, at + 1
+    if size > _SHORT_MAX:
+        length = raw[start : start + size - _SHORT_MAX]
+        start += size - _SHORT_MAX
+        size = int.from_bytes(length, "big")
+        if length[:1] == b"\0" or size <= _SHORT_MAX:
+            raise ValueError("a length that is not written as short as it can be")
+    end = start + size
+    if end > len(raw):
+        raise ValueError("an item is longer than what is there")
+    if offset == STRING and size == 1 and raw[start] < STRING:
+        raise ValueError("a single byte that does not stand for itself")
+    return offset == LIST, start, end

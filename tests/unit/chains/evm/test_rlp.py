@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.evm.errors import ProofFailure
-from chains.evm.rlp import Item, encode, list_hex, quantity_hex, string_hex
+from chains.evm.rlp import Item, encode, list_hex, list_items, number_value, quantity_hex, string_hex, string_value
 from tests.unit.chains.evm.recorded import DATA, read_json
 
 ETHERS = read_json(DATA / "vectors" / "ethers_rlp.json")
@@ -68,3 +68,61 @@ def test_hex_writing_equals_byte_writing(values: list[bytes]) -> None:
 def test_half_a_byte_is_refused() -> None:
     with pytest.raises(ProofFailure, match="half a byte"):
         string_hex("0xabc")
+
+
+def read_item(raw: bytes) -> Item:
+    """The whole item, read back."""
+    return [read_item(item) for item in list_items(raw)] if raw[:1] >= b"\xc0" else string_value(raw)
+
+
+@given(items)
+def test_any_item_is_read_back(item: Item) -> None:
+    assert read_item(encode(item)) == item
+
+
+@pytest.mark.parametrize("row", ETHERS, ids=[row["name"] for row in ETHERS])
+def test_vectors_of_ethers_are_read_back(row: dict[str, Any]) -> None:
+    assert read_item(bytes.fromhex(row["encoded"][2:])) == from_hex(row["decoded"])
+
+
+@given(st.binary(max_size=12) | st.binary(max_size=70))
+def test_whatever_is_read_has_no_other_encoding(raw: bytes) -> None:
+    """Whoever hashes what was read gets the hash of what was given."""
+    try:
+        item = read_item(raw)
+    except ValueError:
+        return
+    assert encode(item) == raw
+
+
+MALFORMED = {
+    "nothing": "",
+    "a byte in two bytes": "8100",
+    "a byte in two bytes, the largest": "817f",
+    "a string that is cut": "83646f",
+    "a length that is cut": "b9",
+    "a length in two forms": "b800",
+    "a length in two forms, the longest": "b837" + "00" * 55,
+    "a length with a leading zero": "b90038" + "00" * 56,
+    "a length beyond all memory": "bfffffffffffffffff",
+    "a string and something after it": "8000",
+    "a list and something after it": "c000",
+    "a list that is cut": "c2",
+    "a list whose length has two forms": "f800",
+    "a list whose length has a leading zero": "f90000",
+    "an item that runs over the end of its list": "c18100",
+    "an item in a longer form in a list": "c28101",
+}
+
+
+@pytest.mark.parametrize("why", MALFORMED)
+def test_another_form_of_an_item_is_refused(why: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        read_item(bytes.fromhex(MALFORMED[why]))
+
+
+def test_a_number_has_no_leading_zeros_and_is_no_list() -> None:
+    assert [number_value(encode(raw)) for raw in (b"", b"\1", b"\1\0")] == [0, 1, 256]
+    for raw in ("00", "820001", "c0"):
+        with pytest.raises(ValueError, match=r"\w"):
+            number_value(bytes.fromhex(raw))
