@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from chainbell.errors import SettingsError
-from chainbell.settings_model import ChainSettings, CreditRuleSettings, NodeSettings, Settings
+from chainbell.settings_model import AssetSettings, ChainSettings, CreditRuleSettings, NodeSettings, Settings
 from chains.errors import ProfileError
 from chains.model import Asset, ChainId, Slug, hex_of
 from chains.node.naming import host_of
@@ -88,21 +88,35 @@ def _effective_profile(slug: str, chain: ChainSettings) -> ChainProfile:
             f'({profile.chain_id}); give its own, as in chain_id = "eip155:31338", or call the chain {name!r}'
         )
     profile = rename_profile(profile, Slug(slug), ChainId(chain.chain_id or profile.chain_id))
-    tokens = tuple(make_token(profile.chain_id, a.contract, a.symbol, a.decimals) for a in chain.assets)
     try:
-        profile = add_tokens(profile, tokens)
+        profile = add_tokens(profile, tuple(_token(profile.chain_id, asset) for asset in chain.assets))
     except ProfileError as error:
         raise SettingsError(f"chains.{slug}.assets: {str(error).removeprefix(f'{slug}: ')}") from error
     return _with_overrides(slug, chain, profile)
 
 
+def _token(chain_id: ChainId, asset: AssetSettings) -> Asset:
+    return make_token(
+        chain_id,
+        asset.contract,
+        asset.symbol,
+        asset.decimals,
+        is_unindexed=asset.unindexed,
+        wraps_without_transfer=asset.wraps_without_transfer,
+        is_fee_on_transfer=asset.fee_on_transfer,
+        is_rebasing=asset.rebasing,
+    )
+
+
 def _with_overrides(slug: str, chain: ChainSettings, profile: ChainProfile) -> ChainProfile:
     credit_points = [chain.credit_at, *(rule.credit_at for rule in chain.credit)]
-    tagged = next((point for point in credit_points if isinstance(point, str)), None)
-    if tagged is not None and not profile.has_finality_tags:
-        raise SettingsError(
-            f'chains.{slug}.credit_at = "{tagged}": this chain has no finality tags; give a count of confirmations'
-        )
+    for point in credit_points:
+        if isinstance(point, str) and point not in profile.finality_tags:
+            known = "".join(f'"{tag}" or ' for tag in profile.finality_tags)
+            raise SettingsError(
+                f'chains.{slug}.credit_at = "{point}": nodes of this chain do not say what is {point}, so nothing would '
+                f"ever be credited; give {known}a count of confirmations"
+            )
     return replace(
         profile,
         proof=chain.proof or profile.proof,

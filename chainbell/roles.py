@@ -27,7 +27,7 @@ from chains.errors import WrongChain
 from chains.evm.adapter import EvmAdapter
 from indexer.commit import Followed
 from indexer.follower import Course, Follower
-from indexer.policy import Policy
+from indexer.policy import Policy, reasons_against
 from indexer.run import follow
 from ledger.chains import list_chains
 from ledger.cursors import cursor_key_of
@@ -77,6 +77,7 @@ def make_follower(engine: AsyncEngine, adapter: EvmAdapter, chain: ConfiguredCha
         policy=Policy(chain.slug, policy_version, chain.credit_rules),
         live_window=max(LIVE_WINDOW_MIN, timedelta(seconds=LIVE_BLOCKS * profile.block_time_s)),
         finality_depth=profile.finality_depth,
+        reasons=reasons_against(profile.assets),
     )
     start = None if chain.start == "latest" else chain.start
     return Follower(engine, adapter, followed, Course(chain.slug, start, profile.has_finality_tags))

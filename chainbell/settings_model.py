@@ -181,6 +181,14 @@ class AssetSettings(_Section):
     contract: Annotated[str, AfterValidator(_check_address)]
     symbol: Annotated[str, Field(min_length=1, max_length=32)]
     decimals: Annotated[StrictInt, Field(ge=0, le=77)]
+    unindexed: StrictBool = False
+    """Its `Transfer` has the old form, all three arguments in the data."""
+    wraps_without_transfer: StrictBool = False
+    """It wraps the native coin and tells of it by `Deposit` and `Withdrawal` alone, as WETH9 does."""
+    fee_on_transfer: StrictBool = False
+    """Less may arrive than its `Transfer` says: its deposits are told, never credited."""
+    rebasing: StrictBool = False
+    """Its balances change without a `Transfer`: its deposits are told, never credited."""
 
 
 class CreditRuleSettings(_Section):

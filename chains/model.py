@@ -97,9 +97,9 @@ class Asset:
     wraps_without_transfer: bool = False
     """The token wraps the native coin and tells of it by `Deposit` and `Withdrawal` alone (WETH9), not by `Transfer`."""
     is_fee_on_transfer: bool = False
-    """Less may arrive than `Transfer` says: its deposits are told and not credited."""
+    """Less may arrive than `Transfer` says: its entries are told and not credited."""
     is_rebasing: bool = False
-    """Balances change without a transfer: its deposits are told and not credited."""
+    """Balances change without a transfer: its entries are told and not credited."""
 
 
 @dataclass(frozen=True, slots=True)

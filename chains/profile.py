@@ -14,12 +14,18 @@ import msgspec
 from msgspec import Struct
 
 from chains.errors import ProfileError
-from chains.evm.address import parse_address
+from chains.evm.address import checksum_of, parse_address
 from chains.evm.dialect import Dialect
 from chains.model import Address, Asset, AssetId, AssetKind, ChainId, ProofLevel, Slug, hex_of
 
-CreditPoint = int | Literal["safe", "finalized"]
+FinalityTag = Literal["safe", "finalized"]
+"""A block tag by which nodes say how far the chain is settled (`execution-apis`: safe, finalized)."""
+
+CreditPoint = int | FinalityTag
 """When an entry is confirmed: a count of confirmations (the including block counts as 1), or a finality tag."""
+
+ETHER_LOG_EMITTER: Address = bytes.fromhex("ff" * 19 + "fe")
+"""Whence a chain with EIP-7708 emits a `Transfer` log for native value: an alias of the native coin on every chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,8 @@ class ChainProfile:
     """The usual time between blocks."""
     poll_interval_s: float
     """How often to ask for the head."""
-    has_finality_tags: bool
-    """The node's `safe` and `finalized` tags mean something on this chain."""
+    finality_tags: tuple[FinalityTag, ...]
+    """The tags that nodes of this chain answer and that mean something there."""
     finality_depth: int
     """Blocks below the tip after which a block is final where there is no tag; also how many blocks the reorg window
     keeps at least."""
@@ -48,10 +54,15 @@ class ChainProfile:
     """Where the facts were read."""
     dialect: Dialect = Dialect.ETHEREUM
     """How its blocks are encoded."""
-    native_aliases: tuple[Address, ...] = ()
+    native_aliases: tuple[Address, ...] = (ETHER_LOG_EMITTER,)
     """Contracts whose `Transfer` logs tell of the native coin once more: never read, and never to be listed."""
     unproven: tuple[str, ...] = ()
     """What of this chain no proof covers, and what is not read at all: a sentence each, for operators."""
+
+    @property
+    def has_finality_tags(self) -> bool:
+        """True where a tag says what is final; elsewhere depth does."""
+        return "finalized" in self.finality_tags
 
     @property
     def assets(self) -> tuple[Asset, ...]:
@@ -70,7 +81,10 @@ class _TokenRow(Struct, forbid_unknown_fields=True):
     symbol: str
     decimals: int
     source: str
-    is_unindexed: bool = False
+    unindexed: bool = False
+    wraps_without_transfer: bool = False
+    fee_on_transfer: bool = False
+    rebasing: bool = False
 
 
 class _ProfileFile(Struct, forbid_unknown_fields=True):
@@ -80,7 +94,7 @@ class _ProfileFile(Struct, forbid_unknown_fields=True):
     tokens: list[_TokenRow]
     block_time_s: float
     poll_interval_s: float
-    has_finality_tags: bool
+    finality_tags: list[FinalityTag]
     finality_depth: int
     proof: ProofLevel
     credit_at: CreditPoint
@@ -95,12 +109,31 @@ def make_native(chain_id: ChainId, symbol: str, decimals: int, slip44: int) -> A
     return Asset(AssetId(f"{chain_id}/slip44:{slip44}"), symbol, decimals, AssetKind.NATIVE)
 
 
-def make_token(chain_id: ChainId, contract: str, symbol: str, decimals: int, is_unindexed: bool = False) -> Asset:
-    """An ERC-20 token (CAIP-19, CAIP-21). Raises `chains.evm.address.AddressError` for a contract that is no address
-    or has a wrong checksum."""
+def make_token(
+    chain_id: ChainId,
+    contract: str,
+    symbol: str,
+    decimals: int,
+    *,
+    is_unindexed: bool = False,
+    wraps_without_transfer: bool = False,
+    is_fee_on_transfer: bool = False,
+    is_rebasing: bool = False,
+) -> Asset:
+    """An ERC-20 token (CAIP-19, CAIP-21); what the flags mean stands at `Asset`. Raises
+    `chains.evm.address.AddressError` for a contract that is no address or has a wrong checksum."""
     address = parse_address(contract)
-    asset_id = AssetId(f"{chain_id}/erc20:{hex_of(address)}")
-    return Asset(asset_id, symbol, decimals, AssetKind.FUNGIBLE, address, is_unindexed)
+    return Asset(
+        id=AssetId(f"{chain_id}/erc20:{hex_of(address)}"),
+        symbol=symbol,
+        decimals=decimals,
+        kind=AssetKind.FUNGIBLE,
+        contract=address,
+        is_unindexed=is_unindexed,
+        wraps_without_transfer=wraps_without_transfer,
+        is_fee_on_transfer=is_fee_on_transfer,
+        is_rebasing=is_rebasing,
+    )
 
 
 def profile_names() -> tuple[str, ...]:
@@ -123,7 +156,7 @@ def read_profile(name: str, text: bytes) -> ChainProfile:
     try:
         row = msgspec.toml.decode(text, type=_ProfileFile)
         return _profile_of(name, row)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ProfileError, ValueError) as error:
         raise ProfileError(f"profile {name!r} is not complete: {error}") from error
 
 
@@ -138,9 +171,15 @@ def rename_profile(profile: ChainProfile, slug: Slug, chain_id: ChainId) -> Chai
 
 
 def add_tokens(profile: ChainProfile, tokens: tuple[Asset, ...]) -> ChainProfile:
-    """The profile with an operator's tokens added. Raises `ProfileError` when a contract is already listed."""
+    """The profile with tokens added. Raises `ProfileError` when a contract is listed already, or is an alias of the native
+    coin: its logs repeat what the transactions themselves say, and one movement is counted on one path."""
     listed = {token.contract: token.symbol for token in profile.tokens}
     for token in tokens:
+        if token.contract in profile.native_aliases:
+            raise ProfileError(
+                f"{profile.slug}: {checksum_of(token.contract)} is another face of {profile.native.symbol}, whose "
+                f"movements are read without it; listed as {token.symbol} it would count each of them twice; remove it"
+            )
         if token.contract in listed:
             raise ProfileError(f"{profile.slug}: {token.id} is listed already, as {listed[token.contract]}; remove one")
         listed[token.contract] = token.symbol
@@ -158,17 +197,29 @@ def _profile_of(name: str, row: _ProfileFile) -> ChainProfile:
         tokens=(),
         block_time_s=row.block_time_s,
         poll_interval_s=row.poll_interval_s,
-        has_finality_tags=row.has_finality_tags,
+        finality_tags=tuple(row.finality_tags),
         finality_depth=row.finality_depth,
         proof=row.proof,
         credit_at=row.credit_at,
         sources=tuple(row.sources),
         dialect=row.dialect,
-        native_aliases=tuple(parse_address(alias) for alias in row.native_aliases),
+        native_aliases=(ETHER_LOG_EMITTER, *(parse_address(alias) for alias in row.native_aliases)),
         unproven=tuple(row.unproven),
     )
-    tokens = (make_token(chain_id, t.contract, t.symbol, t.decimals, t.is_unindexed) for t in row.tokens)
-    return add_tokens(bare, tuple(tokens))
+    return add_tokens(bare, tuple(_token_of(chain_id, token) for token in row.tokens))
+
+
+def _token_of(chain_id: ChainId, row: _TokenRow) -> Asset:
+    return make_token(
+        chain_id,
+        row.contract,
+        row.symbol,
+        row.decimals,
+        is_unindexed=row.unindexed,
+        wraps_without_transfer=row.wraps_without_transfer,
+        is_fee_on_transfer=row.fee_on_transfer,
+        is_rebasing=row.rebasing,
+    )
 
 
 def _check(row: _ProfileFile) -> None:
@@ -179,5 +230,5 @@ def _check(row: _ProfileFile) -> None:
         raise ValueError("block_time_s, poll_interval_s and finality_depth must be above zero")
     if isinstance(row.credit_at, int) and row.credit_at < 1:
         raise ValueError("credit_at counts the including block, so it is 1 or more")
-    if row.credit_at in ("safe", "finalized") and not row.has_finality_tags:
-        raise ValueError(f"credit_at is {row.credit_at!r}, but the chain has no finality tags")
+    if isinstance(row.credit_at, str) and row.credit_at not in row.finality_tags:
+        raise ValueError(f"credit_at is {row.credit_at!r}, which is not among the chain's finality_tags")

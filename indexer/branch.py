@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from chains.model import Address, Transfer, TransferId
+from chains.model import Address, AssetId, Transfer, TransferId
 from indexer.policy import Policy
 from indexer.story import Change, Inclusion, advance, detect, include_again, lose, move
 from ledger.ids import EntryId, Side, TenantId, entry_id_of
 from ledger.matching import MatchedWatch
 from ledger.model import ChainRow, Entry
-from ledger.states import LOST_STATES, EntryState, Origin
+from ledger.states import LOST_STATES, EntryState, Origin, Reason
 
 Key = tuple[TenantId, EntryId]
 
@@ -33,6 +33,8 @@ class Branch:
     known: Sequence[Entry]
     """Other entries of the branch's transfers: lost ones, and ones that are there already."""
     matches: Mapping[Address, Sequence[MatchedWatch]]
+    reasons: Mapping[AssetId, tuple[Reason, ...]] = field(default_factory=dict)
+    """Why new entries of these assets do not count as money."""
 
 
 def tell_branch(
@@ -120,6 +122,7 @@ class _Story:
             credit_point=self.policy.credit_point(transfer.asset_id, transfer.amount_atomic),
             origin=Origin.CATCH_UP if is_late else Origin.LIVE,
             now=self.now,
+            reasons=self.branch.reasons.get(transfer.asset_id, ()),
         )
 
     def _tell_and_advance(self, change: Change) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from chains.model import Block, BlockHash, BlockRef, ChainId, hex_of
+from chains.model import AssetId, Block, BlockHash, BlockRef, ChainId, hex_of
 from indexer.branch import Branch, addresses_of, tell_branch
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, is_claim_ours, lowest_reorg_height, raised_height
@@ -39,7 +39,7 @@ from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, NewEvent, record_events
 from ledger.ids import OPS_TENANT, TenantId, WatchId
 from ledger.matching import match_watches
 from ledger.model import ChainRow, Entry
-from ledger.states import Origin
+from ledger.states import Origin, Reason
 
 DUE_ENTRIES_MAX = 5_000
 """Entries that one transaction moves to confirmed or finalized: bounds its memory and how long the chain is locked."""
@@ -55,6 +55,8 @@ class Followed:
     """An entry in a block older than this when we commit it was found late: its origin is `catch_up`."""
     finality_depth: int
     """Blocks below the tip that are final, or beyond any reorg that we follow, where no tag says more."""
+    reasons: Mapping[AssetId, tuple[Reason, ...]] = field(default_factory=dict)
+    """Why entries of these assets do not count as money."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ async def commit_blocks(
             for block in blocks
             for transfer in block.transfers
         ]
-        branch = await _read_branch(connection, chain.chain_id, inclusions, unseated)
+        branch = await _read_branch(connection, followed, inclusions, unseated)
         changes = tell_branch(branch, after, followed.policy, now=now, live_window=followed.live_window)
         committed = await _write_changes(connection, after, agreement, changes, now)
         await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement), now)
@@ -221,9 +223,10 @@ def _heights(chain: ChainRow) -> Mapping[str, Any]:
 
 
 async def _read_branch(
-    connection: Connection, chain_id: ChainId, inclusions: Sequence[Inclusion], unseated: Sequence[Entry]
+    connection: Connection, followed: Followed, inclusions: Sequence[Inclusion], unseated: Sequence[Entry]
 ) -> Branch:
     """What the ledger knows of the branch's transfers: who watches them, and entries that they may bring back."""
+    chain_id = followed.chain_id
     matches = await match_watches(connection, chain_id, addresses_of(inclusions))
     matched = {i.transfer.id for i in inclusions if i.transfer.recipient in matches or i.transfer.sender in matches}
     known = {(e.tenant_id, e.id): e for e in await find_entries_of(connection, chain_id, matched)}
@@ -231,7 +234,7 @@ async def _read_branch(
     known |= {(e.tenant_id, e.id): e for e in await find_lost_entries_of(connection, chain_id, others)}
     for entry in unseated:
         known.pop((entry.tenant_id, entry.id), None)
-    return Branch(inclusions, unseated, list(known.values()), matches)
+    return Branch(inclusions, unseated, list(known.values()), matches, followed.reasons)
 
 
 async def _write_changes(

@@ -7,11 +7,12 @@ moves a promise already made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chains.model import AssetId, Slug
+from chains.model import Asset, AssetId, Slug
+from ledger.states import Reason
 
 TAGS = frozenset({"safe", "finalized"})
 
@@ -64,6 +65,20 @@ class Policy:
         """The credit point of a transfer, by the first rule that matches."""
         rule = next(rule for rule in self.rules if rule.matches(asset_id, amount_atomic))
         return CreditPoint(f"{self.slug}/{rule.name}@{self.version}", rule.credit_at)
+
+
+def reasons_against(assets: Iterable[Asset]) -> Mapping[AssetId, tuple[Reason, ...]]:
+    """The assets whose amounts are not to be believed, each with why: a log tells what a token was asked to move, and only
+    of an honest one is that what arrived."""
+    found = {asset.id: tuple(_reasons_against(asset)) for asset in assets}
+    return {asset_id: reasons for asset_id, reasons in found.items() if reasons}
+
+
+def _reasons_against(asset: Asset) -> Iterable[Reason]:
+    if asset.is_fee_on_transfer:
+        yield Reason.FEE_ON_TRANSFER
+    if asset.is_rebasing:
+        yield Reason.REBASING
 
 
 def rules_as_json(rules: Sequence[CreditRule]) -> tuple[Mapping[str, Any], ...]:

@@ -16,7 +16,7 @@ from indexer.policy import CreditPoint
 from ledger.ids import Side, entry_id_of
 from ledger.matching import MatchedWatch
 from ledger.model import ChainRow, Entry
-from ledger.states import CREDITED_STATES, ENTRY_TRANSITIONS, Disposition, EntryState, Origin
+from ledger.states import CREDITED_STATES, ENTRY_TRANSITIONS, Disposition, EntryState, Origin, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,10 @@ def detect(
     credit_point: CreditPoint,
     origin: Origin,
     now: datetime,
+    reasons: tuple[Reason, ...] = (),
 ) -> Change:
-    """A new entry: `detected`, or `failed` for a withdrawal whose transaction failed."""
+    """A new entry: `detected`, or `failed` for a withdrawal whose transaction failed. With `reasons` it is told like any
+    other and counts for nothing: its amount is not what arrived."""
     transfer, block = inclusion.transfer, inclusion.block
     carrier = transfer.transaction
     state = EntryState.FAILED if transfer.has_failed else EntryState.DETECTED
@@ -62,8 +64,8 @@ def detect(
         side=side,
         state=state,
         sequence=1,
-        disposition=Disposition.CREDIT,
-        reasons=(),
+        disposition=Disposition.IGNORE if reasons else Disposition.CREDIT,
+        reasons=reasons,
         origin=origin,
         chain_id=chain_id,
         asset_id=transfer.asset_id,

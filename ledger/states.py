@@ -61,6 +61,15 @@ class Disposition(StrEnum):
     IGNORE = "ignore"
 
 
+class Reason(StrEnum):
+    """Why an entry does not count as money. Decided when it is detected, and never changed afterwards."""
+
+    FEE_ON_TRANSFER = "fee_on_transfer"
+    """The token may keep a part of what it moves: the amount told is not what arrived."""
+    REBASING = "rebasing"
+    """The token changes balances without a transfer: the amount told does not stay what it was."""
+
+
 class BlockState(StrEnum):
     """Whether a block is in our chain. Facts are never deleted, only orphaned."""
 

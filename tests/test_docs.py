@@ -22,11 +22,11 @@ import ledger.halts
 from api.app import OPEN_ROUTES, ROUTES
 from api.webhooks import example_of
 from chainbell.cli.app import app, global_options_first
-from chainbell.settings_model import ChainSettings, Settings
+from chainbell.settings_model import AssetSettings, ChainSettings, Settings
 from ledger.documents import event_body
 from ledger.ids import EventId
 from ledger.secrets import new_endpoint_secret
-from ledger.states import ENTRY_TRANSITIONS, EVENT_TYPES, ChainState, EntryState
+from ledger.states import ENTRY_TRANSITIONS, EVENT_TYPES, ChainState, EntryState, Reason
 from notifier.backoff import SCHEDULE
 from notifier.signing import webhook_headers
 
@@ -197,6 +197,11 @@ def _section(name: str) -> type[BaseModel]:
     return found
 
 
+def test_every_flag_of_a_token_is_documented() -> None:
+    told = {words_of(row[0])[0] for row in rows_after("docs/operations.md", "### Flags of a token")}
+    assert told == set(AssetSettings.model_fields) - {"contract", "symbol", "decimals"}
+
+
 def test_every_route_that_is_named_exists() -> None:
     known = {route.path for route in ROUTES} | {route.path for route in OPEN_ROUTES}
     unknown = []
@@ -314,6 +319,11 @@ def test_every_event_type_is_documented_with_its_state() -> None:
             else ""
         )
         assert state == expected, event_type
+
+
+def test_every_reason_is_documented() -> None:
+    told = {words_of(row[0])[0] for row in rows_after("docs/webhooks.md", "### Told, but no money")}
+    assert told == {reason.value for reason in Reason}
 
 
 def test_the_retries_are_those_of_the_schedule() -> None:

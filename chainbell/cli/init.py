@@ -91,6 +91,14 @@ internal = "auto"
 # contract = "0x0000000000000000000000000000000000000000"
 # symbol = "TST"
 # decimals = 18
+# Its Transfer event has the old form, with all three arguments in the data. Default: false, as for the three after it.
+# unindexed = true
+# It wraps the native coin and tells of it by Deposit and Withdrawal events, without a Transfer: WETH9 and its copies.
+# wraps_without_transfer = true
+# It may keep a part of what it moves; or balances change by themselves. Then the amount that its events tell is not what
+# an address holds afterwards: deposits are told with "disposition": "ignore", and never count as money.
+# fee_on_transfer = true
+# rebasing = true
 """
 
 _ANVIL = """

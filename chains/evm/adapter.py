@@ -146,8 +146,8 @@ class EvmAdapter:
         return proven(upstream, lambda: read_block(self._rules, place, raw))
 
     async def _ask_head(self, upstream: Upstream) -> NodeHead:
-        tags = ("latest", "safe", "finalized") if self.profile.has_finality_tags else ("latest",)
-        calls: list[Call] = [("eth_getBlockByNumber", [tag, False]) for tag in tags]
+        tags = self.profile.finality_tags
+        calls: list[Call] = [("eth_getBlockByNumber", [tag, False]) for tag in ("latest", *tags)]
         latest, *finality = await upstream.client.batch(calls)
         if isinstance(latest, RpcError):
             raise latest
@@ -155,8 +155,8 @@ class EvmAdapter:
             raise NodeFailed(upstream.name, "names no newest block; it may still be starting")
         head = self._read_ref(upstream, latest)
         upstream.head = head.height
-        safe, finalized = [self._read_tag(upstream, answer) for answer in finality] or [None, None]
-        return NodeHead(upstream.name, upstream.host, head, safe, finalized)
+        claims = {tag: self._read_tag(upstream, answer) for tag, answer in zip(tags, finality, strict=True)}
+        return NodeHead(upstream.name, upstream.host, head, claims.get("safe"), claims.get("finalized"))
 
     def _read_tag(self, upstream: Upstream, answer: msgspec.Raw | RpcError) -> BlockRef | None:
         return None if isinstance(answer, RpcError) or answer == NULL else self._read_ref(upstream, answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from chains.model import Slug
+from chains.model import AssetId, Slug
 from indexer.commit import Followed
 from indexer.follower import Course, Follower, Outcome
 from indexer.policy import CreditRule, Policy, rules_as_json
@@ -21,6 +21,7 @@ from ledger.database import connect, transaction
 from ledger.ids import TenantId
 from ledger.model import ChainRow
 from ledger.schema import endpoints, entries, events, tenants, watches
+from ledger.states import Reason
 from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -103,6 +104,7 @@ async def make_ledger(
     quorum: int = 1,
     has_finality_tags: bool = True,
     finality_depth: int = 64,
+    reasons: Mapping[AssetId, tuple[Reason, ...]] | None = None,
 ) -> Ledger:
     """A migrated ledger with two tenants, an endpoint of the first, and a follower that did nothing yet."""
     engine = connect(url, application="test", pool_size=5)
@@ -128,7 +130,8 @@ async def make_ledger(
                 tenant_id=TenantId("ten_a"), id="ep_1", url="https://a.example/", created_at=NOW, updated_at=NOW
             )
         )
-    followed = Followed(CHAIN_ID, Policy(Slug("local"), version, rules), timedelta(days=36500), finality_depth)
+    policy = Policy(Slug("local"), version, rules)
+    followed = Followed(CHAIN_ID, policy, timedelta(days=36500), finality_depth, reasons or {})
     return Ledger(engine, chain, Follower(engine, chain, followed, Course(Slug("local"), start, has_finality_tags)))
 
 

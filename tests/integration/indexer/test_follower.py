@@ -10,7 +10,8 @@ from ledger.chains import lock_chain
 from ledger.database import transaction
 from ledger.errors import CheckpointMoved
 from ledger.halts import resume_chain
-from tests.fakes.adapter import FakeChain, address, payment
+from ledger.states import Reason
+from tests.fakes.adapter import TOKEN, FakeChain, address, payment
 from tests.integration.indexer.conftest import Ledger, make_ledger
 
 ALICE, BOB = address(1), address(2)
@@ -286,6 +287,26 @@ async def test_where_a_chain_has_no_tags_depth_decides(database_url: str) -> Non
     chain.drop_to(0)
     chain.mine(salt="b", count=7)
     assert isinstance(await ledger.converge(), Halted)
+    await ledger.engine.dispose()
+
+
+async def test_a_token_that_keeps_a_part_is_told_to_the_end_and_never_counts_as_money(database_url: str) -> None:
+    chain = FakeChain()
+    chain.mine()
+    ledger = await make_ledger(database_url, chain, credit_at="1", reasons={TOKEN.id: (Reason.FEE_ON_TRANSFER,)})
+    await ledger.watch(ALICE)
+    chain.mine(payment("one", ALICE, asset=TOKEN), payment("two", ALICE))
+    chain.finalized = 1
+    await ledger.converge(2)
+    documents = [body["data"] for body in await ledger.bodies()]
+    assert sorted((d["asset"]["symbol"], d["state"], d["disposition"], *d["reasons"]) for d in documents) == [
+        ("ETH", "confirmed", "credit"),
+        ("ETH", "detected", "credit"),
+        ("ETH", "finalized", "credit"),
+        ("TST", "confirmed", "ignore", "fee_on_transfer"),
+        ("TST", "detected", "ignore", "fee_on_transfer"),
+        ("TST", "finalized", "ignore", "fee_on_transfer"),
+    ]
     await ledger.engine.dispose()
 
 

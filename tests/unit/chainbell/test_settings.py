@@ -14,6 +14,7 @@ from chainbell.configured import configure_chains
 from chainbell.errors import SettingsError
 from chainbell.settings import load_settings, redact_url
 from chainbell.settings_model import Settings, split_listen
+from chains.profile import make_token
 from indexer.policy import CreditRule, Policy
 
 NODES = 'nodes = [{ url = "https://u:hunter2@a.example/v2/KEYKEYKEY", rps = 25 }, { url = "https://b.example" }]'
@@ -102,6 +103,19 @@ def asset(contract: str, decimals: str = "6") -> str:
     return f'{ETHEREUM}[[chains.ethereum.assets]]\ncontract = "{contract}"\nsymbol = "TST"\ndecimals = {decimals}'
 
 
+def test_the_flags_of_a_token_are_off_unless_they_are_set() -> None:
+    token = asset("0x00000000000000000000000000000000000000aa")
+    (chain,) = configure_chains(load(token))
+    assert chain.profile.tokens[-1] == make_token(chain.profile.chain_id, "0x" + "00" * 19 + "aa", "TST", 6)
+    flags = "unindexed = true\nwraps_without_transfer = true\nfee_on_transfer = true\nrebasing = true"
+    (chain,) = configure_chains(load(f"{token}\n{flags}"))
+    added = chain.profile.tokens[-1]
+    assert (added.is_unindexed, added.wraps_without_transfer) == (True, True)
+    assert (added.is_fee_on_transfer, added.is_rebasing) == (True, True)
+
+
+ETHER_LOGS = "0xfffffffffffffffffffffffffffffffffffffffe"
+
 WRONG = [
     ("[apy]", "apy is not a setting; did you mean api?"),
     (ETHEREUM + 'profle = "x"', "chains.ethereum.profle is not a setting; did you mean profile?"),
@@ -166,6 +180,14 @@ WRONG = [
     (asset("0xdAC17F958D2ee523a2206206994597C13D831ec7"), "chains.ethereum.assets: eip155:1/erc20:0xdac17f95"),
     (asset("0xDAC17F958D2ee523a2206206994597C13D831ec7"), "has a wrong checksum"),
     (asset("0x123"), "is not an address"),
+    (
+        asset(ETHER_LOGS),
+        "chains.ethereum.assets: 0xffffFFFfFFffffffffffffffFfFFFfffFFFfFFfE is another face of ETH, whose movements are",
+    ),
+    (
+        asset("0x00000000000000000000000000000000000000aa") + '\nrebasing = "yes"',
+        'assets[0].rebasing = "yes": must be true or false, without quotes',
+    ),
     (asset("0x00000000000000000000000000000000000000aa", "80"), "assets[0].decimals = 80: must be less than"),
     (credit("credit_at = 1\nasset = 'NONE'"), "credit[0].asset = 'NONE': known are ETH, USDC"),
     (credit('credit_at = 1\nmin_amount = "1"'), "credit[0].asset is missing: an amount means something only with"),

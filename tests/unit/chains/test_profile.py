@@ -90,7 +90,7 @@ WRONG = {
     "poll_interval_s = 0.25": ("poll_interval_s = -1.0", "above zero"),
     "credit_at = 2": ("credit_at = 0", "1 or more"),
     'proof = "roots"': ('proof = "belief"', "belief"),
-    "has_finality_tags = true": ("has_finality_tags = 1", "Expected `bool`"),
+    'finality_tags = ["safe", "finalized"]': ('finality_tags = ["latest"]', "Invalid enum value 'latest'"),
     "livemode = false": ("livemode = false\nlivemod = true", "livemod"),
 }
 
@@ -105,8 +105,8 @@ def test_a_wrong_value_is_refused_with_its_reason(right: str) -> None:
 def test_a_tag_cannot_be_the_credit_point_where_there_are_no_tags() -> None:
     text = shipped("anvil").replace("credit_at = 2", 'credit_at = "finalized"')
     assert read_profile("anvil", text.encode()).credit_at == "finalized"
-    with pytest.raises(ProfileError, match="no finality tags"):
-        read_profile("anvil", text.replace("has_finality_tags = true", "has_finality_tags = false").encode())
+    with pytest.raises(ProfileError, match="'finalized', which is not among the chain's finality_tags"):
+        read_profile("anvil", text.replace('["safe", "finalized"]', '["safe"]').encode())
 
 
 def test_a_contract_with_a_wrong_checksum_is_refused() -> None:

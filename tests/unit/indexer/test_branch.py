@@ -15,8 +15,8 @@ from indexer.story import Change, Inclusion
 from ledger.ids import Side, TenantId, WatchId
 from ledger.matching import MatchedWatch
 from ledger.model import ChainRow, Entry, WatchLabel
-from ledger.states import ENTRY_TRANSITIONS, LOST_STATES, ChainState, EntryState
-from tests.fakes.adapter import CHAIN_ID, COIN, FakeChain, address, payment
+from ledger.states import ENTRY_TRANSITIONS, LOST_STATES, ChainState, Disposition, EntryState, Reason
+from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain, address, payment
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 WINDOW = timedelta(days=36500)
@@ -130,6 +130,34 @@ def _check_against_the_final_chain(replay: Replay) -> None:
     }
     assert found == expected
     assert all(entry.block_hash is None for entry in replay.entries.values() if entry.state in LOST_STATES)
+
+
+def test_an_asset_whose_amounts_are_not_to_be_believed_is_told_and_not_credited() -> None:
+    """The reasons are decided at detection and stay with the entry, whatever the chain and the settings do later."""
+    chain = FakeChain()
+    chain.mine(payment("one", BOB, sender=ALICE, asset=TOKEN), payment("two", BOB, sender=ALICE))
+    inclusions = [Inclusion(transfer, block, 1) for block in chain.blocks for transfer in block.transfers]
+    reasons = {TOKEN.id: (Reason.FEE_ON_TRANSFER, Reason.REBASING)}
+    row = replace(chain_row(chain.mine(), finalized=1), tip_height=1)
+    changes = tell_branch(Branch(inclusions, [], [], WATCHES, reasons), row, POLICY, now=NOW, live_window=WINDOW)
+    told = {(c.after.asset_id, c.after.side, c.after.state, c.after.disposition, c.after.reasons) for c in changes}
+    assert told == {
+        (asset_id, side, state, disposition, why)
+        for asset_id, disposition, why in (
+            (TOKEN.id, Disposition.IGNORE, reasons[TOKEN.id]),
+            (COIN.id, Disposition.CREDIT, ()),
+        )
+        for side in Side
+        for state in (EntryState.DETECTED, EntryState.CONFIRMED, EntryState.FINALIZED)
+    }
+    ignored = next(c.after for c in changes if c.after.asset_id == TOKEN.id)
+    chain.drop_to(0)
+    chain.blocks.pop()
+    chain.mine(payment("one", BOB, sender=ALICE, asset=TOKEN), salt="b")
+    (again,) = [Inclusion(transfer, block, 1) for block in chain.blocks for transfer in block.transfers]
+    changes = tell_branch(Branch([again], [ignored], [], WATCHES), row, POLICY, now=NOW, live_window=WINDOW)
+    moved = next(c.after for c in changes if c.after.id == ignored.id)
+    assert (moved.disposition, moved.reasons) == (Disposition.IGNORE, reasons[TOKEN.id])
 
 
 def test_an_entry_that_sits_in_the_block_already_is_left_alone() -> None:

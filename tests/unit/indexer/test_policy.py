@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chains.model import AssetId, Slug
-from indexer.policy import CreditPoint, CreditRule, Policy, rules_as_json
+from indexer.policy import CreditPoint, CreditRule, Policy, reasons_against, rules_as_json
+from ledger.states import Reason
+from tests.fakes.adapter import COIN, TOKEN
 
 USDC, ETH = AssetId("usdc"), AssetId("eth")
 RULES = (
@@ -42,3 +46,10 @@ def test_rules_that_leave_a_transfer_without_a_credit_point_are_refused(rules: t
 
 def test_amounts_of_rules_are_stored_as_strings() -> None:
     assert rules_as_json(RULES)[0]["max_atomic"] == "100"
+
+
+def test_only_assets_whose_amounts_are_not_to_be_believed_have_reasons() -> None:
+    assert reasons_against((COIN, TOKEN, replace(TOKEN, is_unindexed=True, wraps_without_transfer=True))) == {}
+    flagged = replace(TOKEN, is_fee_on_transfer=True)
+    assert reasons_against((COIN, flagged)) == {TOKEN.id: (Reason.FEE_ON_TRANSFER,)}
+    assert reasons_against((replace(flagged, is_rebasing=True),))[TOKEN.id] == (Reason.FEE_ON_TRANSFER, Reason.REBASING)

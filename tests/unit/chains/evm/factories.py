@@ -16,10 +16,10 @@ BASE_FEE_WEI = 1000
 NATIVE = Asset(AssetId("eip155:1/slip44:60"), "ETH", 18, AssetKind.NATIVE)
 
 
-def make_asset(contract: Address = TOKEN, *, is_unindexed: bool = False) -> Asset:
+def make_asset(contract: Address = TOKEN, **flags: bool) -> Asset:
     """An allow-listed token."""
     asset_id = AssetId(f"eip155:1/erc20:{hex_of(contract)}")
-    return Asset(asset_id, "TST", 6, AssetKind.FUNGIBLE, contract, is_unindexed)
+    return Asset(asset_id, "TST", 6, AssetKind.FUNGIBLE, contract, **flags)
 
 
 def word(value: Address | int) -> str:
