@@ -14,9 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 Json = TypeVar("Json")
 
-RECURSION_MAX = 4500
-"""Two levels for each of 1,025 calls, twice over since a decoder may count a list and what is in it, and room for the
-callers. A level takes a few hundred bytes of C stack: all of it fits a thread's several times over."""
+RECURSION_MAX = 2600
+"""Two levels for each of 1,025 calls, and room for the callers. So deep a decoder takes less than a megabyte of C stack: a
+thread has eight."""
 
 
 def decode_deep(decode: Callable[[Json], T], answer: Json) -> T:

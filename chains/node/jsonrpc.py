@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from chains.deep_json import decode_deep
 from chains.node.errors import NodeError, NodeGarbled, NodeOverloaded, RpcError, rpc_error
 from chains.node.naming import one_line
 
@@ -81,8 +82,8 @@ def read_answers(node: str, body: bytes, methods: Sequence[str], first_id: int) 
     if not body.lstrip()[:1] == b"[":
         raise _refusal_of(node, body)
     try:
-        replies = _decode_replies(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        replies = decode_deep(_decode_replies, body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NodeGarbled(node, _not_json(body, error)) from None
     by_id = {reply.id: reply for reply in replies}
     wanted = range(first_id, first_id + len(methods))
@@ -96,15 +97,15 @@ def fault_of(node: str, body: bytes, method: str) -> RpcError | NodeOverloaded |
     """The JSON-RPC error in the body of an HTTP error; None where the body is something else."""
     try:
         reply = _decode_reply(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return None if reply.error is None else _error_of(node, method, reply.error)
 
 
 def _one_reply(node: str, body: bytes) -> _Reply:
     try:
-        return _decode_reply(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_deep(_decode_reply, body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NodeGarbled(node, _not_json(body, error)) from None
 
 
