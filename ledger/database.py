@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from ledger.hints import send_hint, take_mark
 from ledger.schema import API_ROLE
 
 Connection = AsyncConnection
@@ -64,9 +65,14 @@ def connect_api(url: str, *, pool_size: int = 10) -> AsyncEngine:
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection inside one transaction: committed at the end, rolled back when the block raises."""
+    """A connection inside one transaction: committed at the end, rolled back when the block raises. When events were
+    committed, others are given a hint."""
     async with engine.begin() as connection:
+        take_mark(connection)
         yield connection
+        has_news = take_mark(connection)
+    if has_news:
+        send_hint(engine)
 
 
 async def database_now(connection: AsyncConnection) -> datetime:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.bulk import copy_rows, unnested
 from ledger.documents import event_body
+from ledger.hints import mark_news
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId, new_id
 from ledger.schema import deliveries, endpoints, events, tenants
 from ledger.states import DeliveryState, EndpointState
@@ -75,6 +76,7 @@ async def record_events(connection: AsyncConnection, new_events: Sequence[NewEve
         delivery_rows.extend(_delivery_rows(event, row, told[event.tenant_id], now))
     await copy_rows(connection, events, event_rows)
     await copy_rows(connection, deliveries, delivery_rows)
+    mark_news(connection)
     return [row["id"] for row in event_rows]
 
 
