@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import Table, TableValuedAlias, Update, bindparam, func, update
+from sqlalchemy import JSON, Table, TableValuedAlias, Update, bindparam, column, func, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,6 +44,14 @@ def unnested(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
     `all_<column>`. One array parameter keeps a statement's text, and so its plan, the same for any number of rows."""
     arrays = [bindparam(f"all_{column}", type_=ARRAY(kind)) for column, kind in types.items()]
     return func.unnest(*arrays).table_valued(*types, name=name).render_derived()
+
+
+def recordset(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
+    """JSON as rows: a table called `name` with one column for each keyword, from a list of objects that comes in as the
+    parameter `<name>_rows`. For rows of many columns: the driver builds one text, not an array for each column."""
+    rows = bindparam(f"{name}_rows", type_=JSON)
+    columns = [column(title, kind) for title, kind in types.items()]
+    return func.json_to_recordset(rows).table_valued(*columns, name=name).render_derived(with_types=True)
 
 
 def update_statement(table: Table, keys: Sequence[str], values: Sequence[str], counter: str) -> Update:

@@ -49,7 +49,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.bulk import array_parameters, unnested
+from ledger.bulk import recordset
 from ledger.endpoints import secret_place
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints, events
@@ -107,6 +107,13 @@ class AttemptRow:
     error: str | None
     response_excerpt: str | None
 
+
+_read_by_index = select(
+    *(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort")),
+    *(func.set_config(name, "off", True) for name in ("enable_hashjoin", "enable_mergejoin")),
+)
+"""For the rest of the transaction: few rows, each by its index. A queue fills and empties faster than statistics follow, and
+by old ones Postgres reads all that is due to hand out a hundred, or all that is pending to settle them."""
 
 _other = deliveries.alias("other")
 _now = func.now()
@@ -180,15 +187,15 @@ _claim_with_bodies = (
         ),
     )
     .join(endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id))
-    .order_by(_claim.c.feed_position)
 )
 
 
 async def claim_due_deliveries(connection: AsyncConnection, *, limit: int, lease_s: float, token: str) -> list[Claimed]:
     """Lease up to `limit` due deliveries, at most one of each lane, live ones and older ones first. One of the statements
     that cross tenants."""
+    await connection.execute(_read_by_index)
     rows = await connection.execute(_claim_with_bodies, {"limit": limit, "lease_s": lease_s, "token": token})
-    return [
+    claimed = [
         Claimed(
             tenant_id=row.tenant_id,
             id=row.id,
@@ -204,17 +211,24 @@ async def claim_due_deliveries(connection: AsyncConnection, *, limit: int, lease
         )
         for row in rows
     ]
+    return sorted(claimed, key=lambda delivery: delivery.feed_position)
 
 
-_asked = unnested(
-    "asked",
-    tenant_id=Text(),
-    id=Text(),
-    attempts=SmallInteger(),
-    state=Text(),
-    delay_s=Double(),
-    given_back=SmallInteger(),
-)
+_MADE = ("started_at", "duration_ms", "status_code", "outcome", "error", "response_excerpt")
+"""Columns of an attempt that tell of the request itself."""
+
+_asked = select(
+    recordset(
+        "asked",
+        tenant_id=Text(),
+        id=Text(),
+        attempts=SmallInteger(),
+        state=Text(),
+        delay_s=Double(),
+        given_back=SmallInteger(),
+        **{name: attempts.c[name].type for name in _MADE},
+    )
+).cte("asked")
 
 _settle = (
     update(deliveries)
@@ -228,7 +242,7 @@ _settle = (
     .values(
         state=_asked.c.state,
         attempts=deliveries.c.attempts - _asked.c.given_back,
-        due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, func.coalesce(_asked.c.delay_s, 0)),
+        due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _asked.c.delay_s),
         settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
         lease_token=None,
         leased_until=None,
@@ -270,63 +284,22 @@ _move_lane = (
     .cte("moved")
 )
 
-_settle_and_move = select(_settle.c.id).add_cte(_move_lane)
-
-
-async def settle_deliveries(
-    connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
-) -> set[DeliveryId]:
-    """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
-    was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
-    caller that lost the answer to its COMMIT may repeat it."""
-    await _lock_endpoints(connection, settlements)
-    await _note_health(connection, settlements)
-    parameters = {
-        "token": token,
-        "all_tenant_id": [s.claimed.tenant_id for s in settlements],
-        "all_id": [s.claimed.id for s in settlements],
-        "all_attempts": [s.claimed.attempts for s in settlements],
-        "all_state": [s.state.value for s in settlements],
-        "all_delay_s": [s.delay.total_seconds() if s.delay else None for s in settlements],
-        "all_given_back": [int(s.is_given_back) for s in settlements],
-    }
-    rows = await connection.execute(_settle_and_move, parameters)
-    settled = {DeliveryId(row.id) for row in rows}
-    made = [row for s in settlements if (row := _attempt_columns(s)) is not None]
-    if made:
-        await connection.execute(_store_attempts, array_parameters(made, _attempt_names))
-    return settled
-
-
-_attempt_names = [column.name for column in attempts.c]
-_made = unnested("made", **{column.name: column.type for column in attempts.c})
+_attempt_of = {
+    attempts.c.tenant_id: _asked.c.tenant_id,
+    attempts.c.delivery_id: _asked.c.id,
+    attempts.c.number: _asked.c.attempts,
+    **{attempts.c[name]: _asked.c[name] for name in _MADE},
+}
 _store_attempts = (
     insert(attempts)
-    .from_select(_attempt_names, select(*(_made.c[name] for name in _attempt_names)))
+    .from_select(list(_attempt_of), select(*_attempt_of.values()).where(_asked.c.outcome.is_not(None)))
     .on_conflict_do_nothing()
+    .returning(attempts.c.number)
+    .cte("stored")
 )
 
-
-def _attempt_columns(settlement: Settlement) -> dict[str, object] | None:
-    attempt, claimed = settlement.attempt, settlement.claimed
-    if attempt is None:
-        return None
-    return {
-        "tenant_id": claimed.tenant_id,
-        "delivery_id": claimed.id,
-        "number": claimed.attempts,
-        "started_at": attempt.started_at,
-        "duration_ms": attempt.duration_ms,
-        "status_code": attempt.status_code,
-        "outcome": attempt.outcome.value,
-        "error": attempt.error,
-        "response_excerpt": attempt.response_excerpt,
-    }
-
-
-_health = unnested("health", tenant_id=Text(), id=Text(), failures=Integer(), has_accepted=Boolean())
-
-_note_health_of = (
+_health = recordset("health", tenant_id=Text(), id=Text(), failures=Integer(), has_accepted=Boolean())
+_note_health = (
     update(endpoints)
     .where(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
     .values(
@@ -337,7 +310,59 @@ _note_health_of = (
             else_=endpoints.c.failures_consecutive + _health.c.failures,
         ),
     )
+    .returning(endpoints.c.id)
+    .cte("noted")
 )
+
+_settle_all = select(_settle.c.id).add_cte(_move_lane, _store_attempts, _note_health)
+
+
+async def settle_deliveries(
+    connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
+) -> set[DeliveryId]:
+    """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
+    was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
+    caller that lost the answer to its COMMIT may repeat it."""
+    await connection.execute(_read_by_index)
+    await _lock_endpoints(connection, settlements)
+    rows = await connection.execute(
+        _settle_all,
+        {
+            "token": token,
+            "asked_rows": [_asked_row(settlement) for settlement in settlements],
+            "health_rows": _health_rows(settlements),
+        },
+    )
+    return {DeliveryId(row.id) for row in rows}
+
+
+def _asked_row(settlement: Settlement) -> dict[str, object]:
+    claimed, attempt = settlement.claimed, settlement.attempt
+    row: dict[str, object] = {
+        "tenant_id": claimed.tenant_id,
+        "id": claimed.id,
+        "attempts": claimed.attempts,
+        "state": settlement.state,
+        "delay_s": settlement.delay.total_seconds() if settlement.delay else 0,
+        "given_back": int(settlement.is_given_back),
+    }
+    return row if attempt is None else row | {name: getattr(attempt, name) for name in _MADE}
+
+
+def _health_rows(settlements: Sequence[Settlement]) -> list[dict[str, object]]:
+    """How each endpoint that was asked did."""
+    health: dict[tuple[TenantId, EndpointId], tuple[int, bool]] = {}
+    for settlement in settlements:
+        if settlement.attempt is None:
+            continue
+        key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
+        failures, has_accepted = health.get(key, (0, False))
+        is_accepted = settlement.attempt.outcome is Outcome.ACCEPTED
+        health[key] = (0, True) if is_accepted else (failures + 1, has_accepted)
+    return [
+        {"tenant_id": key[0], "id": key[1], "failures": failures, "has_accepted": has_accepted}
+        for key, (failures, has_accepted) in health.items()
+    ]
 
 
 async def _lock_endpoints(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
@@ -349,28 +374,6 @@ async def _lock_endpoints(connection: AsyncConnection, settlements: Sequence[Set
         .order_by(endpoints.c.tenant_id, endpoints.c.id)
         .with_for_update(key_share=True)
     )
-
-
-async def _note_health(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
-    """How each endpoint that was asked did, in one statement."""
-    health: dict[tuple[TenantId, EndpointId], tuple[int, bool]] = {}
-    for settlement in settlements:
-        if settlement.attempt is None:
-            continue
-        key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
-        failures, has_accepted = health.get(key, (0, False))
-        is_accepted = settlement.attempt.outcome is Outcome.ACCEPTED
-        health[key] = (0, True) if is_accepted else (failures + 1, has_accepted)
-    if not health:
-        return
-    keys = sorted(health)
-    parameters = {
-        "all_tenant_id": [key[0] for key in keys],
-        "all_id": [key[1] for key in keys],
-        "all_failures": [health[key][0] for key in keys],
-        "all_has_accepted": [health[key][1] for key in keys],
-    }
-    await connection.execute(_note_health_of, parameters)
 
 
 async def find_live_secrets(

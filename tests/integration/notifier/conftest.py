@@ -21,7 +21,7 @@ from ledger.ids import EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, tenants
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
-from notifier.dispatcher import Dispatcher
+from notifier.dispatcher import IDLE_INTERVAL_S, Dispatcher
 from notifier.sender import Sender, TimeLimits
 from tests.fakes.receiver import Receiver
 
@@ -153,12 +153,17 @@ class Post:
 
     @asynccontextmanager
     async def dispatching(
-        self, *, number: int = 1, slots: int = 64, policy: EndpointPolicy = LOOPBACK
+        self,
+        *,
+        number: int = 1,
+        slots: int = 64,
+        policy: EndpointPolicy = LOOPBACK,
+        idle_interval_s: float = IDLE_INTERVAL_S,
     ) -> AsyncIterator[list[Dispatcher]]:
         """So many dispatchers at work, with an engine and a sender each, until the block ends."""
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            dispatchers = [self._start(group, stop, slots, policy) for _ in range(number)]
+            dispatchers = [self._start(group, stop, slots, policy, idle_interval_s) for _ in range(number)]
             ready = [await dispatcher for dispatcher in dispatchers]
             try:
                 yield ready
@@ -166,11 +171,19 @@ class Post:
                 stop.set()
 
     async def _start(
-        self, group: asyncio.TaskGroup, stop: asyncio.Event, slots: int, policy: EndpointPolicy
+        self, group: asyncio.TaskGroup, stop: asyncio.Event, slots: int, policy: EndpointPolicy, idle_interval_s: float
     ) -> Dispatcher:
         engine = connect(self.url, application="dispatcher", pool_size=3)
         sender = Sender(policy, version="test", limits=TimeLimits(total_s=EXCHANGE_S))
-        dispatcher = Dispatcher(engine, sender, self.secret_box, slots=slots, lease_s=LEASE_S, randomness=lambda: 0.5)
+        dispatcher = Dispatcher(
+            engine,
+            sender,
+            self.secret_box,
+            slots=slots,
+            lease_s=LEASE_S,
+            idle_interval_s=idle_interval_s,
+            randomness=lambda: 0.5,
+        )
 
         async def work() -> None:
             async with sender:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
+from psycopg.types.json import Json
 from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -64,7 +65,7 @@ async def full(post: Post) -> Post:
 
 async def test_a_claim_reads_by_index(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        plan = await plan_of(connection, deliveries._claim_with_bodies, {"limit": 64, "lease_s": 60.0, "token": TOKEN})
+        plan = await plan_of(connection, deliveries._claim_with_bodies, TO_CLAIM)
     assert "ix_deliveries_due" in plan
     assert "ix_deliveries_lane" in plan
     assert "Index Scan using events_" in plan
@@ -74,21 +75,44 @@ async def test_a_claim_reads_by_index(full: Post) -> None:
 async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
     async with transaction(full.engine) as connection:
         statement = deliveries._claim_with_bodies
-        plan = await plan_of(connection, statement, {"limit": 64, "lease_s": 60.0, "token": TOKEN})
+        plan = await plan_of(connection, statement, TO_CLAIM)
     choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
     assert "Nested Loop Anti Join" in choice
     assert "Sort" not in choice
     assert "Hash" not in choice
 
 
+SETTLED: dict[str, object] = {
+    "tenant_id": TENANT,
+    "id": "del_50001",
+    "attempts": 1,
+    "state": "pending",
+    "delay_s": 5.0,
+    "given_back": 0,
+}
+TO_SETTLE: dict[str, object] = {"token": TOKEN, "asked_rows": Json([SETTLED]), "health_rows": Json([])}
+TO_CLAIM: dict[str, object] = {"limit": 64, "lease_s": 60.0, "token": TOKEN}
+
+
 async def test_settling_reads_by_index(full: Post) -> None:
-    row = {"tenant_id": TENANT, "id": "del_50001", "attempts": 1, "state": "pending", "delay_s": 5.0, "given_back": 0}
-    parameters = {"token": TOKEN, **{f"all_{name}": [value] * 64 for name, value in row.items()}}
     async with transaction(full.engine) as connection:
-        plan = await plan_of(connection, deliveries._settle_and_move, parameters)
+        plan = await plan_of(connection, deliveries._settle_all, TO_SETTLE)
     assert "pk_deliveries" in plan
     assert "ix_deliveries_lane" in plan
     assert "Seq Scan on deliveries" not in plan
+
+
+@pytest.mark.parametrize("statement", [deliveries._claim_with_bodies, deliveries._settle_all], ids=["claim", "settle"])
+async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Post, statement: Executable) -> None:
+    """Statistics are old whenever a queue has just filled: the plan must be the right one without them."""
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=1)
+    async with transaction(post.engine) as connection:
+        await connection.execute(deliveries._read_by_index)
+        plan = await plan_of(connection, statement, TO_CLAIM | TO_SETTLE)
+    for other_way in ("Seq Scan on deliveries", "Bitmap", "Sort", "Hash", "Merge"):
+        assert other_way not in plan, plan
 
 
 async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
