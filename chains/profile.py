@@ -80,7 +80,7 @@ class _TokenRow(Struct, forbid_unknown_fields=True):
     contract: str
     symbol: str
     decimals: int
-    source: str
+    sources: list[str]
     unindexed: bool = False
     wraps_without_transfer: bool = False
     fee_on_transfer: bool = False

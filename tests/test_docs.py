@@ -23,6 +23,8 @@ from api.app import OPEN_ROUTES, ROUTES
 from api.webhooks import example_of
 from chainbell.cli.app import app, global_options_first
 from chainbell.settings_model import AssetSettings, ChainSettings, Settings
+from chains.evm.address import checksum_of
+from chains.profile import ETHER_LOG_EMITTER, load_profile, profile_names
 from ledger.documents import event_body
 from ledger.ids import EventId
 from ledger.secrets import new_endpoint_secret
@@ -324,6 +326,41 @@ def test_every_event_type_is_documented_with_its_state() -> None:
 def test_every_reason_is_documented() -> None:
     told = {words_of(row[0])[0] for row in rows_after("docs/webhooks.md", "### Told, but no money")}
     assert told == {reason.value for reason in Reason}
+
+
+def plain(cell: str) -> str:
+    return cell.replace("`", "")
+
+
+def test_every_profile_is_documented_as_it_is() -> None:
+    profiles = {name: load_profile(name) for name in profile_names()}
+    told = {plain(row[0]): [plain(cell) for cell in row[1:]] for row in rows_after("docs/chains.md", "## The profiles")}
+    assert told == {
+        name: [
+            p.chain_id,
+            f"{p.native.symbol}, {p.native.id.partition('/')[2]}",
+            f"{p.block_time_s:g} s, {p.poll_interval_s:g} s",
+            f"{', '.join(p.finality_tags)}; {p.finality_depth}",
+            str(p.credit_at),
+            p.proof.value,
+        ]
+        for name, p in profiles.items()
+    }
+    unproven = [(plain(row[0]), row[1]) for row in rows_after("docs/chains.md", "## What is not proven, or not read")]
+    assert sorted(unproven) == sorted((name, said) for name, p in profiles.items() for said in p.unproven)
+
+
+def test_every_listed_token_and_alias_is_documented() -> None:
+    profiles = {name: load_profile(name) for name in profile_names()}
+    tokens = {plain(row[0]): row[1] for row in rows_after("docs/chains.md", "## Stablecoins")}
+    assert tokens == {
+        name: ", ".join(f"{token.symbol} ({token.decimals})" for token in p.tokens)
+        for name, p in profiles.items()
+        if p.tokens
+    }
+    faces = [(plain(row[0]), words_of(row[1])[0]) for row in rows_after("docs/chains.md", "## The coin's other faces")]
+    own = [(name, checksum_of(alias)) for name, p in profiles.items() for alias in p.native_aliases[1:]]
+    assert sorted(faces) == sorted([("every one", checksum_of(ETHER_LOG_EMITTER)), *own])
 
 
 def test_the_retries_are_those_of_the_schedule() -> None:

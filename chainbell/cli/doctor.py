@@ -21,6 +21,8 @@ from chainbell.settings_model import Settings
 from chains.errors import ChainError
 from chains.evm.adapter import EvmAdapter
 from chains.evm.probe import NodeProbe
+from chains.model import ProofLevel
+from chains.profile import load_profile
 from ledger.database import database_now, transaction
 
 CLOCK_SKEW_MAX_S = 5.0
@@ -66,7 +68,7 @@ async def _examine(settings: Settings) -> tuple[list[Finding], dict[str, list[di
     probes: dict[str, list[dict[str, object]]] = {}
     for chain in configure_chains(settings):
         found, nodes = await _examine_chain(chain)
-        findings += found
+        findings += [*found, *tell_proof(chain)]
         probes[chain.slug] = [asdict(node) for node in nodes]
     return findings, probes
 
@@ -146,6 +148,18 @@ def _value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> str:
     traced = any(probe.trace_methods for probe in probes)
     internal = "contract-sent value is not read yet" + (", though a node could trace it" if traced else "")
     return f"native, logs ({len(chain.profile.tokens)} tokens), validator withdrawals; {internal}"
+
+
+def tell_proof(chain: ConfiguredChain) -> list[Finding]:
+    """How far blocks of the chain prove themselves, and each thing that no proof covers or that is not read."""
+    level, shipped = chain.profile.proof, load_profile(chain.profile_name).proof
+    is_weakened = list(ProofLevel).index(level) < list(ProofLevel).index(shipped)
+    warning = f'{level}: below "{shipped}", as the profile has it, a node can hide or alter a deposit'
+    proof = Finding(f"{chain.slug} proof", Verdict.WARNING, warning) if is_weakened else None
+    return [
+        proof or Finding(f"{chain.slug} proof", Verdict.OK, level.value),
+        *(Finding(f"{chain.slug} not proven", Verdict.OK, sentence) for sentence in chain.profile.unproven),
+    ]
 
 
 def _print(findings: Sequence[Finding]) -> None:

@@ -146,6 +146,10 @@ WRONG = [
     (ETHEREUM + "start = -1", 'start = -1: must be "latest" or a whole number of at least 0'),
     (ETHEREUM + 'start = "5"', 'start = "5": must be "latest" or a whole number'),
     (ETHEREUM + "credit_at = 0", "credit_at = 0: must be"),
+    (
+        ONE_HOST.format(slug="polygon", more='credit_at = "safe"'),
+        'chains.polygon.credit_at = "safe": nodes of this chain do not say what is safe, so nothing would ever be',
+    ),
     (ETHEREUM + "credit_at = true", "credit_at = true: must be"),
     (ETHEREUM + "credit_at = 1.5", "credit_at = 1.5: must be"),
     (ETHEREUM + "quorum = 3", "quorum = 3: the nodes are on 2 distinct hosts (a.example, b.example)"),
