@@ -11,6 +11,7 @@ from typing import Literal
 
 from chainbell.errors import SettingsError
 from chainbell.settings_model import AssetSettings, ChainSettings, CreditRuleSettings, NodeSettings, Settings
+from chains.adapter import Internal
 from chains.errors import ProfileError
 from chains.model import Asset, ChainId, Slug, hex_of
 from chains.node.naming import host_of
@@ -33,7 +34,8 @@ class ConfiguredChain:
     start: int | Literal["latest"]
     quorum: int
     """Hosts that must agree on a block before anything in it is credited."""
-    internal: str
+    internal: Internal
+    """Whether value that contracts send on is read, and whether a block is taken without it."""
     credit_rules: tuple[CreditRule, ...]
     """First match counts; the last one matches everything."""
 
@@ -57,11 +59,6 @@ def _configure(slug: str, chain: ChainSettings) -> ConfiguredChain:
     profile = _effective_profile(slug, chain)
     hosts = tuple(dict.fromkeys(host_of(node.url) for node in chain.nodes))
     _check_names(slug, chain)
-    if chain.internal == "required":
-        raise SettingsError(
-            f'chains.{slug}.internal = "required": this version reads no traces, so contract-sent value cannot be '
-            'required; use "auto" or "off"'
-        )
     return ConfiguredChain(
         slug=Slug(slug),
         profile_name=chain.profile or slug,
@@ -70,7 +67,7 @@ def _configure(slug: str, chain: ChainSettings) -> ConfiguredChain:
         hosts=hosts,
         start=chain.start,
         quorum=_quorum(slug, chain, hosts),
-        internal=chain.internal,
+        internal=Internal(chain.internal),
         credit_rules=_credit_rules(slug, chain, profile),
     )
 

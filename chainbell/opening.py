@@ -13,7 +13,8 @@ from chainbell.configured import ConfiguredChain
 from chainbell.errors import ChainbellError
 from chainbell.settings import redact_url
 from chainbell.settings_model import Settings
-from chains.model import Slug
+from chains.adapter import Internal
+from chains.model import Slug, ValuePath
 from indexer.policy import rules_as_json
 from ledger.chains import ChainConfiguration, register_chain
 from ledger.database import connect, transaction
@@ -21,8 +22,8 @@ from ledger.embedded import EmbeddedPostgresError, embedded_postgres
 from ledger.errors import LedgerError
 from ledger.migrate import prepare, require_head
 
-VALUE_PATHS = ("native", "logs", "validator_withdrawals")
-"""What is read of every EVM chain; contract-sent value needs a tracing node and is not read yet."""
+VALUE_PATHS = (ValuePath.NATIVE.value, ValuePath.LOGS.value, ValuePath.VALIDATOR_WITHDRAWALS.value)
+"""What is read of every EVM chain; contract-sent value needs a tracing node."""
 
 
 class DatabaseUnreachable(ChainbellError):
@@ -91,4 +92,5 @@ def configuration_of(chain: ConfiguredChain) -> ChainConfiguration:
         value_paths=VALUE_PATHS,
         assets=chain.profile.assets,
         credit_rules=rules_as_json(chain.credit_rules),
+        tracing_hosts=() if chain.internal is Internal.OFF else chain.hosts,
     )

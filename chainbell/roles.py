@@ -120,7 +120,7 @@ async def _follow_chain(
     """Follow one chain. A node of another chain stops a new installation with its sentence; later it is only a failing
     node, for a provider's mistake with one chain must not take the others down."""
     profile = chain.profile
-    adapter = EvmAdapter(profile, chain.nodes)
+    adapter = EvmAdapter(profile, chain.nodes, internal=chain.internal, quorum=chain.quorum)
     try:
         try:
             await adapter.check_chain_id()

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
-from chains.model import Asset, Block, BlockHash, BlockRef
+from chains.model import Address, Asset, Block, BlockHash, BlockRef
+
+
+class Internal(StrEnum):
+    """What the operator wants of value that contracts send on, which only traces show."""
+
+    AUTO = "auto"
+    """Read where a node traces. The first one that is seen to trace binds the chain: from then on a block without traces
+    is not taken."""
+    REQUIRED = "required"
+    """No block is taken without traces."""
+    OFF = "off"
+    """Not read, whoever traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +98,21 @@ class ChainAdapter(Protocol):
     def assets(self) -> tuple[Asset, ...]:
         """Native coin first, then the allow-listed tokens."""
 
+    async def prove_balances(self, blocks: Sequence[Block], watched: Collection[Address]) -> Sequence[Block]:
+        """The blocks, with what traces alone tell of the watched addresses raised to `state` where the accounts' proven
+        balances bear it out. Raises `ChainHolds` where they contradict it: then none of the blocks may be committed."""
+
+    def recall_tracers(self, tracers: Mapping[str, str]) -> None:
+        """What the ledger remembers: by host, the method by which it was once seen to trace."""
+
+    @property
+    def tracers(self) -> Mapping[str, str]:
+        """The configured hosts that are known to trace, each with its method: what the ledger must remember before a
+        block is committed. Empty where no traces are wanted."""
+
     @property
     def value_paths(self) -> tuple[str, ...]:
-        """Which paths of value are read: `native`, `logs`, `validator_withdrawals`; later `traces`."""
+        """Which paths of value are read (`chains.model.ValuePath`)."""
 
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         """Each configured node as last seen."""

@@ -55,6 +55,16 @@ class TraceProof(StrEnum):
     what the block's transfers say."""
 
 
+class ValuePath(StrEnum):
+    """Which kinds of movement are read of a chain."""
+
+    NATIVE = "native"
+    LOGS = "logs"
+    VALIDATOR_WITHDRAWALS = "validator_withdrawals"
+    TRACES = "traces"
+    """Value that contracts send on. Only where a node traces; the others are read of every EVM chain."""
+
+
 class LocatorKind(StrEnum):
     """By which path of its transaction or block a transfer was seen."""
 
@@ -171,6 +181,8 @@ class Block:
     host: str
     """Host of that node: agreement is counted over hosts."""
     rpc_calls: int = 1
+    traced_by: tuple[str, ...] = ()
+    """Names of the nodes whose traces were read; none where none were, or where there is nothing to trace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ wins it will grow past our tip, and then it is a reorg like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +26,7 @@ import structlog
 from chains.adapter import ChainAdapter, NodeHead
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
 from chains.model import Block, BlockHash, BlockRef, Slug
+from indexer.branch import traced_addresses
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height
@@ -33,10 +34,11 @@ from indexer.metrics import BLOCKS, EVENTS, REORG_DEPTH, REORGS
 from indexer.prefetch import prefetch
 from indexer.reconcile import Linkage, Relation, link, look_back, narrow, relate
 from ledger.blocks import find_canonical
-from ledger.chains import find_chain, lock_chain
+from ledger.chains import find_chain, lock_chain, remember_tracers
 from ledger.database import Engine, transaction
 from ledger.errors import CheckpointMoved
 from ledger.halts import halt_chain
+from ledger.matching import match_watches
 from ledger.model import ChainRow
 from ledger.states import ChainState
 
@@ -116,6 +118,8 @@ class Follower:
         self.agreement = Agreement({})
         self.tip_hash: BlockHash | None = None
         self.head_height: int | None = None
+        self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
+        """Who traces and what is read, as this follower last wrote it."""
 
     async def converge(self) -> Outcome:
         """Move our tip one step towards the head. Raises only what the database raises, and `StoryConflict`."""
@@ -124,6 +128,7 @@ class Follower:
                 chain = await find_chain(connection, self.followed.chain_id)
             if chain.state is ChainState.HALTED:
                 return Halted(chain.reason or "")
+            self.adapter.recall_tracers(chain.tracers)
             if chain.tip_hash != self.tip_hash:
                 # Another follower, or our own failed commit: what hosts said may have been of another branch.
                 self.agreement, self.tip_hash = Agreement({}), chain.tip_hash
@@ -244,6 +249,8 @@ class Follower:
         self, tip: BlockRef | None, blocks: Sequence[Block], ancestor_height: int | None = None
     ) -> BlockRef:
         """Commit; what hosts are known to agree on follows our chain only once the commit has happened."""
+        await self._remember_tracers()
+        blocks = await self._with_balances(blocks)
         agreement = self.agreement if ancestor_height is None else self.agreement.capped(ancestor_height)
         for block in blocks:
             agreement = agreement.raised(block.host, block.ref.height)
@@ -261,6 +268,27 @@ class Follower:
         self.agreement, self.tip_hash = agreement, blocks[-1].ref.hash
         self._count(committed, blocks)
         return blocks[-1].ref
+
+    async def _remember_tracers(self) -> None:
+        """Write down who traces before the first block that was read with traces: a restart in between must not make
+        the chain go on without."""
+        found = (dict(self.adapter.tracers), self.adapter.value_paths)
+        if found == self.remembered:
+            return
+        async with transaction(self.engine) as connection:
+            await remember_tracers(connection, self.followed.chain_id, *found)
+        self.remembered = found
+        log.info("nodes that trace", chain=self.course.slug, tracers=found[0], value_paths=found[1])
+
+    async def _with_balances(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """The blocks, with what only traces tell of watched addresses proven by the accounts' balances, where it can be.
+        Which addresses are watched is asked without a lock: a watch that is inserted meanwhile covers later blocks."""
+        addresses = {address for block in blocks for address in traced_addresses(block.transfers)}
+        if not addresses:
+            return blocks
+        async with transaction(self.engine) as connection:
+            watched = await match_watches(connection, self.followed.chain_id, addresses)
+        return await self.adapter.prove_balances(blocks, watched.keys()) if watched else blocks
 
     def _count(self, committed: Committed, blocks: Sequence[Block]) -> None:
         BLOCKS.labels(self.course.slug, "committed").inc(len(blocks))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Text, case, func, literal, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chains.model import Asset, AssetId, BlockHash, ChainId, Slug
+from chains.model import Asset, AssetId, BlockHash, ChainId, Slug, ValuePath
 from ledger.errors import CheckpointMoved, UnknownName
 from ledger.model import AssetRow, ChainRow
 from ledger.rows import asset_from, chain_from
@@ -37,16 +37,20 @@ class ChainConfiguration:
     proof: str
     quorum: int
     value_paths: tuple[str, ...]
+    """What is read without a tracing node."""
     assets: tuple[Asset, ...]
     credit_rules: tuple[Mapping[str, Any], ...]
     """First-match rules as JSON: `name`, `credit_at`, and optional `asset_id`, `min_atomic`, `max_atomic`."""
+    tracing_hosts: tuple[str, ...] = ()
+    """The hosts whose traces are read if they are known to trace; none where the operator wants no traces."""
 
 
 async def register_chain(connection: AsyncConnection, configuration: ChainConfiguration, now: datetime) -> int:
     """Bring the rows of a chain, its assets and its policy to what is configured; returns the policy's version.
 
-    The checkpoint is never touched. A policy that differs from the newest stored one becomes the next version."""
-    facts = {
+    The checkpoint is never touched, and who was seen to trace is not forgotten. A policy that differs from the newest
+    stored one becomes the next version."""
+    facts: dict[str, Any] = {
         "slug": configuration.slug,
         "profile": configuration.profile,
         "livemode": configuration.livemode,
@@ -56,6 +60,9 @@ async def register_chain(connection: AsyncConnection, configuration: ChainConfig
         "value_paths": list(configuration.value_paths),
     }
     statement = insert(chains).values(chain_id=configuration.chain_id, **facts)
+    is_traced = chains.c.tracers.has_any(literal(list(configuration.tracing_hosts), ARRAY(Text)))
+    traced = literal([*configuration.value_paths, ValuePath.TRACES.value], ARRAY(Text))
+    facts["value_paths"] = case((is_traced, traced), else_=literal(facts["value_paths"], ARRAY(Text)))
     await connection.execute(statement.on_conflict_do_update(index_elements=[chains.c.chain_id], set_=facts))
     await _register_assets(connection, configuration)
     return await _register_policy(connection, configuration, now)
@@ -182,6 +189,16 @@ async def move_checkpoint(
 async def update_chain(connection: AsyncConnection, chain_id: ChainId, values: Mapping[str, Any]) -> None:
     """Set columns of a chain's row: heights that the caller judged under its lock, or what operators see."""
     await connection.execute(update(chains).where(chains.c.chain_id == chain_id).values(dict(values)))
+
+
+async def remember_tracers(
+    connection: AsyncConnection, chain_id: ChainId, tracers: Mapping[str, str], value_paths: Sequence[str]
+) -> None:
+    """Add hosts that were seen to trace, each with its method, and say which value paths are read with them. None is
+    ever taken out: from now on a missing trace holds the chain, after a restart too."""
+    merged = chains.c.tracers.op("||")(literal(dict(tracers), JSONB))
+    statement = update(chains).where(chains.c.chain_id == chain_id)
+    await connection.execute(statement.values(tracers=merged, value_paths=list(value_paths)))
 
 
 async def show_follower(

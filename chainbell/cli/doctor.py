@@ -18,6 +18,7 @@ from chainbell.errors import ChainbellError
 from chainbell.master_key import find_master_key
 from chainbell.opening import open_database, open_engine
 from chainbell.settings_model import Settings
+from chains.adapter import Internal
 from chains.errors import ChainError
 from chains.evm.adapter import EvmAdapter
 from chains.evm.probe import NodeProbe
@@ -110,7 +111,7 @@ async def _examine_chain(chain: ConfiguredChain) -> tuple[list[Finding], Sequenc
     if chain.quorum < 2:
         text = "one host's word is enough for credit: a node that lies consistently is believed; configure two hosts"
         findings.append(Finding(f"{chain.slug} quorum", Verdict.WARNING, text))
-    findings.append(Finding(f"{chain.slug} value paths", Verdict.OK, _value_paths(chain, probes)))
+    findings.append(_judge_value_paths(chain, probes))
     return findings, probes
 
 
@@ -126,6 +127,7 @@ def _judge_node(chain: ConfiguredChain, probe: NodeProbe) -> Finding:
         "batches" if probe.has_batches else "no batches: several calls a block",
         "receipts by block" if probe.has_block_receipts else "no receipts by block: one call a transaction",
         "traces: " + (", ".join(probe.trace_methods) or "none"),
+        "account proofs" if probe.has_state_proofs else "no account proofs",
         "history from block 1" if probe.has_old_blocks and probe.has_old_receipts else "recent history only",
         "old state" if probe.has_old_state else "recent state only",
         f"log ranges to {probe.log_range_max}" if probe.log_range_max else "no log ranges",
@@ -144,10 +146,28 @@ def _judge_announcements(chain: ConfiguredChain, name: str, refusal: str | None)
     return Finding(subject, Verdict.WARNING, f"{refusal}; correct the node's ws or leave it out")
 
 
-def _value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> str:
-    traced = any(probe.trace_methods for probe in probes)
-    internal = "contract-sent value is not read yet" + (", though a node could trace it" if traced else "")
-    return f"native, logs ({len(chain.profile.tokens)} tokens), validator withdrawals; {internal}"
+def _judge_value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> Finding:
+    """What is read of the chain, and how far contract-sent value is proven with these nodes."""
+    verdict, internal = _judge_traces(chain, probes)
+    text = f"native, logs ({len(chain.profile.tokens)} tokens), validator withdrawals; {internal}"
+    return Finding(f"{chain.slug} value paths", verdict, text)
+
+
+def _judge_traces(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> tuple[Verdict, str]:
+    if chain.internal is Internal.OFF:
+        return Verdict.OK, "contract-sent value is not read: internal is off"
+    tracing = [probe for probe in probes if probe.trace_methods]
+    if not tracing:
+        if chain.internal is Internal.REQUIRED:
+            return Verdict.FAILED, "contract-sent value is required, and no node traces: the chain will hold"
+        return Verdict.WARNING, "contract-sent value is not read: no node traces"
+    names = ", ".join(f"{probe.name} ({probe.trace_methods[0]})" for probe in tracing)
+    if min(chain.quorum, len({probe.host for probe in tracing})) > 1:
+        return Verdict.OK, f"contract-sent value, traced by {names}: two hosts are compared (`agreed`)"
+    text = f"contract-sent value, traced by {names}: one host's word (`trace`)"
+    if any(probe.has_state_proofs for probe in probes):
+        return Verdict.WARNING, f"{text}, raised to `state` where account proofs bear it out"
+    return Verdict.WARNING, f"{text}, and no node has account proofs"
 
 
 def tell_proof(chain: ConfiguredChain) -> list[Finding]:

@@ -64,8 +64,8 @@ start = "latest"
 # Hosts that must name the same block before anything in it is credited: a count, or "auto" (2 where there are two hosts,
 # else 1: then one host's word is enough).
 quorum = "auto"
-# Value that contracts send, which only traces show: "auto" or "off"; "required" holds the chain without them. This
-# version reads no traces: "auto" is "off", and "required" is refused.
+# Value that contracts send on, which only traces show. "auto": read once a node traces, and from then on no block is
+# taken without traces; "required": no block is ever taken without them; "off": not read.
 internal = "auto"
 # When a deposit counts as money: a count of confirmations (the block itself is the first), "safe" or "finalized".
 # Default: the profile's. Lower is sooner, and likelier to be reversed.

@@ -18,9 +18,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from chainbell.demo.anvil import AnvilError, anvil
+from chainbell.demo.contracts import TOKEN_CODE
 from chainbell.demo.merchant import Merchant, running_merchant
 from chainbell.demo.service import DemoFailed, Service, running_service
-from chainbell.demo.story import CUSTOMER, Story, chain_settings, deploy_token, make_cast
+from chainbell.demo.story import CUSTOMER, Story, chain_settings, deploy, make_cast
 
 _COLOURS = {
     "detected": "cyan", "confirmed": "green", "finalized": "bold green", "reorged": "yellow", "reversed": "red",
@@ -44,7 +45,8 @@ def show_event(event: dict[str, Any]) -> None:
     console.print(
         f"  [green]verified[/green]  {subject:<10} [{_COLOURS.get(verb, 'white')}]{verb:<9}[/]"
         f"  {data['watch']['reference']:<10} {data['amount']:>5} {data['asset']['symbol']:<3}"
-        f"  [dim]no. {event['sequence']}  block {height}, {confirmations['current']}/{confirmations['required']}[/dim]"
+        f"  [dim]no. {event['sequence']}  block {height}, {confirmations['current']}/{confirmations['required']}"
+        f"  {data['proof']['level']}[/dim]"
     )
 
 
@@ -65,12 +67,12 @@ async def tell(keep: bool) -> None:
     """Start everything, play every act, check the books; with `keep`, stay until interrupted."""
     with _directory() as directory:
         async with anvil(extra_args=["--slots-in-an-epoch", "4"]) as node, running_merchant(show_event) as merchant:
-            token = await deploy_token(node, Account.from_key(CUSTOMER))
+            token = await deploy(node, Account.from_key(CUSTOMER), TOKEN_CODE)
             say("starting", "an embedded Postgres, a local EVM node, Chainbell, and a sample merchant")
             async with running_service(directory, chain_settings(node.url, token)) as service:
                 story = Story(node, service, merchant, make_cast(token), say)
-                for act in (story.register, story.native_deposit, story.token_deposit, story.withdrawal, story.reorg,
-                            story.finality):  # fmt: skip
+                for act in (story.register, story.native_deposit, story.token_deposit, story.internal_deposit,
+                            story.withdrawal, story.reorg, story.finality):  # fmt: skip
                     await act()
                 show_books(await story.reconcile(), merchant)
                 if keep:

@@ -1,7 +1,9 @@
-"""The demo's token, assembled by hand: the smallest contract that emits what an ERC-20 emits.
+"""The demo's contracts, assembled by hand: a token, the smallest contract that emits what an ERC-20 emits, and a forwarder,
+which sends on what it is sent, as a smart wallet or an exchange's payout contract does.
 
 `transfer(address,uint256)`, and any other call, emits `Transfer(caller, first argument, second argument)` and answers true.
-It keeps no balances: a local chain's play money needs none.
+It keeps no balances: a local chain's play money needs none. The forwarder sends the value of a call to the address in
+the first word of its calldata; no log tells of it, and no transaction is addressed to the recipient.
 """
 
 from __future__ import annotations
@@ -19,11 +21,31 @@ _RUNTIME = (
     "6000f3"  # return memory[0:32]
 )
 
-TOKEN_CODE = "0x60" + f"{len(_RUNTIME) // 2:02x}" + "80600b6000396000f3" + _RUNTIME
-"""Creation code: copy what follows to memory and return it as the contract."""
+_FORWARDER_RUNTIME = (
+    "6000600060006000"  # no input, no output: four times push 0
+    "34"  # push the call's value
+    "600035"  # push calldata word at 0: the recipient
+    "5a"  # push the gas that is left
+    "f1"  # call
+    "00"  # stop
+)
+
+
+def _creating(runtime: str) -> str:
+    """Creation code: copy what follows it to memory and return that as the contract."""
+    return "0x60" + f"{len(runtime) // 2:02x}" + "80600b6000396000f3" + runtime
+
+
+TOKEN_CODE = _creating(_RUNTIME)
+FORWARDER_CODE = _creating(_FORWARDER_RUNTIME)
 
 COIN_SYMBOL = "TST"
 COIN_DECIMALS = 6
+
+
+def forward_call(recipient: str) -> str:
+    """Calldata that makes the forwarder send on to `recipient`."""
+    return f"0x{recipient.removeprefix('0x').lower():0>64}"
 
 
 def transfer_call(recipient: str, amount_atomic: int) -> str:

@@ -15,7 +15,14 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from chainbell.demo.anvil import AnvilNode
-from chainbell.demo.contracts import COIN_DECIMALS, COIN_SYMBOL, TOKEN_CODE, transfer_call
+from chainbell.demo.contracts import (
+    COIN_DECIMALS,
+    COIN_SYMBOL,
+    FORWARDER_CODE,
+    TOKEN_CODE,
+    forward_call,
+    transfer_call,
+)
 from chainbell.demo.merchant import Merchant
 from chainbell.demo.service import DemoFailed, Service
 from chains.evm.keccak import keccak
@@ -42,8 +49,8 @@ class Cast:
 
 
 def make_cast(token: str) -> Cast:
-    """Two wallets with keys, three deposit addresses without."""
-    orders = {f"order-{n}": f"0x{n:02x}" + "c0ffee" * 6 + "00" for n in (1, 2, 3)}
+    """Two wallets with keys, four deposit addresses without."""
+    orders = {f"order-{n}": f"0x{n:02x}" + "c0ffee" * 6 + "00" for n in (1, 2, 3, 4)}
     return Cast(Account.from_key(CUSTOMER), Account.from_key(HOT_WALLET), orders, token)
 
 
@@ -102,11 +109,22 @@ class Story:
     async def token_deposit(self) -> None:
         """A customer pays in an allow-listed token; a token that nobody listed is nothing."""
         self.say("a customer pays", f"25 {COIN_SYMBOL} to order-2, and 1000 of a token that nobody listed")
-        fake = await deploy_token(self.node, self.cast.customer)
+        fake = await deploy(self.node, self.cast.customer, TOKEN_CODE)
         await self._send(fake, data=transfer_call(self.cast.orders["order-2"], 1_000 * 10**COIN_DECIMALS))
         await self._send(self.cast.token, data=transfer_call(self.cast.orders["order-2"], 25 * 10**COIN_DECIMALS))
         await self.node.mine(CREDIT_AT)
         await self._told("order-2", "confirmed")
+
+    async def internal_deposit(self) -> None:
+        """A customer's exchange pays out through its contract: no log tells of it, only the node's trace does, and the
+        proven balance of the address bears it out."""
+        self.say("a contract pays", "3 ETH to order-4, sent on by an exchange's payout contract")
+        forwarder = await deploy(self.node, self.cast.customer, FORWARDER_CODE)
+        await send(
+            self.node, self.cast.customer, to=forwarder, value=3 * ETH, data=forward_call(self.cast.orders["order-4"])
+        )
+        await self.node.mine(CREDIT_AT - 1)
+        await self._told("order-4", "confirmed")
 
     async def withdrawal(self) -> None:
         """The merchant's own wallet pays out: seen from outside, with its fee."""
@@ -138,13 +156,16 @@ class Story:
 
     async def reconcile(self) -> dict[str, str]:
         """The merchant's books, the API and the truth must be one. Returns the books. Raises `DemoFailed`."""
-        expected = {"order-1": "1.5 ETH", "order-2": f"25 {COIN_SYMBOL}", "order-3": "2 ETH"}
+        expected = {"order-1": "1.5 ETH", "order-2": f"25 {COIN_SYMBOL}", "order-3": "2 ETH", "order-4": "3 ETH"}
         books = self.merchant.credited()
         if books != expected:
             raise DemoFailed(f"the merchant's books are {books}; they should be {expected}")
         deposits = (await self.service.call("GET", "/v1/deposits"))["data"]
         if len(deposits) != len(expected):
             raise DemoFailed(f"the API lists {len(deposits)} deposits; there were {len(expected)}")
+        levels = {row["watch"]["reference"]: row["proof"]["level"] for row in deposits}
+        if levels["order-4"] != "state":
+            raise DemoFailed(f"what the contract sent is proven at {levels['order-4']}, not by the account's balance")
         feed = (await self.service.call("GET", "/v1/events?limit=1000"))["data"]
         received = {event["id"] for event in self.merchant.events}
         if {event["id"] for event in feed} != received:
@@ -194,9 +215,9 @@ async def broadcast(node: AnvilNode, raw: str) -> dict[str, Any]:
             await asyncio.sleep(0.01)
 
 
-async def deploy_token(node: AnvilNode, deployer: LocalAccount) -> str:
-    """Put the demo's token on the chain; returns its address."""
-    raw = await send(node, deployer, data=TOKEN_CODE)
+async def deploy(node: AnvilNode, deployer: LocalAccount, code: str) -> str:
+    """Put a contract on the chain by its creation code; returns its address."""
+    raw = await send(node, deployer, data=code)
     transaction_hash = "0x" + keccak(bytes.fromhex(raw.removeprefix("0x"))).hex()
     receipt = await node.rpc("eth_getTransactionReceipt", transaction_hash)
     address: str = receipt["contractAddress"]

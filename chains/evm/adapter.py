@@ -7,20 +7,24 @@ Here they meet: an answer that fails its proof is a failing of the node that gav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from chains.adapter import NodeHead, NodeStatus
+from chains.adapter import Internal, NodeHead, NodeStatus
 from chains.errors import BlockNotFound, ChainError, WrongChain
+from chains.evm.accounts import Accounts
 from chains.evm.errors import ProofFailure
-from chains.evm.fetching import block_call, described, fetch_raw_block, present
+from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
 from chains.evm.probe import NodeProbe, probe_node, with_lag
-from chains.evm.reading import BlocksMixed, Place, ReadingRules, read_block, read_ref
-from chains.model import Asset, Block, BlockHash, BlockRef
+from chains.evm.reading import BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
+from chains.evm.traces import TracesDiffer, TracesRefused
+from chains.evm.tracing import Tracers
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.jsonrpc import NULL, Call
@@ -39,10 +43,17 @@ class EvmAdapter:
     """One configured EVM chain. See `chains.adapter.ChainAdapter` for what each method promises."""
 
     def __init__(
-        self, profile: ChainProfile, nodes: Sequence[NodeSettings], session: aiohttp.ClientSession | None = None
+        self,
+        profile: ChainProfile,
+        nodes: Sequence[NodeSettings],
+        session: aiohttp.ClientSession | None = None,
+        *,
+        internal: Internal = Internal.OFF,
+        quorum: int = 1,
     ) -> None:
         """Must be made inside a running loop. `session` is a process's own from `open_session`; without one the adapter
-        opens its own. Raises `ProfileError` for a URL that is none."""
+        opens its own. `quorum` is the number of hosts that must agree before credit: of tracing ones, two are compared.
+        Raises `ProfileError` for a URL that is none."""
         names = names_of(nodes)
         self.profile = profile
         self._session = session or open_session()
@@ -52,6 +63,8 @@ class EvmAdapter:
         named = zip(names, nodes, strict=True)
         self._sockets = [(name, self._socket(name, node.ws)) for name, node in named if node.ws is not None]
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
+        self._tracers = Tracers(profile.slug, self._pool, internal, quorum)
+        self._accounts = Accounts(profile.slug, self._pool, self._tracers, self._rules)
 
     def _socket(self, name: str, url: str) -> HeadSocket:
         return HeadSocket(self.profile.slug, name, url, self._session, silence_limit_s(self.profile.block_time_s))
@@ -118,15 +131,30 @@ class EvmAdapter:
 
     @property
     def value_paths(self) -> tuple[str, ...]:
-        """Internal value (`traces`) is not read."""
-        return ("native", "logs", "validator_withdrawals")
+        """Internal value (`traces`) is read where a node is known to trace."""
+        paths = (ValuePath.NATIVE, ValuePath.LOGS, ValuePath.VALIDATOR_WITHDRAWALS)
+        return tuple(path.value for path in (paths if not self.tracers else (*paths, ValuePath.TRACES)))
+
+    @property
+    def tracers(self) -> Mapping[str, str]:
+        """By host, the method by which it was seen to trace; none where no traces are wanted."""
+        return self._tracers.methods
+
+    async def prove_balances(self, blocks: Sequence[Block], watched: Collection[Address]) -> Sequence[Block]:
+        """The blocks, with what traces alone tell of the watched addresses raised to `state` where it can be."""
+        return [await self._accounts.prove(block, watched) for block in blocks]
+
+    def recall_tracers(self, tracers: Mapping[str, str]) -> None:
+        """What the ledger remembers of who traces."""
+        self._tracers.recall(tracers)
 
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         """Each configured node as last seen."""
         return tuple(upstream.status() for upstream in self._pool.upstreams)
 
     async def close(self) -> None:
-        """Close the session, where it is the adapter's own."""
+        """End what is being asked, and close the session, where it is the adapter's own."""
+        await self._tracers.close()
         if self._owns_session:
             await self._session.close()
 
@@ -143,7 +171,17 @@ class EvmAdapter:
 
     async def _ask_block_once(self, upstream: Upstream, place: Place) -> Block:
         raw = await fetch_raw_block(upstream, place)
-        return proven(upstream, lambda: read_block(self._rules, place, raw))
+
+        async def _read(traced: RawBlock, needed: int | None) -> Block:
+            rules = replace(self._rules, traces_needed=needed)
+            block = proven(upstream, lambda: read_block(rules, place, traced))
+            self._accounts.keep(block, traced)
+            return block
+
+        outline = outline_of(upstream, raw.block) if self._tracers.is_wanted else None
+        if outline is None or outline.transaction_count == 0:
+            return await _read(raw, None)
+        return await self._tracers.settle(upstream, raw, outline.ref, _read)
 
     async def _ask_head(self, upstream: Upstream) -> NodeHead:
         tags = self.profile.finality_tags
@@ -211,6 +249,8 @@ def proven(upstream: Upstream, read: Callable[[], T]) -> T:
     """What `read` returns; a failed proof becomes the failing of the node that gave the answer."""
     try:
         return read()
+    except (TracesDiffer, TracesRefused):
+        raise  # of other nodes than the one that gave the block
     except BlocksMixed as failure:
         raise NodeUnsettled(upstream.name, failure.check, one_line(failure.detail)) from failure
     except ProofFailure as failure:

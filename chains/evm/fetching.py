@@ -6,12 +6,18 @@ answers both. A node that has no receipts by block is asked for them one by one,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
+from chains.evm.errors import ProofFailure
 from chains.evm.reading import Place, RawBlock
-from chains.model import hex_of
+from chains.evm.traces import RawTraces, TraceMethod
+from chains.evm.wire import bytes_of, quantity_of
+from chains.model import BlockRef, hex_of
+from chains.node.client import Bounds
 from chains.node.errors import MethodNotSupported, NodeGarbled, NodeLacks, NodeUnsettled, RpcError
 from chains.node.jsonrpc import NULL, Call
 from chains.node.pool import Upstream
@@ -27,7 +33,34 @@ class _Body(msgspec.Struct):
     transactions: list[_Carrier]
 
 
+class _Outline(msgspec.Struct, rename="camel"):
+    number: str
+    hash: str
+    parent_hash: str
+    transactions: list[msgspec.Raw]
+
+
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_outline = msgspec.json.Decoder(_Outline).decode
+
+TRACE_BOUNDS = Bounds(timeout_s=30.0, answer_bytes_max=128 * 1024 * 1024)
+"""The traces of a full block take a node seconds and are several times as large as the block."""
+
+RECENT_BLOCKS = 8
+"""As far back from its head a node is looked through for a block that it must be able to trace."""
+
+_NO_STATE = re.compile(
+    r"historical state|missing trie node|state .*not available|no state|pruned|reexec", re.IGNORECASE
+)
+"""What nodes say of a block that they could trace if they still had the state before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A block's place and how many transactions it has, as a node claims."""
+
+    ref: BlockRef
+    transaction_count: int
 
 
 def described(place: Place) -> str:
@@ -70,6 +103,42 @@ async def _fetch_one_by_one(upstream: Upstream, place: Place) -> RawBlock:
     return _raw_block(upstream, block, receipts, rpc_calls=1 + len(calls))
 
 
+async def fetch_traces(upstream: Upstream, method: TraceMethod, ref: BlockRef) -> RawTraces:
+    """What the node says of every transaction's calls in a block that has transactions.
+
+    Raises `NodeLacks` where it does not know the block, or has no state to trace it by; a block with transactions and no
+    trace at all is what a node says of a block that it does not have (yet). Raises another `NodeError`.
+    """
+    by_hash: list[object] = [hex_of(ref.hash), {"tracer": "callTracer"}]
+    params = by_hash if method is TraceMethod.CALL_TRACER else [hex(ref.height)]
+    try:
+        answer = await upstream.client.call(method.value, params, TRACE_BOUNDS)
+    except RpcError as error:
+        if error.is_not_found or _NO_STATE.search(error.detail):
+            raise NodeLacks(upstream.name, error.detail) from None
+        raise
+    if _is_nothing(answer):
+        raise NodeLacks(upstream.name, f"{method.value}: has no traces of {described(ref.height)}")
+    if method is TraceMethod.TRACE_BLOCK and hex_of(ref.hash).encode() not in bytes(answer).lower():
+        raise NodeLacks(upstream.name, f"{method.value}: has another block in the place of {described(ref.hash)}")
+    return RawTraces(method, answer, upstream.name, upstream.host)
+
+
+async def fetch_recent_ref(upstream: Upstream) -> BlockRef | None:
+    """A recent block of the node's own that has transactions, as it claims; None where it has had none lately. Raises a
+    `NodeError`."""
+    newest = await upstream.client.call("eth_getBlockByNumber", ["latest", False])
+    if newest == NULL:
+        raise NodeLacks(upstream.name, "names no newest block")
+    head = outline_of(upstream, newest)
+    heights = range(max(0, head.ref.height - RECENT_BLOCKS), head.ref.height)
+    answers = await upstream.client.batch([block_call(height, has_transactions=False) for height in heights])
+    outlines = [
+        outline_of(upstream, answer) for answer in answers if not isinstance(answer, RpcError) and answer != NULL
+    ]
+    return next((outline.ref for outline in reversed([head, *outlines]) if outline.transaction_count), None)
+
+
 def present(upstream: Upstream, answer: Answer, place: Place) -> msgspec.Raw:
     """The block or header in an answer. Raises `NodeLacks` where the node says, in either way, that it has none."""
     if isinstance(answer, RpcError) and not answer.is_not_found:
@@ -90,6 +159,20 @@ def _settled(upstream: Upstream, answer: Answer, place: Place) -> msgspec.Raw:
 
 def _raw_block(upstream: Upstream, block: msgspec.Raw, receipts: bytes | msgspec.Raw, rpc_calls: int) -> RawBlock:
     return RawBlock(block, receipts, upstream.name, upstream.host, rpc_calls)
+
+
+def _is_nothing(answer: msgspec.Raw) -> bool:
+    return answer == NULL or (len(answer) < 8 and bytes(answer).strip() == b"[]")
+
+
+def outline_of(upstream: Upstream, block: bytes | msgspec.Raw) -> Outline:
+    """Enough of a block to ask other nodes about it. Raises `NodeGarbled`."""
+    try:
+        row = _decode_outline(block)
+        ref = BlockRef(quantity_of(row.number), bytes_of(row.hash), bytes_of(row.parent_hash))
+    except (msgspec.DecodeError, UnicodeDecodeError, ProofFailure) as error:
+        raise NodeGarbled(upstream.name, f"a block without its place: {error}") from None
+    return Outline(ref, len(row.transactions))
 
 
 def _transaction_hashes(upstream: Upstream, block: msgspec.Raw) -> list[str]:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from chains.evm.fetching import fetch_recent_ref, fetch_traces
+from chains.evm.traces import TraceMethod
 from chains.evm.wire import quantity_of
+from chains.model import BlockRef
 from chains.node.client import NodeClient
-from chains.node.errors import MethodNotSupported, NodeError, NodeGarbled, RpcError
+from chains.node.errors import MethodNotSupported, NodeError, NodeGarbled, NodeLacks, RpcError
 from chains.node.jsonrpc import NULL
+from chains.node.pool import Upstream
 
 LOG_RANGES = (10_000, 1_000, 10)
 """Blocks in one `eth_getLogs`, largest first: the limits of hosted providers lie between these."""
@@ -39,6 +43,9 @@ class NodeProbe:
     has_batches: bool | None = None
     has_block_receipts: bool | None = None
     trace_methods: tuple[str, ...] = ()
+    """By which it gave a trace of a recent block; where it has had no transaction lately, those that it offers."""
+    has_state_proofs: bool | None = None
+    """Proves an account at its head (`eth_getProof`)."""
     has_old_blocks: bool | None = None
     """Has block 1; `has_old_receipts` and `has_old_state` alike: whether history can be replayed from it."""
     has_old_receipts: bool | None = None
@@ -50,7 +57,7 @@ class NodeProbe:
 async def probe_node(client: NodeClient) -> NodeProbe:
     """Ask one node everything; a node that stops answering keeps what it answered so far and gets a `reason`."""
     probe = NodeProbe(client.name, client.host)
-    for ask in (_ask_identity, _ask_receipts, _ask_traces, _ask_history, _ask_logs):
+    for ask in (_ask_identity, _ask_receipts, _ask_traces, _ask_state_proofs, _ask_history, _ask_logs):
         try:
             probe = await ask(client, probe)
         except NodeError as failure:
@@ -86,11 +93,28 @@ async def _ask_receipts(client: NodeClient, probe: NodeProbe) -> NodeProbe:
 
 
 async def _ask_traces(client: NodeClient, probe: NodeProbe) -> NodeProbe:
+    upstream = Upstream(client)
+    recent = await fetch_recent_ref(upstream)
+    if recent is not None:
+        found = [method for method in TraceMethod if await _traces(upstream, method, recent)]
+        return replace(probe, trace_methods=tuple(found))
     tries: dict[str, list[object]] = {
-        "debug_traceBlockByHash": [_NOWHERE, {"tracer": "callTracer"}],
-        "trace_block": [hex((probe.head or 0) + 1_000_000)],
+        TraceMethod.CALL_TRACER: [_NOWHERE, {"tracer": "callTracer"}],
+        TraceMethod.TRACE_BLOCK: [hex((probe.head or 0) + 1_000_000)],
     }
     return replace(probe, trace_methods=tuple([m for m, params in tries.items() if await _offers(client, m, params)]))
+
+
+async def _traces(upstream: Upstream, method: TraceMethod, ref: BlockRef) -> bool:
+    try:
+        await fetch_traces(upstream, method, ref)
+    except (RpcError, NodeLacks):
+        return False
+    return True
+
+
+async def _ask_state_proofs(client: NodeClient, probe: NodeProbe) -> NodeProbe:
+    return replace(probe, has_state_proofs=await _has(client, "eth_getProof", [_NOBODY, [], hex(probe.head or 0)]))
 
 
 async def _ask_history(client: NodeClient, probe: NodeProbe) -> NodeProbe:

@@ -8,6 +8,7 @@ back at the same instant are how a recovering node is brought down again.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -45,6 +46,15 @@ RETRY_AFTER_MAX_S = 5.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """The largest answers known are blocks stuffed with logs, about 30 MB; a peer died of one without a bound."""
 BATCH_MAX = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a whole answer may take, and how large it may be: the node's own where a call asks for no others."""
+
+    timeout_s: float = TOTAL_TIMEOUT_S
+    answer_bytes_max: int = ANSWER_BYTES_MAX
+
 
 T = TypeVar("T")
 _jitter = wait_random_exponential(multiplier=0.25, max=2.0)
@@ -84,20 +94,20 @@ class NodeClient:
         self._secrets = secrets_in(url)
         self._session = session
         self._pace = Pace(rps)
-        self._timeout_s = timeout_s
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
-        self._answer_bytes_max = answer_bytes_max
+        self._bounds = Bounds(timeout_s, answer_bytes_max)
         self._ids = count(1)
 
-    async def call(self, method: str, params: Sequence[object] = ()) -> msgspec.Raw:
-        """The result of one call, as raw JSON. Raises a `NodeError`."""
+    async def call(self, method: str, params: Sequence[object] = (), bounds: Bounds | None = None) -> msgspec.Raw:
+        """The result of one call, as raw JSON; `bounds` for one that may take longer, or more, than others. Raises a
+        `NodeError`."""
+        within = bounds or self._bounds
 
         async def _ask() -> msgspec.Raw:
             request_id = next(self._ids)
-            body = await self._post(write_call((method, params), request_id), 1)
+            body = await self._post(write_call((method, params), request_id), 1, within)
             return read_answer(self.name, body, method, request_id)
 
-        return await self._patiently([method], _ask)
+        return await self._patiently([method], _ask, within)
 
     async def batch(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcError]:
         """The results of several calls, in their order; a call's own `RpcError` stands in its place.
@@ -120,10 +130,10 @@ class NodeClient:
 
         async def _ask() -> list[msgspec.Raw | RpcError]:
             ids = [next(self._ids) for _ in calls]
-            body = await self._post(write_batch(calls, ids[0]), len(calls))
+            body = await self._post(write_batch(calls, ids[0]), len(calls), self._bounds)
             return read_answers(self.name, body, methods, ids[0])
 
-        return await self._patiently(methods, _ask)
+        return await self._patiently(methods, _ask, self._bounds)
 
     async def _alone(self, call: Call) -> msgspec.Raw | RpcError:
         try:
@@ -131,11 +141,11 @@ class NodeClient:
         except RpcError as error:
             return error
 
-    async def _patiently(self, methods: Sequence[str], ask: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, methods: Sequence[str], ask: Callable[[], Awaitable[T]], bounds: Bounds) -> T:
         """Ask, again where that may help, and count every try."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(NodeBusy),
-            stop=self._is_enough,
+            stop=lambda state: _is_enough(state, bounds.timeout_s),
             wait=_wait_s,
             reraise=True,
         )
@@ -152,11 +162,6 @@ class NodeClient:
 
         return await retrying(_once)
 
-    def _is_enough(self, state: RetryCallState) -> bool:
-        """Tries are used up, or time is, or the node asks for more patience than we have."""
-        is_late = (state.seconds_since_start or 0.0) >= self._timeout_s
-        return state.attempt_number >= TRIES_MAX or is_late or (_asked_s(state) or 0.0) > RETRY_AFTER_MAX_S
-
     def _count(self, methods: Sequence[str], outcome: str) -> None:
         for method in methods:
             NODE_REQUESTS.labels(self._chain, self.name, method, outcome).inc()
@@ -168,34 +173,35 @@ class NodeClient:
                 result.hide(self._secrets)
             self._count([method], result.outcome if isinstance(result, RpcError) else "ok")
 
-    async def _post(self, body: bytes, calls: int) -> bytes:
+    async def _post(self, body: bytes, calls: int, bounds: Bounds) -> bytes:
         await self._pace.wait(calls)
         try:
-            return await self._exchange(body)
+            return await self._exchange(body, bounds)
         except TimeoutError:
-            raise NodeTimeout(self.name, f"no whole answer in {self._timeout_s:g} s") from None
+            raise NodeTimeout(self.name, f"no whole answer in {bounds.timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise NodeUnreachable(self.name, f"connection failed: {one_line(reason)}") from None
         except aiohttp.ClientError as error:
             raise NodeGarbled(self.name, f"not HTTP: {type(error).__name__}") from None
 
-    async def _exchange(self, body: bytes) -> bytes:
+    async def _exchange(self, body: bytes, bounds: Bounds) -> bytes:
+        timeout = aiohttp.ClientTimeout(bounds.timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, bounds.timeout_s))
         async with self._session.post(
-            self._url, data=body, timeout=self._timeout, allow_redirects=False, headers=self._encoding()
+            self._url, data=body, timeout=timeout, allow_redirects=False, headers=self._encoding()
         ) as response:
-            answer = await self._read(response)
+            answer = await self._read(response, bounds.answer_bytes_max)
             if response.status != 200:
                 raise self._http_error(response, answer)
             return answer
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
         """The body, uncompressed, and never more of it than the bound."""
         parts = bytearray()
         async for part in response.content.iter_any():
             parts += part
-            if len(parts) > self._answer_bytes_max:
-                raise AnswerTooLarge(self.name, f"an answer of more than {self._answer_bytes_max} bytes")
+            if len(parts) > bytes_max:
+                raise AnswerTooLarge(self.name, f"an answer of more than {bytes_max} bytes")
         return bytes(parts)
 
     def _encoding(self) -> dict[str, str]:
@@ -217,6 +223,12 @@ class NodeClient:
         if status >= 500:
             return NodeOverloaded(self.name, f"HTTP {status}", _retry_after_s(response))
         return NodeGarbled(self.name, f"HTTP {status}, not JSON-RPC: is the URL that of a JSON-RPC server?")
+
+
+def _is_enough(state: RetryCallState, timeout_s: float) -> bool:
+    """Tries are used up, or time is, or the node asks for more patience than we have."""
+    is_late = (state.seconds_since_start or 0.0) >= timeout_s
+    return state.attempt_number >= TRIES_MAX or is_late or (_asked_s(state) or 0.0) > RETRY_AFTER_MAX_S
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:

@@ -100,6 +100,7 @@ class Pool:
 
     async def ask_one(self, upstream: Upstream, ask: Callable[[Upstream], Awaitable[T]]) -> T:
         """Ask this node and remember how it did. Raises its `NodeError`."""
+        failures = upstream.failures
         try:
             if not upstream.is_admitted:
                 await self._admit(upstream)
@@ -108,16 +109,18 @@ class Pool:
         except NodeLacks:
             raise
         except NodeError as failure:
-            self._note_failure(upstream, failure)
+            self.note_failure(upstream, failure)
             raise
-        self._note_success(upstream)
+        if upstream.failures <= failures:  # else it was found to have lied while this was asked
+            self._note_success(upstream)
         return answer
 
     def _in_order(self, upstreams: Sequence[Upstream]) -> list[Upstream]:
         now = self._clock()
         return sorted(upstreams, key=lambda upstream: upstream.paused_until > now)
 
-    def _note_failure(self, upstream: Upstream, failure: NodeError) -> None:
+    def note_failure(self, upstream: Upstream, failure: NodeError) -> None:
+        """Count a failing of this node, say it, and ask the others before it for a while."""
         if isinstance(failure, NodeUnproven):
             PROOF_FAILURES.labels(self._chain, upstream.name, failure.check).inc()
         now = self._clock()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from chains.adapter import NodeHead, NodeStatus
-from chains.errors import BlockNotFound, NodeUnavailable
+from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
 from chains.model import (
     Asset,
     AssetId,
@@ -68,6 +68,11 @@ class FakeChain:
     asked_at: list[float] = field(default_factory=list)
     """When the head was asked for, by the loop's clock."""
     announcements: HintBox = field(default_factory=HintBox)
+    tracers: dict[str, str] = field(default_factory=dict)
+    proven: list[set[bytes]] = field(default_factory=list)
+    """The watched addresses of each call for balances."""
+    contradiction: str | None = None
+    """What the balances say against the traces."""
 
     def mine(self, *movements: Movement, count: int = 1, salt: str = "") -> BlockRef:
         """Add a block with these movements, then `count - 1` empty ones; returns the head."""
@@ -128,9 +133,18 @@ class FakeChain:
     def assets(self) -> tuple[Asset, ...]:
         return (COIN, TOKEN)
 
+    async def prove_balances(self, blocks: Sequence[Block], watched: Collection[bytes]) -> Sequence[Block]:
+        self.proven.append(set(watched))
+        if self.contradiction is not None:
+            raise ChainHolds(self.contradiction)
+        return blocks
+
+    def recall_tracers(self, tracers: Mapping[str, str]) -> None:
+        self.tracers = {**tracers, **self.tracers}
+
     @property
     def value_paths(self) -> tuple[str, ...]:
-        return ("native", "logs")
+        return ("native", "logs", "traces") if self.tracers else ("native", "logs")
 
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         return (NodeStatus(self.host, self.host, "ok", len(self.blocks) - 1, None),)

@@ -69,6 +69,8 @@ class RecordedNode:
 
     blocks: Mapping[int, tuple[Json, Json]]
     chain_id: int = 1
+    traces: Mapping[int, Json] = field(default_factory=dict)
+    """By height, what `callTracer` tells of the block; a node without any does not offer the method."""
     head: int | None = None
     safe: int | None = None
     finalized: int | None = None
@@ -178,6 +180,7 @@ class RecordedNode:
             "eth_getBalance": lambda _address, _height: "0x0",
             "eth_getLogs": lambda _filter: [],
             "web3_clientVersion": lambda: "Recorded/1",
+            **({"debug_traceBlockByHash": self._traces} if self.traces else {}),
             **self.extra,
         }
         if method not in answers or method in self.unsupported:
@@ -204,6 +207,16 @@ class RecordedNode:
         rows = (row for _, receipts in self.blocks.values() for row in receipts)
         return next((row for row in rows if row["transactionHash"] == transaction_hash), None)
 
+    def _traces(self, block_hash: str, config: Json) -> Json:
+        height = self._height(block_hash)
+        if config.get("tracer") != "callTracer":
+            raise Refusal(-32000, f"no tracer {config!r}")
+        if height is None or height > self._head():
+            raise Refusal(-32000, f"block {block_hash} not found")
+        if height not in self.traces:
+            raise Refusal(-32000, "required historical state unavailable (reexec=128)")
+        return self.traces[height]
+
     def _height(self, place: str) -> int | None:
         """The height that a tag, a number or a hash names; None where it names none."""
         if place in ("safe", "finalized"):
@@ -227,7 +240,9 @@ class RecordedNode:
             return None
 
 
-_BY_PLACE = frozenset({"eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts"})
+_BY_PLACE = frozenset(
+    {"eth_getBlockByNumber", "eth_getBlockByHash", "eth_getBlockReceipts", "debug_traceBlockByHash", "trace_block"}
+)
 
 
 def drop_one_log(receipts: Json) -> Json:

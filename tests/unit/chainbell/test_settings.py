@@ -17,7 +17,8 @@ from chainbell.settings_model import Settings, split_listen
 from chains.profile import make_token
 from indexer.policy import CreditRule, Policy
 
-NODES = 'nodes = [{ url = "https://u:hunter2@a.example/v2/KEYKEYKEY", rps = 25 }, { url = "https://b.example" }]'
+FIRST = '{ url = "https://u:hunter2@a.example/v2/KEYKEYKEY", ws = "wss://u:hunter2@a.example/KEYKEYKEY", rps = 25 }'
+NODES = f'nodes = [{FIRST}, {{ url = "https://b.example" }}]'
 ETHEREUM = f"[chains.ethereum]\n{NODES}\n"
 ONE_HOST = (
     '[chains.{slug}]\nnodes = [{{ url = "http://127.0.0.1:8545" }}, {{ url = "http://127.0.0.1:8546" }}]\n{more}\n'
@@ -153,7 +154,6 @@ WRONG = [
     (ETHEREUM + "credit_at = true", "credit_at = true: must be"),
     (ETHEREUM + "credit_at = 1.5", "credit_at = 1.5: must be"),
     (ETHEREUM + "quorum = 3", "quorum = 3: the nodes are on 2 distinct hosts (a.example, b.example)"),
-    (ETHEREUM + 'internal = "required"', 'internal = "required": this version reads no traces'),
     (ETHEREUM + 'internal = "yes"', 'internal = "yes": must be "auto" or "required" or "off"'),
     (ETHEREUM + 'chain_id = "1"', 'chain_id = "1": must be a chain id, as in "eip155:1"'),
     (ETHEREUM + "poll_interval_s = 0", "poll_interval_s = 0: must be greater than 0"),

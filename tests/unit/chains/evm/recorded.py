@@ -21,6 +21,7 @@ WITH_RECEIPTS = sorted(
 WITHOUT_RECEIPTS = sorted(
     int(path.parent.name) for path in MAINNET.glob("*/block.json.gz") if not (path.parent / "receipts.json.gz").exists()
 )
+WITH_CALL_TRACES = sorted(int(path.parent.name) for path in MAINNET.glob("*/call_traces.json.gz"))
 WITH_EXPECTED_TRANSFERS = sorted(int(path.parent.name) for path in MAINNET.glob("*/expected_token_transfers.json.gz"))
 
 
@@ -44,6 +45,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
     """The JSON in a file, compressed or not."""
     raw = path.read_bytes()
     return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+
+
+def recorded_traces(height: int) -> Any:  # noqa: ANN401 - JSON
+    """A fresh copy of what `callTracer` told of a recorded block."""
+    return read_json(MAINNET / str(height) / "call_traces.json.gz")
 
 
 def recorded(height: int) -> Answer:

@@ -28,7 +28,7 @@ from tests.fakes.node import (
     short_batch,
     status,
 )
-from tests.unit.chains.evm.recorded import WITH_RECEIPTS, recorded
+from tests.unit.chains.evm.recorded import WITH_RECEIPTS, recorded, recorded_traces
 
 HEIGHT = 13_998_626
 EARLIER = 1_000_000
@@ -351,14 +351,26 @@ async def test_what_a_node_can_do_is_found_by_asking(town: Town) -> None:
     assert far.log_range_max == 0
 
 
-async def test_a_node_that_offers_traces_is_found_without_tracing_a_block(town: Town) -> None:
+async def test_a_node_that_traces_is_found_by_a_trace_of_a_recent_block(town: Town) -> None:
+    town.near.traces = {HEIGHT: recorded_traces(HEIGHT)}
+    town.near.extra["eth_getProof"] = lambda *_: {}
+    town.far.extra["debug_traceBlockByHash"] = lambda *_: []
+    town.far.extra["trace_block"] = lambda _: None
+    near, far = await town.adapter(town.near, town.far).probe()
+    assert (near.trace_methods, far.trace_methods) == (("debug_traceBlockByHash",), ())
+    assert (near.has_state_proofs, far.has_state_proofs) == (True, False)
+
+
+async def test_where_no_transaction_was_mined_lately_a_method_that_is_offered_counts(town: Town) -> None:
     def unknown_block(*_: Json) -> Json:
         raise Refusal(-32000, "block 0x01 not found")
 
+    quiet = recorded(HEIGHT).block | {"transactions": []}
+    town.near.blocks = {HEIGHT: (quiet, [])}
     town.near.extra["debug_traceBlockByHash"] = unknown_block
     town.near.extra["trace_block"] = lambda _: None
-    near, far = await town.adapter(town.near, town.far).probe()
-    assert (near.trace_methods, far.trace_methods) == (("debug_traceBlockByHash", "trace_block"), ())
+    (near,) = await town.adapter(town.near).probe()
+    assert near.trace_methods == ("debug_traceBlockByHash", "trace_block")
 
 
 async def test_a_probe_of_a_dead_node_says_why(town: Town) -> None:

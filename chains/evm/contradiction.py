@@ -1,0 +1,63 @@
+"""What it means when a block's transfers and an account's proven balances do not go together. Pure.
+
+Equal, and the transfers to and from the account are all there are. Unequal, and the traces are false, unless the balance
+may have changed in a way that is no transfer. Those ways are known, and a difference that one of them may explain tells
+nothing; it must not make a chain hold, or anybody could make it hold who watches an address of his own.
+
+- A contract that destroyed itself in the block: value that it left to itself, or that came after its end, is burned.
+- An account of the protocol (a system contract, a precompile, the one that fees go to on some chains): it is credited and
+  emptied without a transaction.
+- Elsewhere than on Ethereum an account that got more than transfers say: fees are paid out to accounts of the chain's own.
+- Arbitrum moves value before and after transactions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum, auto
+
+from chains.evm.dialect import Dialect
+from chains.evm.traces import RawTraces, TraceMethod
+from chains.model import Address, hex_of
+
+SYSTEM_BYTES_MIN = 10
+"""So many bytes of nothing but zeros or ones make an account one of the protocol's: nobody finds a key, or a creator's
+nonce, whose address has as many."""
+
+
+class Bearing(Enum):
+    """What an account's proven balances say of a block's transfers."""
+
+    BORNE_OUT = auto()
+    UNTOLD = auto()
+    CONTRADICTED = auto()
+
+
+def bearing_of(
+    expected: int, proven: int, address: Address, traces: Iterable[RawTraces], dialect: Dialect = Dialect.ETHEREUM
+) -> Bearing:
+    """What it means that the balance of `address` should have changed by `expected` and did change by `proven`, both in
+    the native coin's smallest unit."""
+    if expected == proven:
+        return Bearing.BORNE_OUT
+    if dialect is Dialect.ARBITRUM or (dialect is not Dialect.ETHEREUM and proven > expected):
+        return Bearing.UNTOLD
+    if _is_of_the_protocol(address) or any(_tells_destruction(answer, address) for answer in traces):
+        return Bearing.UNTOLD
+    return Bearing.CONTRADICTED
+
+
+def _is_of_the_protocol(address: Address) -> bool:
+    return sum(byte in (0x00, 0xFF) for byte in address) >= SYSTEM_BYTES_MIN
+
+
+def _tells_destruction(traces: RawTraces, address: Address) -> bool:
+    """The account destroyed itself, by the word of these traces. Such a frame has no frames under it."""
+    named = re.escape(hex_of(address).encode())
+    answer = bytes(traces.answer)
+    if traces.method is TraceMethod.TRACE_BLOCK:
+        return re.search(rb'"action"\s*:\s*\{[^{}]*"address"\s*:\s*"' + named, answer, re.IGNORECASE) is not None
+    by_account = re.compile(rb'"from"\s*:\s*"' + named, re.IGNORECASE)
+    frames = re.finditer(rb"\{[^{}]*SELFDESTRUCT[^{}]*\}", answer)
+    return any(by_account.search(frame.group()) for frame in frames)
