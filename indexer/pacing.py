@@ -45,7 +45,9 @@ class Pacer:
         outcome = await self._follower.converge()
         head_height = self._follower.head_height
         is_answered = not isinstance(outcome, Holding | Halted)
-        has_risen = self._timer.note_poll(asked_at, head_height if is_answered else None)
+        has_risen = self._timer.note_poll(
+            asked_at, head_height if is_answered else None, was_announced=self._wanted is not None
+        )
         match outcome:
             case Extended() | Reorged() if self._wanted is not None and self._wanted <= (head_height or 0):
                 self._wanted = None

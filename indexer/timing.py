@@ -99,6 +99,8 @@ class BlockRhythm:
         """Where the newest block belongs: the expected instants are whole periods from here."""
         self._seen_at = 0.0
         self._misfits = 0
+        self._unbracketed = 0
+        """Blocks in a row that had been there for nobody knows how long."""
         self._slots: list[tuple[float, int]] = []
         """Instants of the last blocks, each with the count of expected instants since the first: a missed slot counts."""
         self._heights: list[tuple[float, int]] = []
@@ -112,14 +114,17 @@ class BlockRhythm:
         if self._anchor_at is None:
             self._begin(at)
             return
+        before_at, slot = self._slots[-1]
+        self._slots = [*self._slots[1 - SLOTS_KEPT :], (at, slot + max(1, round((at - before_at) / self.period_s)))]
         expected = self.expected_at(at - self.period_s / 2)
-        slot = self._slots[-1][1] + round((expected - self._anchor_at) / self.period_s)
-        self._slots = [*self._slots[1 - SLOTS_KEPT :], (at, slot)]
-        self._anchor_at = expected
         if missing_at is not None and at - missing_at <= BRACKET_MAX * self.period_s:
-            self._learn(expected, (missing_at + at) / 2, SPREAD_GAIN)
-        else:  # it may have been there long before: ask a little earlier next time
-            self._learn(expected, min(at, expected) - max(GAP_MIN_S, self.spread_s) / 2, SPREAD_GAIN / 2)
+            self._learn(expected, (missing_at + at) / 2)
+            self._unbracketed = 0
+        else:  # it may have been there long before: ask earlier next time, in growing steps while that goes on
+            step_s = min(self.period_s / 4, max(GAP_MIN_S, self.spread_s) / 2 * 2 ** min(self._unbracketed, 8))
+            self._anchor_at = expected + GAIN * (min(at, expected) - step_s - expected)
+            self.spread_s *= 1 - SPREAD_GAIN / 4  # or nothing would ever be tried
+            self._unbracketed += 1
         self._correct_period()
 
     def expected_at(self, after: float) -> float:
@@ -138,12 +143,12 @@ class BlockRhythm:
     def _begin(self, at: float) -> None:
         self._anchor_at, self._misfits, self._slots = at, 0, [(at, 0)]
 
-    def _learn(self, expected: float, arrival: float, spread_gain: float) -> None:
+    def _learn(self, expected: float, arrival: float) -> None:
         error = arrival - expected
         is_misfit = abs(error) > max(self.period_s / 4, 4 * self.spread_s)
         self._misfits = self._misfits + 1 if is_misfit else 0
         self._anchor_at = expected + GAIN * error
-        self.spread_s += spread_gain * (min(abs(error), self.period_s / 2) - self.spread_s)
+        self.spread_s += SPREAD_GAIN * (min(abs(error), self.period_s / 2) - self.spread_s)
         if self._misfits >= MISFITS_MAX:
             self._begin(arrival)
 
@@ -176,8 +181,11 @@ class PollTimer:
         self._height: int | None = None
         self._saved = self.budget.burst
 
-    def note_poll(self, at: float, height: int | None) -> bool:
-        """A poll was sent at `at` and named a head at `height`; None: there was no answer. True where the head rose."""
+    def note_poll(self, at: float, height: int | None, *, was_announced: bool = False) -> bool:
+        """A poll was sent at `at` and named a head at `height`; None: there was no answer. True where the head rose.
+
+        `was_announced`: an announcement woke it, so that what it found came only just then.
+        """
         since_s = 0.0 if self._polled_at is None else max(0.0, at - self._polled_at)
         # Catch-up polls without asking the budget. It is not made to pay for that afterwards, at the head: hence the 0.
         self._saved = max(0.0, min(self.budget.burst, self._saved + since_s * self.budget.rate) - 1)
@@ -188,7 +196,7 @@ class PollTimer:
         has_risen = self._height is not None and height > self._height
         self._height = height
         if has_risen and self.rhythm is not None:
-            self.rhythm.see(missing_at, at, height)
+            self.rhythm.see(at if was_announced else missing_at, at, height)
         return has_risen
 
     def allowed_at(self, now: float) -> float:
@@ -199,33 +207,41 @@ class PollTimer:
         return min(max(now, self._polled_at + wait_s), now + wait_s)  # a clock set back must not stop us
 
     def next_at(self, now: float, *, is_announced: bool = False) -> float:
-        """When to poll next: at most `pause_max_s` from `now`.
+        """When to poll next: at most `pause_max_s` from `now`, unless the budget has none.
 
-        `is_announced`: a node says when there is a block, so that the plain pace is enough in between.
+        `is_announced`: a node says when there is a block, so that the plain pace is enough in between and,
+        on a fast chain, one poll when a block is overdue.
         """
         rhythm = self.rhythm
-        is_timed = rhythm is not None and not is_announced and rhythm.is_regular(now)
         wanted = now + self.poll_interval_s
-        if is_timed and rhythm is not None and self._affordable(rhythm) >= AFFORDABLE_MIN:
-            wanted = min(now + self.pause_max_s, self._timed(rhythm, now))
-        return max(self.allowed_at(now), wanted)
+        if rhythm is not None and rhythm.is_regular(now) and self._affordable(rhythm) >= AFFORDABLE_MIN:
+            opens_at, closes_at = self._window(rhythm, now)
+            if is_announced:
+                wanted = max(wanted, closes_at)
+            elif now < opens_at - self._gap_min_s:
+                wanted = opens_at
+            else:
+                wanted = now + self._gap_s(rhythm, closes_at - opens_at)
+        return max(self.allowed_at(now), min(wanted, now + self.pause_max_s))
 
     @property
     def pause_max_s(self) -> float:
         """The longest pause: the plain pace or, on a chain too fast for a poll in between, what two polls cost."""
-        return max(self.poll_interval_s, 2 / self.budget.rate)
+        return self.poll_interval_s if self.poll_interval_s < 1 else max(self.poll_interval_s, 2 / self.budget.rate)
 
     def _affordable(self, rhythm: BlockRhythm) -> float:
-        """Polls for each block that there is money for."""
-        return rhythm.period_s * min(self.budget.rate, COST_FACTOR / self.poll_interval_s)
+        """Polls for each block that there is money for, after those in the long wait before it."""
+        polls = rhythm.period_s * min(self.budget.rate, COST_FACTOR / self.poll_interval_s)
+        return max(min(polls, AFFORDABLE_MIN), polls - rhythm.period_s // self.pause_max_s)
 
-    def _timed(self, rhythm: BlockRhythm, now: float) -> float:
-        """The start of the window in which the next block is expected; within the window, a short pause."""
-        affordable = self._affordable(rhythm)
+    def _window(self, rhythm: BlockRhythm, now: float) -> tuple[float, float]:
+        """From when to when the next block is looked for."""
         spread_s = max(rhythm.spread_s, self._gap_min_s)
         expected = rhythm.expected_at(now - LATE_SPREADS * spread_s)
-        starts_at = expected - min(EARLY_SPREADS_MAX, (affordable - 2) / 2) * spread_s
-        ends_at = expected + LATE_SPREADS * spread_s
-        if now < starts_at - self._gap_min_s:
-            return starts_at
-        return now + max(self._gap_min_s, (ends_at - starts_at) / (0.8 * affordable))
+        early_spreads = min(EARLY_SPREADS_MAX, (self._affordable(rhythm) - 2) / 2)
+        return expected - early_spreads * spread_s, expected + LATE_SPREADS * spread_s
+
+    def _gap_s(self, rhythm: BlockRhythm, window_s: float) -> float:
+        """Between two polls of a window: short while polls are saved up, else so that they last for the window."""
+        gap_s = rhythm.spread_s / 2 if self._saved >= 2 else window_s / (0.8 * self._affordable(rhythm))
+        return max(self._gap_min_s, gap_s)
