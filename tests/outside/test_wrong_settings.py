@@ -14,6 +14,9 @@ NODE = 'nodes = [ { url = "http://127.0.0.1:1" } ]'
 MISTYPED = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"
 """An address of EIP-55 with its last digit in the wrong case."""
 
+POL_LOGS = "0x0000000000000000000000000000000000001010"
+"""Polygon's contract that emits a log for what transactions move in POL."""
+
 WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     "[api\nlisten = 1": ("is not valid TOML", "line 1"),
     '[api]\nlisen = "127.0.0.1:1"': ("api.lisen is not a setting", "did you mean listen?"),
@@ -31,6 +34,12 @@ WRONG_SETTINGS: dict[str, tuple[str, ...]] = {
     f"[chains.anvil]\n{NODE}\nquorum = 2": ("chains.anvil.quorum = 2", "1 distinct host", "lower it"),
     f'[chains.anvil]\n{NODE}\n[[chains.anvil.assets]]\ncontract = "{MISTYPED}"\nsymbol = "T"\ndecimals = 6': (
         "chains.anvil.assets[0].contract", MISTYPED, "checksum",
+    ),
+    f'[chains.polygon]\n{NODE}\n[[chains.polygon.assets]]\ncontract = "{POL_LOGS}"\nsymbol = "P"\ndecimals = 18': (
+        "chains.polygon.assets", POL_LOGS, "another face of POL", "twice", "remove it",
+    ),
+    f'[chains.polygon]\n{NODE}\ncredit_at = "safe"': (
+        'chains.polygon.credit_at = "safe"', '"finalized" or a count of confirmations',
     ),
     f'[chains.ethereum]\n{NODE}\n[[chains.ethereum.credit]]\nasset = "USDX"\ncredit_at = 3': (
         "chains.ethereum.credit[0].asset = 'USDX'", "known are ETH, USDC", "assets first",

@@ -6,6 +6,7 @@ import pytest
 
 from chains.evm.keccak import keccak
 from chains.evm.tokens import NOBODY, TRANSFER_TOPIC, UNWRAP_TOPIC, WRAP_TOPIC
+from chains.evm.traces import TraceMethod, settle_traces
 from chains.evm.transfers import decode_transfers
 from chains.evm.wire import WireLog
 from chains.model import Address, Asset, Transfer, hex_of
@@ -23,6 +24,7 @@ from tests.unit.chains.evm.factories import (
     make_transaction,
     word,
 )
+from tests.unit.chains.evm.trace_forms import CAROL, Json, flat_form, frame, raw_traces
 
 ETHER = 10**18
 WRAPPER = make_asset(wraps_without_transfer=True)
@@ -69,6 +71,28 @@ def test_an_alias_log_alone_is_no_movement(alias: str) -> None:
 def test_the_address_of_eip_7708_is_an_alias_on_every_chain() -> None:
     assert hex_of(ETHER_LOG_EMITTER) == "0xfffffffffffffffffffffffffffffffffffffffe"
     assert ETHER_LOG_EMITTER in load_profile("anvil").native_aliases
+
+
+def traced(value: int, inner: int) -> Json:
+    """The trace of Alice's transaction to Bob, who hands a part on to Carol."""
+    return {"result": frame("CALL", ALICE, BOB, value, frame("CALL", BOB, CAROL, inner))}
+
+
+@pytest.mark.parametrize("method", TraceMethod)
+def test_native_value_its_trace_and_its_log_are_one_movement(method: TraceMethod) -> None:
+    """The day of EIP-7708: the same ether in the transaction, in the root of its trace, and in a log."""
+    block = make_block(make_transaction(value=hex(ETHER)))
+    logs = [
+        make_log(ETHER_LOG_EMITTER, data=word(ETHER)),
+        make_log(ETHER_LOG_EMITTER, topics=[TRANSFER_TOPIC, word(BOB), word(CAROL)], data=word(3)),
+    ]
+    receipts = [make_receipt(*logs)]
+    trees = [traced(ETHER, 3)]
+    answer = trees if method is TraceMethod.CALL_TRACER else flat_form(trees, block.hash)
+    moves, proof = settle_traces([raw_traces(answer, method=method)], block, receipts, 1)
+    transfers = decode_transfers(CHAIN_ID, block, receipts, {}, NATIVE, moves, proof)
+    assert told(list(transfers)) == [(ALICE, BOB, ETHER), (BOB, CAROL, 3)]
+    assert [transfer.locator.kind for transfer in transfers] == ["native", "trace"]
 
 
 # --- wrapping ---------------------------------------------------------------------------------------------------------
