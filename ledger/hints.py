@@ -27,6 +27,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import Pool
 
 log = structlog.get_logger()
 
@@ -68,17 +69,28 @@ class _Hinter:
     def send(self, engine: AsyncEngine) -> None:
         self.is_wanted = True
         if self.task is None or self.task.done():
-            self.task = asyncio.get_running_loop().create_task(self._send_while_wanted(engine))
+            self.task = asyncio.get_running_loop().create_task(self._send_while_wanted(engine, engine.pool))
 
-    async def _send_while_wanted(self, engine: AsyncEngine) -> None:
-        while self.is_wanted:
+    async def _send_while_wanted(self, engine: AsyncEngine, pool: Pool) -> None:
+        while self.is_wanted and engine.pool is pool:  # another pool: the engine was disposed
             self.is_wanted = False  # before it is sent: what is committed from here on wants another
             try:
-                async with engine.begin() as connection:
-                    await connection.execute(_notify)
+                await _notify_through(engine, pool)
             except (SQLAlchemyError, OSError) as error:
                 log.info("hint not sent", error=repr(error).splitlines()[0])
             await asyncio.sleep(HINT_INTERVAL_S)
+
+
+async def _notify_through(engine: AsyncEngine, pool: Pool) -> None:
+    async with engine.connect() as connection:
+        try:
+            async with connection.begin():
+                await connection.execute(_notify)
+        finally:
+            if (
+                engine.pool is not pool
+            ):  # disposed meanwhile: nobody would close what goes back to a pool that is no more
+                await connection.invalidate()
 
 
 _hinters: WeakKeyDictionary[AsyncEngine, _Hinter] = WeakKeyDictionary()
