@@ -20,7 +20,9 @@ from bench.installation import add_tenant, add_watches, ledger_at, make_follower
 from bench.usage import Usage, measure_usage
 from chainbell.logs import configure_logs
 from chainbell.settings_model import NodeSettings
+from chainbell.supervisor import calm_garbage_collector
 from chains.evm.adapter import EvmAdapter
+from chains.evm.workers import Workers
 from indexer.follower import Extended, Nothing
 from indexer.prefetch import IN_FLIGHT_MAX
 
@@ -106,11 +108,13 @@ async def run_bare(task: FollowingTask) -> Usage:
 @asynccontextmanager
 async def open_adapter(node_url: str, proof: str) -> AsyncIterator[EvmAdapter]:
     """Ethereum, as this node tells it."""
-    adapter = EvmAdapter(bench_profile(proof), [NodeSettings(url=node_url)])
+    workers = Workers()
+    adapter = EvmAdapter(bench_profile(proof), [NodeSettings(url=node_url)], workers=workers)
     try:
         yield adapter
     finally:
         await adapter.close()
+        await workers.close()
 
 
 async def run_follower(task: FollowingTask) -> Usage:
@@ -135,6 +139,7 @@ def main() -> None:
     """Do the task in the first argument and print what it took."""
     task = msgspec.json.decode(sys.argv[1], type=FollowingTask)
     configure_logs()
+    calm_garbage_collector()
     usage = uvloop.run(run_bare(task) if task.proof == BARE else run_follower(task))
     sys.stdout.buffer.write(msgspec.json.encode(usage))
 

@@ -25,6 +25,7 @@ from chainbell.settings_model import Settings
 from chainbell.version import VERSION
 from chains.errors import WrongChain
 from chains.evm.adapter import EvmAdapter
+from chains.evm.workers import Workers
 from indexer.commit import Followed
 from indexer.follower import Course, Follower
 from indexer.policy import Policy, reasons_against
@@ -102,10 +103,12 @@ async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence
         engine = await stack.enter_async_context(opened)
         versions = await register_chains(engine, chains)
         stack.enter_context(partition_upkeep(engine))
+        workers = Workers()
+        stack.push_async_callback(workers.close)
         is_new = await _is_new(engine)
         async with asyncio.TaskGroup() as group:
             for chain in chains:
-                group.create_task(_follow_chain(engine, chain, versions[chain.slug], stop, is_new=is_new))
+                group.create_task(_follow_chain(engine, chain, versions[chain.slug], workers, stop, is_new=is_new))
 
 
 async def _is_new(engine: AsyncEngine) -> bool:
@@ -115,12 +118,18 @@ async def _is_new(engine: AsyncEngine) -> bool:
 
 
 async def _follow_chain(
-    engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, stop: asyncio.Event, *, is_new: bool
+    engine: AsyncEngine,
+    chain: ConfiguredChain,
+    policy_version: int,
+    workers: Workers,
+    stop: asyncio.Event,
+    *,
+    is_new: bool,
 ) -> None:
     """Follow one chain. A node of another chain stops a new installation with its sentence; later it is only a failing
     node, for a provider's mistake with one chain must not take the others down."""
     profile = chain.profile
-    adapter = EvmAdapter(profile, chain.nodes, internal=chain.internal, quorum=chain.quorum)
+    adapter = EvmAdapter(profile, chain.nodes, workers=workers, internal=chain.internal, quorum=chain.quorum)
     try:
         try:
             await adapter.check_chain_id()

@@ -10,6 +10,7 @@ killed, they stop by themselves rather than run on unseen.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -38,12 +39,24 @@ RESTART_FIRST_S = 1.0
 RESTART_MAX_S = 30.0
 """Pause before a child is started again, doubling; back to the first after it has run for the longest."""
 
+GARBAGE_THRESHOLD = 10_000
+"""Objects made, less those gone, before the collector looks at the young ones; Python's own number is 700."""
+
 STOP_LIMIT_S = 40.0
 """How long a child may take to end: longer than one exchange with a merchant."""
 
 
+def calm_garbage_collector() -> None:
+    """What is imported by now lives as long as the process: the collector need not walk through it again and again, and what
+    is made from now on makes few cycles. Left as it comes, it took a sixth of a follower's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
+
+
 def run_until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run a coroutine in a uvloop; SIGTERM, SIGINT or the loss of a supervisor set its event. Raises what it raises."""
+    calm_garbage_collector()
     uvloop.run(_run_until_signal(work))
 
 

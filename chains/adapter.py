@@ -76,6 +76,10 @@ class ChainAdapter(Protocol):
         """The block at `height` on the node's current branch, proven and decoded. Raises `BlockNotFound` when no node
         has it yet."""
 
+    async def fetch_block_ahead(self, height: int) -> Block:
+        """The same block far below the head, proven and decoded where that keeps nobody else waiting. Its transfers may be
+        a `chains.packing.PackedTransfers`."""
+
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         """One block by hash, proven and decoded: used when looking back over a reorg."""
 

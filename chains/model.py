@@ -173,7 +173,7 @@ class Block:
     ref: BlockRef
     timestamp_s: int
     """Seconds since 1970-01-01 UTC, as in the header."""
-    transfers: tuple[Transfer, ...]
+    transfers: Sequence[Transfer]
     proof: ProofLevel
     transaction_count: int
     node: str
@@ -183,6 +183,8 @@ class Block:
     rpc_calls: int = 1
     traced_by: tuple[str, ...] = ()
     """Names of the nodes whose traces were read; none where none were, or where there is nothing to trace."""
+    answer_bytes: int = 0
+    """Size of the node's answers that it was read from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ and only those whose coverage includes the block's height.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from chains.model import Address, AssetId, LocatorKind, Transfer, TransferId
+from chains.model import Address, AssetId, Block, LocatorKind, Transfer, TransferId
+from chains.packing import parties_of, transfers_of
 from indexer.policy import Policy
 from indexer.story import Change, Inclusion, advance, detect, include_again, lose, move
 from ledger.ids import EntryId, Side, TenantId, entry_id_of
@@ -25,9 +26,10 @@ Key = tuple[TenantId, EntryId]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A contiguous run of proven blocks as inclusions, and what the ledger knows that it may touch."""
+    """What a contiguous run of proven blocks may change, and what the ledger knows of it."""
 
     inclusions: Sequence[Inclusion]
+    """The transfers that could concern a watch or an entry, in the order of the chain."""
     unseated: Sequence[Entry]
     """Entries whose block is being orphaned; empty when the branch only extends."""
     known: Sequence[Entry]
@@ -145,6 +147,21 @@ def traced_addresses(transfers: Sequence[Transfer]) -> set[Address]:
     return {address for transfer in traced for _, address in sides_of(transfer)}
 
 
-def addresses_of(inclusions: Sequence[Inclusion]) -> set[Address]:
-    """Every address that could be watched."""
-    return {address for inclusion in inclusions for _, address in sides_of(inclusion.transfer)}
+def addresses_of(blocks: Sequence[Block]) -> set[Address]:
+    """Every address that could be watched: the parties of all transfers."""
+    found = {party for block in blocks for parties in parties_of(block.transfers) for party in parties}
+    found.discard(None)
+    return found  # type: ignore[return-value]  # None is gone
+
+
+def inclusions_of(
+    blocks: Sequence[Block], concerned: Collection[Address] | None, agreed_by: Callable[[int], int]
+) -> list[Inclusion]:
+    """The transfers that have a party among `concerned` (None: all transfers), in their order. `agreed_by` says how many
+    hosts name the block at a height."""
+    found = []
+    for block in blocks:
+        transfers = block.transfers if concerned is None else transfers_of(block.transfers, concerned)
+        hosts = agreed_by(block.ref.height)
+        found += [Inclusion(transfer, block, hosts) for transfer in transfers]
+    return found

@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chains.model import AssetId, Block, BlockHash, BlockRef, ChainId, hex_of
-from indexer.branch import Branch, addresses_of, tell_branch
+from indexer.branch import Branch, addresses_of, inclusions_of, tell_branch
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, is_claim_ours, lowest_reorg_height, raised_height
 from indexer.policy import Policy
-from indexer.story import Change, Inclusion, advance
+from indexer.story import Change, advance
 from ledger.blocks import CommittedBlock, find_canonical, insert_blocks, orphan_blocks, raise_agreement
 from ledger.chains import Checkpoint, list_assets, lock_chain, move_checkpoint, update_chain
 from ledger.database import Connection, Engine, transaction
@@ -31,7 +31,7 @@ from ledger.entries import (
     find_entries_above,
     find_entries_of,
     find_labels,
-    find_lost_entries_of,
+    find_lost_addresses,
     write_entries,
 )
 from ledger.errors import CheckpointMoved
@@ -92,12 +92,7 @@ async def commit_blocks(
             await orphan_blocks(connection, chain.chain_id, ancestor_height, now)
             chain = _chain_cut(chain, ancestor_height, blocks[0].ref.parent_hash)
         after = _chain_after(chain, blocks, agreement)
-        inclusions = [
-            Inclusion(transfer, block, agreement.agreed_by(block.ref.height))
-            for block in blocks
-            for transfer in block.transfers
-        ]
-        branch = await _read_branch(connection, followed, inclusions, unseated)
+        branch = await _read_branch(connection, followed, blocks, agreement, unseated)
         changes = tell_branch(branch, after, followed.policy, now=now, live_window=followed.live_window)
         committed = await _write_changes(connection, after, agreement, changes, now)
         await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement), now)
@@ -223,15 +218,21 @@ def _heights(chain: ChainRow) -> Mapping[str, Any]:
 
 
 async def _read_branch(
-    connection: Connection, followed: Followed, inclusions: Sequence[Inclusion], unseated: Sequence[Entry]
+    connection: Connection, followed: Followed, blocks: Sequence[Block], agreement: Agreement, unseated: Sequence[Entry]
 ) -> Branch:
-    """What the ledger knows of the branch's transfers: who watches them, and entries that they may bring back."""
+    """What the blocks may change, and what the ledger knows of it: who watches, and entries that they may bring back.
+
+    Only transfers with a concerned party are looked at: one of a watch, of an entry whose block is being orphaned, or of an
+    entry that lost its block. No other transfer can change anything, since an entry's address is a party of its transfer
+    in whatever block that lands.
+    """
     chain_id = followed.chain_id
-    matches = await match_watches(connection, chain_id, addresses_of(inclusions))
-    matched = {i.transfer.id for i in inclusions if i.transfer.recipient in matches or i.transfer.sender in matches}
-    known = {(e.tenant_id, e.id): e for e in await find_entries_of(connection, chain_id, matched)}
-    others = {i.transfer.id for i in inclusions} - matched
-    known |= {(e.tenant_id, e.id): e for e in await find_lost_entries_of(connection, chain_id, others)}
+    matches = await match_watches(connection, chain_id, addresses_of(blocks))
+    lost = await find_lost_addresses(connection, chain_id)
+    concerned = None if lost is None else {*matches, *lost, *(entry.address for entry in unseated)}
+    inclusions = inclusions_of(blocks, concerned, agreement.agreed_by)
+    transfer_ids = {inclusion.transfer.id for inclusion in inclusions}
+    known = {(e.tenant_id, e.id): e for e in await find_entries_of(connection, chain_id, transfer_ids)}
     for entry in unseated:
         known.pop((entry.tenant_id, entry.id), None)
     return Branch(inclusions, unseated, list(known.values()), matches, followed.reasons)

@@ -18,6 +18,7 @@ wins it will grow past our tip, and then it is a reorg like any other.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ import structlog
 from chains.adapter import ChainAdapter, NodeHead
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
 from chains.model import Block, BlockHash, BlockRef, Slug
+from chains.packing import PackedTransfers
 from indexer.branch import traced_addresses
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.errors import BranchChanged, DeepReorg
@@ -47,8 +49,10 @@ log = structlog.get_logger()
 BATCH_BLOCKS_MAX = 64
 """Blocks in one transaction of catch-up: enough to make its cost small, few enough to keep the lock short."""
 
-CYCLE_BLOCKS_MAX = 256
-"""Blocks of one cycle, fetched ahead without a pause; between cycles the follower gives a sign of life."""
+CYCLE_BLOCKS_MAX = 1024
+CYCLE_LIMIT_S = 3.0
+"""One cycle fetches ahead without a pause for so many blocks, or until the first commit after so long; between cycles the
+follower gives a sign of life, and is told to stop."""
 
 BATCH_TRANSFERS_MAX = 20_000
 """Transfers in one transaction, whichever comes first: bounds memory on full chains."""
@@ -182,9 +186,12 @@ class Follower:
     async def _extend(self, chain: ChainRow, tip: BlockRef, head: NodeHead) -> Outcome:
         """Commit what follows our tip, fetching ahead; stop where the node's branch turns out not to be ours."""
         count = 0
-        first, last = tip.height + 1, head.head.height
-        batch_max = BATCH_BLOCKS_MAX if last - tip.height > CATCH_UP_BLOCKS else 1
-        async with prefetch(self.adapter.fetch_block, first, min(last, tip.height + CYCLE_BLOCKS_MAX)) as blocks:
+        last = head.head.height
+        is_far = last - tip.height > CATCH_UP_BLOCKS
+        fetch = self.adapter.fetch_block_ahead if is_far else self.adapter.fetch_block
+        batch_max = BATCH_BLOCKS_MAX if is_far else 1
+        began = time.monotonic()
+        async with prefetch(fetch, tip.height + 1, min(last, tip.height + CYCLE_BLOCKS_MAX)) as blocks:
             batch: list[Block] = []
             async for block in blocks:
                 linkage = link(batch[-1].ref if batch else tip, [block.ref])
@@ -197,6 +204,8 @@ class Follower:
                     tip = await self._commit(tip, batch)
                     count += len(batch)
                     batch = []
+                    if time.monotonic() - began > CYCLE_LIMIT_S:
+                        blocks.stop()
             if batch:
                 tip = await self._commit(tip, batch)
                 count += len(batch)
@@ -282,7 +291,10 @@ class Follower:
 
     async def _with_balances(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """The blocks, with what only traces tell of watched addresses proven by the accounts' balances, where it can be.
-        Which addresses are watched is asked without a lock: a watch that is inserted meanwhile covers later blocks."""
+        Which addresses are watched is asked without a lock: a watch that is inserted meanwhile covers later blocks. Of what
+        was read ahead nodes have no state to prove by."""
+        if any(isinstance(block.transfers, PackedTransfers) for block in blocks):
+            return blocks
         addresses = {address for block in blocks for address in traced_addresses(block.transfers)}
         if not addresses:
             return blocks

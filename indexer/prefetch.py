@@ -1,4 +1,9 @@
-"""Fetching ahead: several heights in flight, handed over in order, never more than a bounded number held."""
+"""Fetching ahead: several heights in flight, handed over in order, never more than a bounded number held.
+
+What is asked for and what has come are bounded apart. Answers under way are large (half a megabyte for an ordinary block,
+thirty for one stuffed with logs) and are bounded in bytes, judged by the largest of the last ones; blocks that have come
+are small and wait for a commit to end, so that fetching and proving go on beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +11,105 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from chains.model import Block
 
-IN_FLIGHT_MAX = 8
-"""Blocks asked for or waiting at one time: enough to hide a node's latency, little enough to hold in memory."""
+IN_FLIGHT_MAX = 16
+"""Blocks asked for at one time: enough to hide a node's latency and to keep the cores busy."""
+
+IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of the answers that are under way, as far as the last ones tell."""
+
+READY_BLOCKS_MAX = 64
+READY_TRANSFERS_MAX = 20_000
+"""Blocks that have come and wait for those before them or for a commit."""
+
+SIZES_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is under way or waiting at most."""
+
+    in_flight: int = IN_FLIGHT_MAX
+    in_flight_bytes: int = IN_FLIGHT_BYTES_MAX
+    ready_blocks: int = READY_BLOCKS_MAX
+    ready_transfers: int = READY_TRANSFERS_MAX
+
+
+class Prefetch:
+    """Blocks of a range of heights in their order: an asynchronous iterator."""
+
+    def __init__(self, fetch: Callable[[int], Awaitable[Block]], heights: range, bounds: Bounds) -> None:
+        self._fetch = fetch
+        self._heights = deque(heights)
+        self._bounds = bounds
+        self._tasks: deque[asyncio.Task[Block]] = deque()
+        self._asking = 0
+        self._ready_transfers = 0
+        self._sizes: deque[int] = deque(maxlen=SIZES_REMEMBERED)
+        self._ask_more()
+
+    def __aiter__(self) -> Prefetch:
+        return self
+
+    async def __anext__(self) -> Block:
+        if not self._tasks:
+            raise StopAsyncIteration
+        block = await self._tasks[0]
+        self._tasks.popleft()
+        self._ready_transfers -= len(block.transfers)
+        self._ask_more()
+        return block
+
+    def stop(self) -> None:
+        """Ask for nothing more; what is under way still comes."""
+        self._heights.clear()
+
+    async def cancel(self) -> None:
+        """Give up what is under way."""
+        self.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ask_more(self) -> None:
+        while self._heights and self._has_room():
+            self._asking += 1
+            self._tasks.append(asyncio.ensure_future(self._ask(self._heights.popleft())))
+
+    def _has_room(self) -> bool:
+        """There is always room for one block, whatever its size: else nothing would ever come."""
+        if not self._tasks:
+            return True
+        bounds = self._bounds
+        return (
+            self._asking < bounds.in_flight
+            and (self._asking + 1) * max(self._sizes, default=0) <= bounds.in_flight_bytes
+            and len(self._tasks) - self._asking < bounds.ready_blocks
+            and self._ready_transfers < bounds.ready_transfers
+        )
+
+    async def _ask(self, height: int) -> Block:
+        try:
+            block = await self._fetch(height)
+            self._sizes.append(block.answer_bytes)
+            self._ready_transfers += len(block.transfers)
+        finally:
+            self._asking -= 1
+        self._ask_more()
+        return block
 
 
 @asynccontextmanager
 async def prefetch(
-    fetch: Callable[[int], Awaitable[Block]], first: int, last: int, in_flight: int = IN_FLIGHT_MAX
-) -> AsyncIterator[AsyncIterator[Block]]:
-    """Blocks from `first` to `last` in order, fetched up to `in_flight` at a time. Leaving the context cancels what is
-    still on its way; the first failed fetch is raised at its place in the order."""
-    tasks: deque[asyncio.Task[Block]] = deque()
-    heights = iter(range(first, last + 1))
-
-    def _ask_next() -> None:
-        height = next(heights, None)
-        if height is not None:
-            tasks.append(asyncio.ensure_future(_call(fetch, height)))
-
-    async def _ordered() -> AsyncIterator[Block]:
-        while tasks:
-            block = await tasks[0]
-            tasks.popleft()
-            _ask_next()
-            yield block
-
-    for _ in range(in_flight):
-        _ask_next()
+    fetch: Callable[[int], Awaitable[Block]], first: int, last: int, bounds: Bounds | None = None
+) -> AsyncIterator[Prefetch]:
+    """Blocks from `first` to `last` in order. Leaving the context cancels what is still on its way; the first failed
+    fetch is raised at its place in the order."""
+    ahead = Prefetch(fetch, range(first, last + 1), bounds or Bounds())
     try:
-        yield _ordered()
+        yield ahead
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _call(fetch: Callable[[int], Awaitable[Block]], height: int) -> Block:
-    return await fetch(height)
+        await ahead.cancel()

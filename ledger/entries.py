@@ -11,11 +11,10 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Select, Text, and_, bindparam, func, or_, select, union_all
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Select, Text, and_, bindparam, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chains.model import ChainId, TransferId
+from chains.model import Address, ChainId, TransferId
 from ledger.bulk import array_parameters, copy_rows, unnested, update_statement
 from ledger.errors import StoryConflict
 from ledger.ids import TenantId, WatchId
@@ -46,6 +45,9 @@ CHANGING = (
 )
 """Columns that an entry's story changes; every other one is fixed at detection."""
 
+LOST_ADDRESSES_MAX = 10_000
+"""Addresses with lost entries that a commit reads; beyond that it looks at every transfer instead."""
+
 _update_entries = update_statement(entries, KEYS, CHANGING, counter="sequence")
 
 _transfer_ids = unnested("asked", id=Text())
@@ -72,16 +74,12 @@ async def find_entries_of(
     return [entry_from(row) for row in await connection.execute(_by_transfer, parameters)]
 
 
-async def find_lost_entries_of(
-    connection: AsyncConnection, chain_id: ChainId, transfer_ids: Collection[TransferId]
-) -> list[Entry]:
-    """Entries that are in no canonical block and whose transfer is among the named ones: a block brings them back."""
-    if not transfer_ids:
-        return []
-    asked = bindparam("transfer_ids", type_=ARRAY(Text))
-    statement = select(entries).where(_lost, entries.c.transfer_id == func.any(asked))
-    parameters = {"transfer_ids": list(transfer_ids), "chain_id": chain_id}
-    return [entry_from(row) for row in await connection.execute(statement, parameters)]
+async def find_lost_addresses(connection: AsyncConnection, chain_id: ChainId) -> set[Address] | None:
+    """Whose entries are in no canonical block, so that a block may bring them back; None: those of too many addresses to
+    be named."""
+    statement = select(entries.c.address).where(_lost).distinct().limit(LOST_ADDRESSES_MAX + 1)
+    found = set((await connection.execute(statement, {"chain_id": chain_id})).scalars())
+    return found if len(found) <= LOST_ADDRESSES_MAX else None
 
 
 async def find_entries_above(connection: AsyncConnection, chain_id: ChainId, height: int) -> list[Entry]:

@@ -7,8 +7,8 @@ Here they meet: an answer that fails its proof is a failing of the node that gav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from chains.evm.probe import NodeProbe, probe_node, with_lag
 from chains.evm.reading import BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
 from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
+from chains.evm.workers import Workers, pickled_rules
 from chains.model import Address, Asset, Block, BlockHash, BlockRef, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
@@ -48,11 +49,13 @@ class EvmAdapter:
         nodes: Sequence[NodeSettings],
         session: aiohttp.ClientSession | None = None,
         *,
+        workers: Workers | None = None,
         internal: Internal = Internal.OFF,
         quorum: int = 1,
     ) -> None:
         """Must be made inside a running loop. `session` is a process's own from `open_session`; without one the adapter
-        opens its own. `quorum` is the number of hosts that must agree before credit: of tracing ones, two are compared.
+        opens its own. `workers` are a process's own, shared by its chains; without them every block is read right here.
+        `quorum` is the number of hosts that must agree before credit: of tracing ones, two are compared.
         Raises `ProfileError` for a URL that is none."""
         names = names_of(nodes)
         self.profile = profile
@@ -62,6 +65,8 @@ class EvmAdapter:
         self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens, profile.dialect)
         named = zip(names, nodes, strict=True)
         self._sockets = [(name, self._socket(name, node.ws)) for name, node in named if node.ws is not None]
+        self._workers = workers
+        self._pickled: dict[int | None, bytes] = {}
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
         self._tracers = Tracers(profile.slug, self._pool, internal, quorum)
         self._accounts = Accounts(profile.slug, self._pool, self._tracers, self._rules)
@@ -79,6 +84,12 @@ class EvmAdapter:
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded."""
         return await self._fetch(height)
+
+    async def fetch_block_ahead(self, height: int) -> Block:
+        """The same block, read by a worker where there are any."""
+        return await self._pool.first_answer(
+            described(height), lambda upstream: self._ask_block(upstream, height, is_ahead=True)
+        )
 
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         """One block by hash, proven and decoded."""
@@ -161,20 +172,22 @@ class EvmAdapter:
     async def _fetch(self, place: Place) -> Block:
         return await self._pool.first_answer(described(place), lambda upstream: self._ask_block(upstream, place))
 
-    async def _ask_block(self, upstream: Upstream, place: Place) -> Block:
+    async def _ask_block(self, upstream: Upstream, place: Place, *, is_ahead: bool = False) -> Block:
         """One node's block; asked once more, quietly, where its answer fell between two blocks."""
         try:
-            return await self._ask_block_once(upstream, place)
+            return await self._ask_block_once(upstream, place, is_ahead=is_ahead)
         except NodeUnsettled:
             await asyncio.sleep(UNSETTLED_PAUSE_S)
-            return await self._ask_block_once(upstream, place)
+            return await self._ask_block_once(upstream, place, is_ahead=is_ahead)
 
-    async def _ask_block_once(self, upstream: Upstream, place: Place) -> Block:
+    async def _ask_block_once(self, upstream: Upstream, place: Place, *, is_ahead: bool) -> Block:
         raw = await fetch_raw_block(upstream, place)
 
         async def _read(traced: RawBlock, needed: int | None) -> Block:
-            rules = replace(self._rules, traces_needed=needed)
-            block = proven(upstream, lambda: read_block(rules, place, traced))
+            with blaming(upstream):
+                if is_ahead and self._workers is not None:
+                    return await self._workers.read(self._pickled_rules(needed), place, traced)
+                block = read_block(replace(self._rules, traces_needed=needed), place, traced)
             self._accounts.keep(block, traced)
             return block
 
@@ -182,6 +195,11 @@ class EvmAdapter:
         if outline is None or outline.transaction_count == 0:
             return await _read(raw, None)
         return await self._tracers.settle(upstream, raw, outline.ref, _read)
+
+    def _pickled_rules(self, traces_needed: int | None) -> bytes:
+        if traces_needed not in self._pickled:
+            self._pickled[traces_needed] = pickled_rules(replace(self._rules, traces_needed=traces_needed))
+        return self._pickled[traces_needed]
 
     async def _ask_head(self, upstream: Upstream) -> NodeHead:
         tags = self.profile.finality_tags
@@ -247,8 +265,15 @@ async def _refusal_of(socket: HeadSocket) -> str | None:
 
 def proven(upstream: Upstream, read: Callable[[], T]) -> T:
     """What `read` returns; a failed proof becomes the failing of the node that gave the answer."""
-    try:
+    with blaming(upstream):
         return read()
+
+
+@contextmanager
+def blaming(upstream: Upstream) -> Iterator[None]:
+    """A proof that fails in here becomes the failing of the node that gave the answer."""
+    try:
+        yield
     except (TracesDiffer, TracesRefused):
         raise  # of other nodes than the one that gave the block
     except BlocksMixed as failure:

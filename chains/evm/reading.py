@@ -78,6 +78,7 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         node=raw.node,
         host=raw.host,
         rpc_calls=raw.rpc_calls,
+        answer_bytes=len(raw.block) + len(raw.receipts) + sum(len(traces.answer) for traces in raw.traces),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from chains.adapter import NodeHead, NodeStatus
@@ -26,6 +26,7 @@ from chains.model import (
     identify_transfers,
 )
 from chains.node.newheads import HintBox
+from chains.packing import pack
 
 CHAIN_ID = ChainId("eip155:31337")
 COIN = Asset(AssetId(f"{CHAIN_ID}/slip44:60"), "ETH", 18, AssetKind.NATIVE)
@@ -68,6 +69,7 @@ class FakeChain:
     asked_at: list[float] = field(default_factory=list)
     """When the head was asked for, by the loop's clock."""
     announcements: HintBox = field(default_factory=HintBox)
+    fetched_ahead: list[int] = field(default_factory=list)
     tracers: dict[str, str] = field(default_factory=dict)
     proven: list[set[bytes]] = field(default_factory=list)
     """The watched addresses of each call for balances."""
@@ -106,6 +108,11 @@ class FakeChain:
         if height >= len(self.blocks):
             raise BlockNotFound(f"block {height}")
         return self.blocks[height]
+
+    async def fetch_block_ahead(self, height: int) -> Block:
+        self.fetched_ahead.append(height)
+        block = await self.fetch_block(height)
+        return replace(block, transfers=pack(block.transfers))
 
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         return next(block for block in self.blocks if block.ref.hash == block_hash)

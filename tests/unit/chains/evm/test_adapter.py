@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +15,7 @@ from structlog.testing import capture_logs
 
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable, ProfileError, WrongChain
 from chains.evm.adapter import EvmAdapter
+from chains.evm.workers import Workers
 from chains.model import BlockRef, ProofLevel, Slug
 from chains.profile import load_profile
 from tests.fakes.node import (
@@ -53,10 +57,12 @@ class Town:
     near: RecordedNode
     far: RecordedNode
 
-    def adapter(self, *nodes: RecordedNode, proof: ProofLevel = ProofLevel.ROOTS) -> EvmAdapter:
+    def adapter(
+        self, *nodes: RecordedNode, proof: ProofLevel = ProofLevel.ROOTS, workers: Workers | None = None
+    ) -> EvmAdapter:
         names = {id(self.near): "near", id(self.far): "far"}
         profile = replace(load_profile("ethereum"), slug=Slug("townnet"), proof=proof)
-        adapter = EvmAdapter(profile, [Settings(node.url, names[id(node)]) for node in nodes])
+        adapter = EvmAdapter(profile, [Settings(node.url, names[id(node)]) for node in nodes], workers=workers)
         self.stack.push_async_callback(adapter.close)
         return adapter
 
@@ -393,3 +399,57 @@ async def test_a_strangers_words_do_not_break_the_line(town: Town) -> None:
     with pytest.raises(ChainHolds) as caught:
         await town.adapter(town.near).fetch_block(HEIGHT)
     assert str(caught.value).isprintable()
+
+
+# --- fetching ahead ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    made = Workers(1)
+    yield made
+    await made.close()
+
+
+async def test_a_block_fetched_ahead_is_the_same_block(town: Town, workers: Workers) -> None:
+    adapter = town.adapter(town.near, workers=workers)
+    ahead = await adapter.fetch_block_ahead(HEIGHT)
+    assert workers.process_ids
+    assert replace(ahead, transfers=tuple(ahead.transfers)) == await adapter.fetch_block(HEIGHT)
+
+
+async def test_without_workers_a_block_is_read_here(town: Town) -> None:
+    adapter = town.adapter(town.near)
+    assert await adapter.fetch_block_ahead(HEIGHT) == await adapter.fetch_block(HEIGHT)
+
+
+async def test_a_proof_that_fails_in_a_worker_counts_against_the_node_that_answered(
+    town: Town, workers: Workers
+) -> None:
+    town.near.misbehave(drop_one_log, method=RECEIPTS)
+    before = proof_failures("near").get("structure", 0.0), proof_failures("far")
+    adapter = town.adapter(town.near, town.far, workers=workers)
+    block = await adapter.fetch_block_ahead(HEIGHT)
+    assert block.node == "far"
+    assert (proof_failures("near")["structure"], proof_failures("far")) == (before[0] + 1, before[1])
+    assert [(node.name, node.state) for node in adapter.node_statuses()] == [("near", "failing"), ("far", "ok")]
+
+
+async def test_a_chain_whose_answers_all_fail_in_workers_holds(town: Town, workers: Workers) -> None:
+    town.near.misbehave(drop_one_log, method=RECEIPTS)
+    with pytest.raises(ChainHolds, match="no node's answer can be proven"):
+        await town.adapter(town.near, workers=workers).fetch_block_ahead(HEIGHT)
+
+
+async def test_the_head_of_one_chain_is_read_while_another_waits_for_a_worker(town: Town, workers: Workers) -> None:
+    behind, live = town.adapter(town.near, workers=workers), town.adapter(town.far, workers=workers)
+    await behind.fetch_block_ahead(HEIGHT)
+    (pid,) = workers.process_ids
+    os.kill(pid, signal.SIGSTOP)
+    ahead = [asyncio.ensure_future(behind.fetch_block_ahead(height)) for height in (EARLIER, HEIGHT)]
+    try:
+        assert (await asyncio.wait_for(live.fetch_block(HEIGHT), 10)).ref == ref_of(HEIGHT)
+        assert not any(task.done() for task in ahead)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert [block.ref for block in await asyncio.gather(*ahead)] == [ref_of(EARLIER), ref_of(HEIGHT)]
