@@ -33,6 +33,9 @@ ANYBODY = _THIRD + _KEEP + _SECOND + _FIRST + _TRANSFER + _LOG3
 
 ANYBODY_CODE = creation_of(ANYBODY)
 
+FORWARDER = "34" + _KEEP + _FIRST + _CALLER + _TRANSFER + _LOG3 + "600060006000600034" + _FIRST + "5af1" + "00"
+"""Hands the value that comes along on to the first, and emits `Transfer(caller, first, value)`. (A runtime.)"""
+
 TRIPLE_CODE = creation_of(_SECOND + _KEEP + (_FIRST + _CALLER + _TRANSFER + _LOG3) * 3)
 """Emits `Transfer(caller, first, second)` three times."""
 

@@ -18,6 +18,7 @@ from tests.outside.installation import LOCAL_ENDPOINTS, Installation, Tenant, in
 from tests.outside.odd_tokens import (
     ANYBODY,
     ANYBODY_CODE,
+    FORWARDER,
     NFT_CODE,
     TRIPLE_CODE,
     UNINDEXED_CODE,
@@ -150,6 +151,23 @@ async def test_native_value_and_the_log_that_repeats_it_are_one_movement(world: 
     assert await world.entries(address) == []
     [entry] = [e for e in await world.entries(sender) if e["transaction"]["hash"] == receipt["transactionHash"]]
     assert (entry["object"], entry["locator"]["kind"], entry["amount_atomic"]) == ("withdrawal", "native", "900")
+
+
+async def test_value_that_a_contract_hands_on_is_told_by_its_trace_and_not_by_the_log_beside_it(world: World) -> None:
+    """The root of the trace is the transaction's own value, its inner call is the deposit, and the log is neither."""
+    await world.node.rpc("anvil_setCode", ETHER_LOGS, "0x" + FORWARDER)
+    sender, address = world.accounts[6], await world.watched()
+    await world.shop.watch("local", sender)
+    receipt = await send(world.node, sender, to=ETHER_LOGS, value=800, data=call_with(address))
+    assert [log["address"] for log in receipt["logs"]] == [ETHER_LOGS]
+    (deposit,) = await world.entries(address)
+    assert (deposit["from"], deposit["amount_atomic"], deposit["locator"]["kind"]) == (ETHER_LOGS, "800", "trace")
+    (withdrawal,) = await world.entries(sender)
+    assert (withdrawal["to"], withdrawal["amount_atomic"], withdrawal["locator"]["kind"]) == (
+        ETHER_LOGS,
+        "800",
+        "native",
+    )
 
 
 async def test_nothing_moved_in_somebodys_name_is_no_withdrawal_of_theirs(world: World) -> None:
