@@ -12,6 +12,9 @@ everything of the one before it:
   fields, and each transaction's hash and sender from its bytes and signature. Nothing of a block that has this hash can
   be left out or altered. (That this block is the chain's own is not for here: agreement between hosts says so.)
 
+Dialects (`chains.evm.dialect`) differ in how things are encoded, not in what is checked, with one exception: Polygon's state
+syncs before Madhugiri are under no commitment (`chains.evm.polygon`). They are checked for their place alone.
+
 What is *not* under any commitment is derived where it is needed and never read: the address of a created contract
 (`chains.evm.senders`), gas used by a transaction and the price it paid (`chains.evm.transfers`). Below `roots` the
 sender is the node's word. A log's and a receipt's place (indexes, hashes) is checked for order at every level.
@@ -19,49 +22,86 @@ sender is the node's word. A log's and a receipt's place (indexes, hashes) is ch
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from chains.evm import arbitrum, op_stack, polygon
 from chains.evm.bloom import bloom_of
+from chains.evm.dialect import Dialect
 from chains.evm.envelope import Envelope, envelope_of, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.header import prove_header
 from chains.evm.receipt import receipt_bytes, withdrawal_bytes
 from chains.evm.senders import sender_of
-from chains.evm.trie import ordered_root
-from chains.evm.wire import (
-    WireBlock,
-    WireReceipt,
-    WireTransaction,
-    bytes_of,
-    quantity_of,
-)
+from chains.evm.trie import EMPTY_ROOT, ordered_root
+from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, bytes_of, quantity_of
 from chains.model import ProofLevel
 
+Encoder = Callable[[WireTransaction], Envelope]
 
-def prove_block(block: WireBlock, receipts: list[WireReceipt], level: ProofLevel) -> None:
-    """Check a block and its receipts up to `level`. Raises `ProofFailure`, whose `check` names what did not hold."""
+_ENCODERS: Mapping[Dialect, Encoder] = {
+    Dialect.OP_STACK: op_stack.op_stack_envelope,
+    Dialect.ARBITRUM: arbitrum.arbitrum_envelope,
+}
+_UNMETERED: Mapping[Dialect, frozenset[int]] = {
+    Dialect.OP_STACK: op_stack.UNMETERED,
+    Dialect.ARBITRUM: arbitrum.UNMETERED,
+    Dialect.POLYGON: polygon.UNMETERED,
+}
+_WITHOUT_WITHDRAWALS = frozenset((Dialect.OP_STACK, Dialect.AVALANCHE))
+"""Their headers have no withdrawals root: the field is absent, or since Isthmus holds another root (op-geth
+`core/types/block.go`, specs `protocol/isthmus/exec-engine.md`). No such block has withdrawals."""
+
+
+def prove_block(
+    block: WireBlock,
+    receipts: Sequence[WireReceipt],
+    level: ProofLevel,
+    dialect: Dialect = Dialect.ETHEREUM,
+    state_sync: bytes | None = None,
+) -> None:
+    """Check a block and its receipts up to `level`. `state_sync` are the bytes of the block's last transaction where it is a
+    Polygon state sync (`polygon.STATE_SYNC`). Raises `ProofFailure`, whose `check` names what did not hold."""
     if level is ProofLevel.OFF:
         return
-    _prove_structure(block, receipts)
+    _prove_structure(block, receipts, dialect)
     if level is ProofLevel.STRUCTURE:
         return
+    transactions = block.transactions
+    if dialect is Dialect.POLYGON and polygon.has_state_sync_apart(block):
+        transactions, receipts = transactions[:-1], receipts[:-1]
     blooms = _prove_bloom(block, receipts)
     if level is ProofLevel.BLOOM:
         return
-    prove_header(block)
-    envelopes = _prove_transactions(block)
-    _prove_receipts(block, receipts, blooms)
-    _prove_withdrawals(block)
-    _prove_senders(block, envelopes)
+    prove_header(block, dialect)
+    envelopes = _prove_transactions(block, transactions, _encoder_of(dialect, state_sync))
+    _prove_receipts(block, transactions, receipts, blooms)
+    _prove_withdrawals(block, dialect)
+    _prove_senders(transactions, envelopes)
 
 
-def _prove_structure(block: WireBlock, receipts: list[WireReceipt]) -> None:
+def _encoder_of(dialect: Dialect, state_sync: bytes | None) -> Encoder:
+    if dialect is Dialect.POLYGON:
+        return partial(polygon.polygon_envelope, state_sync=state_sync)
+    return _ENCODERS.get(dialect, envelope_of)
+
+
+def _prove_structure(block: WireBlock, receipts: Sequence[WireReceipt], dialect: Dialect) -> None:
     if len(receipts) != len(block.transactions):
         raise ProofFailure("structure", f"{len(receipts)} receipts for {len(block.transactions)} transactions")
+    apart = len(receipts)
+    if dialect is Dialect.POLYGON and polygon.has_state_sync_apart(block):
+        polygon.check_state_sync_apart(block)
+        apart -= 1
+    unmetered = _UNMETERED.get(dialect, frozenset())
     gas_before = log_index = 0
     for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
         _check_place(block, index, transaction, receipt)
-        gas_before = _check_gas(receipt, gas_before)
         log_index = _check_logs(receipt, log_index)
-    if gas_before != quantity_of(block.gas_used):
+        if index < apart:
+            gas_before = _check_gas(transaction, receipt, gas_before, unmetered)
+    # Since Amsterdam a block counts gas otherwise than its receipts do (EIP-7778, EIP-8037).
+    if gas_before != quantity_of(block.gas_used) and block.block_access_list_hash is None:
         raise ProofFailure("structure", f"receipts use {gas_before} gas, the header says {block.gas_used}")
 
 
@@ -81,10 +121,10 @@ def _check_place(block: WireBlock, index: int, transaction: WireTransaction, rec
         raise ProofFailure("structure", f"receipt {index} is of type {receipt.type}, its transaction is not")
 
 
-def _check_gas(receipt: WireReceipt, gas_before: int) -> int:
+def _check_gas(transaction: WireTransaction, receipt: WireReceipt, gas_before: int, unmetered: frozenset[int]) -> int:
     """Gas grows from receipt to receipt by what the receipt says it used; returns the sum so far."""
     gas_after = quantity_of(receipt.cumulative_gas_used)
-    if gas_after <= gas_before:
+    if gas_after < gas_before or (gas_after == gas_before and type_of(transaction) not in unmetered):
         raise ProofFailure("structure", f"receipt {receipt.transaction_index} used no gas")
     if receipt.gas_used is not None and quantity_of(receipt.gas_used) != gas_after - gas_before:
         raise ProofFailure("structure", f"receipt {receipt.transaction_index} does not add up to its cumulative gas")
@@ -107,7 +147,7 @@ def _check_logs(receipt: WireReceipt, log_index: int) -> int:
     return log_index
 
 
-def _prove_bloom(block: WireBlock, receipts: list[WireReceipt]) -> list[str]:
+def _prove_bloom(block: WireBlock, receipts: Sequence[WireReceipt]) -> list[str]:
     """Returns the digits of each receipt's bloom, which the receipts root needs too."""
     block_bloom = 0
     blooms = []
@@ -123,33 +163,36 @@ def _prove_bloom(block: WireBlock, receipts: list[WireReceipt]) -> list[str]:
     return blooms
 
 
-def _prove_transactions(block: WireBlock) -> list[Envelope]:
-    envelopes = [envelope_of(transaction) for transaction in block.transactions]
-    for index, (transaction, envelope) in enumerate(zip(block.transactions, envelopes, strict=True)):
+def _prove_transactions(block: WireBlock, transactions: Sequence[WireTransaction], encode: Encoder) -> list[Envelope]:
+    envelopes = [encode(transaction) for transaction in transactions]
+    for index, (transaction, envelope) in enumerate(zip(transactions, envelopes, strict=True)):
         if envelope.hash != bytes_of(transaction.hash):
             raise ProofFailure("transaction_hash", f"transaction {index} does not hash to {transaction.hash}")
     _compare_root("transactions_root", block.transactions_root, [envelope.raw for envelope in envelopes])
     return envelopes
 
 
-def _prove_receipts(block: WireBlock, receipts: list[WireReceipt], blooms: list[str]) -> None:
-    encoded = [receipt_bytes(*row) for row in zip(block.transactions, receipts, blooms, strict=True)]
+def _prove_receipts(
+    block: WireBlock, transactions: Sequence[WireTransaction], receipts: Sequence[WireReceipt], blooms: list[str]
+) -> None:
+    encoded = [receipt_bytes(*row) for row in zip(transactions, receipts, blooms, strict=True)]
     _compare_root("receipts_root", block.receipts_root, encoded)
 
 
-def _prove_withdrawals(block: WireBlock) -> None:
-    """A block either has both the list and its root, or neither (EIP-4895)."""
-    if block.withdrawals_root is None:
+def _prove_withdrawals(block: WireBlock, dialect: Dialect) -> None:
+    """A block either has both the list and its root, or neither (EIP-4895). Where the root is that of an empty list, a node
+    may leave the list out: nothing can be hidden by that."""
+    if block.withdrawals_root is None or dialect in _WITHOUT_WITHDRAWALS:
         if block.withdrawals:
             raise ProofFailure("withdrawals_root", f"{len(block.withdrawals)} withdrawals in a block without a root")
         return
-    if block.withdrawals is None:
+    if block.withdrawals is None and bytes_of(block.withdrawals_root) != EMPTY_ROOT:
         raise ProofFailure("withdrawals_root", "the block has a withdrawals root, but the node gave no withdrawals")
-    _compare_root("withdrawals_root", block.withdrawals_root, [withdrawal_bytes(w) for w in block.withdrawals])
+    _compare_root("withdrawals_root", block.withdrawals_root, [withdrawal_bytes(w) for w in block.withdrawals or ()])
 
 
-def _prove_senders(block: WireBlock, envelopes: list[Envelope]) -> None:
-    for index, (transaction, envelope) in enumerate(zip(block.transactions, envelopes, strict=True)):
+def _prove_senders(transactions: Sequence[WireTransaction], envelopes: list[Envelope]) -> None:
+    for index, (transaction, envelope) in enumerate(zip(transactions, envelopes, strict=True)):
         sender = sender_of(transaction, envelope)
         if sender != bytes_of(transaction.sender):
             signer = f"0x{sender.hex()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from chains.evm.envelope import type_of
 from chains.evm.errors import ProofFailure
+from chains.evm.op_stack import DEPOSIT, deposit_receipt_hex
 from chains.evm.rlp import list_hex, quantity_hex, string_hex
 from chains.evm.wire import WireLog, WireReceipt, WireTransaction, WireWithdrawal, packed
 
@@ -16,6 +17,8 @@ def receipt_bytes(transaction: WireTransaction, receipt: WireReceipt, bloom: str
     logs = "".join([_log_hex(log) for log in receipt.logs])
     payload = _outcome_hex(receipt) + quantity_hex(receipt.cumulative_gas_used) + "b90100" + bloom + list_hex(logs)
     kind = type_of(transaction)
+    if kind == DEPOSIT:
+        payload += deposit_receipt_hex(receipt)
     return packed(f"{kind:02x}" * (kind > 0) + list_hex(payload))
 
 

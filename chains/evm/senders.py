@@ -1,7 +1,7 @@
 """Who sent a transaction, from its signature, and which address a created contract has.
 
 Nothing in a block commits to the field `from`: a node that changes it away from a watched address would hide a
-withdrawal. The signature commits to the sender.
+withdrawal. The signature commits to the sender; where nobody signs, the transaction's bytes hold the sender.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def sender_of(transaction: WireTransaction, envelope: Envelope) -> Address:
     A high `s` is accepted, as the chain did before Homestead (EIP-2): the block's hash already says that the network
     took this signature, and its malleable twin recovers the same address.
     """
+    if envelope.sender is not None:
+        return envelope.sender
     r = transaction.r[2:].zfill(64)
     s = transaction.s[2:].zfill(64)
     signature = packed(r + s) + envelope.parity.to_bytes(1, "big")

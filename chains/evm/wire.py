@@ -8,6 +8,7 @@ Fields that we do not need are skipped without being stored. Nodes differ; what 
 - `yParity` is absent on older nodes: `v` stands in. Where both are there they must agree.
 - `status` is absent or null in a receipt from before Byzantium (EIP-658), which carries the state root `root` instead.
 - `withdrawals`, `baseFeePerGas` and the like are absent or null before the fork that brought them.
+- Transactions that nobody signed (`chains.evm.dialect`) have a signature of zeros, or none.
 
 **One reading.** Every hex string is read from its third character on, by `quantity_of` as a number and by `bytes_of` as
 bytes, and the proof hashes exactly those characters. A string must never mean one thing to the proof and another to
@@ -16,11 +17,13 @@ the decoder, or a node could slip a forged value past a correct hash.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 
 Quantity = Annotated[str, Meta(min_length=3, max_length=66)]
@@ -37,7 +40,8 @@ class WireHeader(Struct, rename="camel", gc=False):
     """A header, as `eth_getBlockByNumber(.., false)` and `newHeads` give it: every field that enters the block hash.
 
     The fields after `nonce` came with forks and are None before them: London (EIP-1559), Shanghai (EIP-4895), Cancun
-    (EIP-4844, EIP-4788), Prague (EIP-7685). Osaka adds none.
+    (EIP-4844, EIP-4788), Prague (EIP-7685), Amsterdam (EIP-7928, EIP-7843). Osaka adds none. The rest are
+    Avalanche's (`chains.evm.header`).
     """
 
     hash: Hex32
@@ -62,6 +66,15 @@ class WireHeader(Struct, rename="camel", gc=False):
     excess_blob_gas: Quantity | None = None
     parent_beacon_block_root: Hex32 | None = None
     requests_hash: Hex32 | None = None
+    block_access_list_hash: Hex32 | None = None
+    slot_number: Quantity | None = None
+    ext_data_hash: Hex32 | None = None
+    ext_data_gas_used: Quantity | None = None
+    block_gas_cost: Quantity | None = None
+    timestamp_milliseconds: Quantity | None = None
+    min_delay_excess: Quantity | None = None
+    target_exponent: Quantity | None = None
+    settled_height: Quantity | None = None
 
 
 class WireAccess(Struct, rename="camel", gc=False):
@@ -113,6 +126,38 @@ class WireTransaction(Struct, rename="camel", gc=False):
     authorization_list: list[WireAuthorization] | None = None
 
 
+class OpStackTransaction(WireTransaction, rename="camel", gc=False, kw_only=True):
+    """A transaction of an OP Stack chain. The fields here are those of a deposit (0x7e), which nobody signed."""
+
+    v: Quantity = "0x0"
+    r: Quantity = "0x0"
+    s: Quantity = "0x0"
+    nonce: Quantity = "0x0"
+    source_hash: Hex32 | None = None
+    mint: Quantity | None = None
+    is_system_tx: bool | None = None
+
+
+class ArbitrumTransaction(WireTransaction, rename="camel", gc=False, kw_only=True):
+    """A transaction of an Arbitrum chain. The fields here are those of types 0x64 to 0x6a, which nobody signed."""
+
+    v: Quantity = "0x0"
+    r: Quantity = "0x0"
+    s: Quantity = "0x0"
+    request_id: Hex32 | None = None
+    ticket_id: Hex32 | None = None
+    refund_to: Hex20 | None = None
+    max_refund: Quantity | None = None
+    submission_fee_refund: Quantity | None = None
+    l1_base_fee: Quantity | None = None
+    deposit_value: Quantity | None = None
+    retry_to: Hex20 | None = None
+    retry_value: Quantity | None = None
+    retry_data: Data | None = None
+    beneficiary: Hex20 | None = None
+    max_submission_fee: Quantity | None = None
+
+
 class WireLog(Struct, rename="camel", gc=False):
     """A log. Its address, topics and data are under the receipts root; the other fields are checked for order only."""
 
@@ -141,6 +186,13 @@ class WireReceipt(Struct, rename="camel", gc=False):
     logs_bloom: Hex256 | None = None
 
 
+class OpStackReceipt(WireReceipt, rename="camel", gc=False, kw_only=True):
+    """A receipt of an OP Stack chain. The fields here are those of a deposit's, since Regolith and since Canyon."""
+
+    deposit_nonce: Quantity | None = None
+    deposit_receipt_version: Quantity | None = None
+
+
 class WireWithdrawal(Struct, rename="camel", gc=False):
     """A validator withdrawal (EIP-4895). `amount` is in Gwei."""
 
@@ -153,15 +205,34 @@ class WireWithdrawal(Struct, rename="camel", gc=False):
 class WireBlock(WireHeader, rename="camel", gc=False, kw_only=True):
     """A block with full transactions, as `eth_getBlockByNumber(.., true)` gives it."""
 
-    transactions: list[WireTransaction]
+    transactions: Sequence[WireTransaction]
     withdrawals: list[WireWithdrawal] | None = None
+
+
+class OpStackBlock(WireBlock, rename="camel", gc=False, kw_only=True):
+    """A block of an OP Stack chain."""
+
+    transactions: Sequence[OpStackTransaction]
+
+
+class ArbitrumBlock(WireBlock, rename="camel", gc=False, kw_only=True):
+    """A block of an Arbitrum chain."""
+
+    transactions: Sequence[ArbitrumTransaction]
 
 
 _Answer = TypeVar("_Answer")
 
 _header_decoder: msgspec.json.Decoder[WireHeader | None] = msgspec.json.Decoder(WireHeader | None)
-_block_decoder: msgspec.json.Decoder[WireBlock | None] = msgspec.json.Decoder(WireBlock | None)
-_receipts_decoder: msgspec.json.Decoder[list[WireReceipt] | None] = msgspec.json.Decoder(list[WireReceipt] | None)
+_BLOCKS: dict[Dialect, type[WireBlock]] = {Dialect.OP_STACK: OpStackBlock, Dialect.ARBITRUM: ArbitrumBlock}
+_RECEIPTS: dict[Dialect, type[WireReceipt]] = {Dialect.OP_STACK: OpStackReceipt}
+_block_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
+    dialect: msgspec.json.Decoder(_BLOCKS.get(dialect, WireBlock) | None) for dialect in Dialect
+}
+_receipts_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
+    dialect: msgspec.json.Decoder(list[_RECEIPTS.get(dialect, WireReceipt)] | None)  # type: ignore[misc]
+    for dialect in Dialect
+}
 
 
 def decode_header(answer: bytes | msgspec.Raw) -> WireHeader | None:
@@ -169,15 +240,17 @@ def decode_header(answer: bytes | msgspec.Raw) -> WireHeader | None:
     return _decode(_header_decoder, answer, "header")
 
 
-def decode_block(answer: bytes | msgspec.Raw) -> WireBlock | None:
+def decode_block(answer: bytes | msgspec.Raw, dialect: Dialect = Dialect.ETHEREUM) -> WireBlock | None:
     """The block in the JSON of a `result`; None for `null` (no such block). Raises `ProofFailure("structure")`."""
-    return _decode(_block_decoder, answer, "block")
+    block: WireBlock | None = _decode(_block_decoders[dialect], answer, "block")
+    return block
 
 
-def decode_receipts(answer: bytes | msgspec.Raw) -> list[WireReceipt] | None:
+def decode_receipts(answer: bytes | msgspec.Raw, dialect: Dialect = Dialect.ETHEREUM) -> list[WireReceipt] | None:
     """The receipts in the JSON of a `result` of `eth_getBlockReceipts`; None for `null`. Raises
     `ProofFailure("structure")`."""
-    return _decode(_receipts_decoder, answer, "receipts")
+    receipts: list[WireReceipt] | None = _decode(_receipts_decoders[dialect], answer, "receipts")
+    return receipts
 
 
 def _decode(decoder: msgspec.json.Decoder[_Answer], answer: bytes | msgspec.Raw, what: str) -> _Answer:
