@@ -30,7 +30,7 @@ from chains.evm.envelope import (
 )
 from chains.evm.keccak import keccak
 from chains.evm.rlp import quantity_hex, string_hex
-from chains.evm.wire import ArbitrumTransaction, WireHeader, WireTransaction, bytes_of, quantity_of
+from chains.evm.wire import ArbitrumTransaction, WireHeader, WireTransaction, bytes_of
 from chains.model import Address
 
 DEPOSIT, UNSIGNED, CONTRACT = 0x64, 0x65, 0x66
@@ -38,6 +38,8 @@ RETRY, SUBMIT_RETRYABLE, INTERNAL = 0x68, 0x69, 0x6A
 
 UNMETERED = frozenset((DEPOSIT, RETRY, SUBMIT_RETRYABLE, INTERNAL))
 """Types whose receipt may show that no gas was used; a retry's, where its ticket has expired."""
+VALUELESS = frozenset((SUBMIT_RETRYABLE, INTERNAL))
+"""Types whose bytes hold neither a value nor a recipient."""
 
 ARBOS_ADDRESS: Address = bytes.fromhex("00000000000000000000000000000000000a4b05")
 """The sender of internal transactions (`core/types/arbitrum_signer.go`)."""
@@ -75,15 +77,18 @@ def escrow_of(transaction: WireTransaction) -> Address | None:
     return keccak(_ESCROW_PREFIX + bytes_of(transaction.ticket_id))[12:]
 
 
-def arbitrum_price(header: WireHeader, transaction: WireTransaction) -> int | None:
-    """What a unit of gas cost the sender; None where the block does not tell."""
+def is_price_told(header: WireHeader) -> bool:
+    """False in blocks of a version of ArbOS in which not everybody paid the base fee."""
+    version = int.from_bytes(bytes_of(header.mix_hash)[16:24], "big")
+    return version != _VERSION_TIPS and version < _VERSION_REFUNDS
+
+
+def price_of(transaction: WireTransaction, base_fee: int | None) -> int | None:
+    """What a unit of gas cost the sender; None where somebody else paid, or `base_fee` is."""
     kind = type_of(transaction)
     if kind in (DEPOSIT, INTERNAL):
         return 0
-    version = int.from_bytes(bytes_of(header.mix_hash)[16:24], "big")
-    if kind in (RETRY, SUBMIT_RETRYABLE) or version == _VERSION_TIPS or version >= _VERSION_REFUNDS:
-        return None
-    return quantity_of(header.base_fee_per_gas) if header.base_fee_per_gas is not None else None
+    return None if kind in (RETRY, SUBMIT_RETRYABLE) else base_fee
 
 
 def _deposit_hex(tx: ArbitrumTransaction) -> str:

@@ -10,7 +10,7 @@ from chains.evm.wire import WireHeader, bytes_of, packed, quantity_of
 from chains.model import BlockHash, BlockRef
 
 
-def header_hash(header: WireHeader, dialect: Dialect = Dialect.ETHEREUM) -> BlockHash:
+def header_hash(header: WireHeader) -> BlockHash:
     """The block's hash, recomputed from the header's fields (Yellow Paper, section 4.4, and the forks up to Amsterdam).
     Raises `ProofFailure("structure")` for a header that its dialect cannot have."""
     fields = [
@@ -30,13 +30,13 @@ def header_hash(header: WireHeader, dialect: Dialect = Dialect.ETHEREUM) -> Bloc
         "a0" + header.mix_hash[2:],
         "88" + header.nonce[2:],
     ]
-    later = _avalanche_fields(header) if dialect is Dialect.AVALANCHE else _fork_fields(header)
+    later = _avalanche_fields(header) if header.dialect is Dialect.AVALANCHE else _fork_fields(header)
     return keccak(packed(list_hex("".join(fields + _without_gaps(header, later)))))
 
 
-def prove_header(header: WireHeader, dialect: Dialect = Dialect.ETHEREUM) -> None:
+def prove_header(header: WireHeader) -> None:
     """Check that the header's fields give the hash that it names. Raises `ProofFailure("header_hash")`."""
-    computed = header_hash(header, dialect)
+    computed = header_hash(header)
     if computed != bytes_of(header.hash):
         raise ProofFailure(
             "header_hash",

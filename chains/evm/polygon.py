@@ -15,7 +15,7 @@ from __future__ import annotations
 from chains.evm.envelope import LEGACY, Envelope, envelope_of, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.keccak import keccak
-from chains.evm.wire import WireBlock, WireTransaction, bytes_of, quantity_of
+from chains.evm.wire import PolygonBlock, WireBlock, WireTransaction, bytes_of, quantity_of
 from chains.model import Address, BlockHash, TransactionHash
 
 STATE_SYNC = 0x7F
@@ -26,7 +26,7 @@ MADHUGIRI_HEIGHT = 80_084_800
 """Polygon's first block with state syncs under its roots (bor `params/config.go`). A later block that lists one apart is
 refused: a node could make it up. Test networks came to it at lower heights."""
 SYSTEM_SENDER: Address = bytes(20)
-"""Whom nodes name as the sender of a state sync."""
+"""The sender of a state sync, whomever a node names: nodes differ, and nobody sent it."""
 
 _HASH_PREFIX = b"matic-bor-receipt-"
 
@@ -39,15 +39,20 @@ def polygon_envelope(transaction: WireTransaction, state_sync: bytes | None) -> 
     if state_sync is None or state_sync[:1] != STATE_SYNC.to_bytes(1, "big"):
         message = f"the node does not give the bytes of state sync {transaction.hash}"
         raise ProofFailure("transactions_root", message)
-    return Envelope(state_sync, sender=SYSTEM_SENDER)
+    return Envelope(state_sync, sender=bytes_of(transaction.sender))
 
 
 def has_state_sync_apart(block: WireBlock) -> bool:
     """True when the block's last transaction is a state sync that the block does not commit to."""
-    if not block.transactions:
+    if not isinstance(block, PolygonBlock) or not block.transactions:
         return False
     expected = derived_hash(quantity_of(block.number), bytes_of(block.hash))
     return bytes_of(block.transactions[-1].hash) == expected
+
+
+def is_state_sync(block: WireBlock, transaction: WireTransaction) -> bool:
+    """True for a state sync that the block commits to."""
+    return isinstance(block, PolygonBlock) and type_of(transaction) == STATE_SYNC
 
 
 def derived_hash(height: int, block_hash: BlockHash) -> TransactionHash:

@@ -57,26 +57,25 @@ def prove_block(
     block: WireBlock,
     receipts: Sequence[WireReceipt],
     level: ProofLevel,
-    dialect: Dialect = Dialect.ETHEREUM,
     state_sync: bytes | None = None,
 ) -> None:
     """Check a block and its receipts up to `level`. `state_sync` are the bytes of the block's last transaction where it is a
     Polygon state sync (`polygon.STATE_SYNC`). Raises `ProofFailure`, whose `check` names what did not hold."""
     if level is ProofLevel.OFF:
         return
-    _prove_structure(block, receipts, dialect)
+    _prove_structure(block, receipts)
     if level is ProofLevel.STRUCTURE:
         return
     transactions = block.transactions
-    if dialect is Dialect.POLYGON and polygon.has_state_sync_apart(block):
+    if polygon.has_state_sync_apart(block):
         transactions, receipts = transactions[:-1], receipts[:-1]
     blooms = _prove_bloom(block, receipts)
     if level is ProofLevel.BLOOM:
         return
-    prove_header(block, dialect)
-    envelopes = _prove_transactions(block, transactions, _encoder_of(dialect, state_sync))
+    prove_header(block)
+    envelopes = _prove_transactions(block, transactions, _encoder_of(block.dialect, state_sync))
     _prove_receipts(block, transactions, receipts, blooms)
-    _prove_withdrawals(block, dialect)
+    _prove_withdrawals(block)
     _prove_senders(transactions, envelopes)
 
 
@@ -86,14 +85,14 @@ def _encoder_of(dialect: Dialect, state_sync: bytes | None) -> Encoder:
     return _ENCODERS.get(dialect, envelope_of)
 
 
-def _prove_structure(block: WireBlock, receipts: Sequence[WireReceipt], dialect: Dialect) -> None:
+def _prove_structure(block: WireBlock, receipts: Sequence[WireReceipt]) -> None:
     if len(receipts) != len(block.transactions):
         raise ProofFailure("structure", f"{len(receipts)} receipts for {len(block.transactions)} transactions")
     apart = len(receipts)
-    if dialect is Dialect.POLYGON and polygon.has_state_sync_apart(block):
+    if polygon.has_state_sync_apart(block):
         polygon.check_state_sync_apart(block)
         apart -= 1
-    unmetered = _UNMETERED.get(dialect, frozenset())
+    unmetered = _UNMETERED.get(block.dialect, frozenset())
     gas_before = log_index = 0
     for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
         _check_place(block, index, transaction, receipt)
@@ -179,10 +178,10 @@ def _prove_receipts(
     _compare_root("receipts_root", block.receipts_root, encoded)
 
 
-def _prove_withdrawals(block: WireBlock, dialect: Dialect) -> None:
+def _prove_withdrawals(block: WireBlock) -> None:
     """A block either has both the list and its root, or neither (EIP-4895). Where the root is that of an empty list, a node
     may leave the list out: nothing can be hidden by that."""
-    if block.withdrawals_root is None or dialect in _WITHOUT_WITHDRAWALS:
+    if block.withdrawals_root is None or block.dialect in _WITHOUT_WITHDRAWALS:
         if block.withdrawals:
             raise ProofFailure("withdrawals_root", f"{len(block.withdrawals)} withdrawals in a block without a root")
         return

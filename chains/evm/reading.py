@@ -13,7 +13,15 @@ from chains.evm.header import header_ref, prove_header
 from chains.evm.proof import prove_block
 from chains.evm.traces import InternalMove, RawTraces, settle_traces
 from chains.evm.transfers import decode_transfers
-from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_header, decode_receipts, quantity_of
+from chains.evm.wire import (
+    WireBlock,
+    WireReceipt,
+    bytes_of,
+    decode_block,
+    decode_header,
+    decode_receipts,
+    quantity_of,
+)
 from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, TraceProof, hex_of
 
 Place = int | BlockHash
@@ -45,6 +53,8 @@ class RawBlock:
     host: str
     rpc_calls: int
     traces: tuple[RawTraces, ...] = ()
+    state_sync: bytes | msgspec.Raw | None = None
+    """The `result` of `eth_getRawTransactionByBlockHashAndIndex` for Polygon's state sync, where the block has one."""
 
 
 class BlocksMixed(ProofFailure):
@@ -58,12 +68,12 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
     the one that gave the block; `TracesDiffer` where tracing nodes contradict each other.
     """
     try:
-        block, receipts = decode_block(raw.block), decode_receipts(raw.receipts)
+        block, receipts = decode_block(raw.block, rules.dialect), decode_receipts(raw.receipts, rules.dialect)
         if block is None or receipts is None:
             raise ProofFailure("structure", "null in place of a block or of its receipts")
         ref = _placed(header_ref(block), place)
         _check_same_block(block, receipts)
-        prove_block(block, receipts, rules.proof)
+        prove_block(block, receipts, rules.proof, _state_sync_bytes(raw))
         internal, trace_proof = _internal(rules, block, receipts, raw.traces)
         transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native, internal, trace_proof)
         timestamp_s = quantity_of(block.timestamp)
@@ -91,10 +101,24 @@ def _internal(
     return settle_traces(traces, block, receipts, rules.traces_needed)
 
 
-def read_ref(proof: ProofLevel, raw: bytes | msgspec.Raw, place: Place | None = None) -> BlockRef:
+def _state_sync_bytes(raw: RawBlock) -> bytes | None:
+    if raw.state_sync is None:
+        return None
+    try:
+        return bytes_of(msgspec.json.decode(raw.state_sync, type=str))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProofFailure("structure", f"the bytes of the state sync are malformed: {error}") from error
+
+
+def read_ref(
+    proof: ProofLevel,
+    raw: bytes | msgspec.Raw,
+    place: Place | None = None,
+    dialect: Dialect = Dialect.ETHEREUM,
+) -> BlockRef:
     """Place and hash in a header, the hash recomputed at `roots`. Raises `ProofFailure`."""
     try:
-        header = decode_header(raw)
+        header = decode_header(raw, dialect)
         if header is None:
             raise ProofFailure("structure", "null in place of a header")
         if proof is ProofLevel.ROOTS:

@@ -11,8 +11,8 @@ What counts (value above zero, in a frame that did not fail, under none that did
   that created the contract, the value is burned instead.
 - Never the root frame: that is the transaction's own value, which the transaction itself proves.
 
-**Transactions without a trace.** Polygon's state-sync transaction (from and to the zero address) is traced by some nodes
-and not by others (Bor's option `borTraceEnabled`), so it counts as without a trace, and one that is there is not read.
+**Transactions without a trace.** Polygon's state sync (`chains.evm.polygon`) is traced by some nodes and not by others
+(Bor's option `borTraceEnabled`), so it counts as without a trace, and one that is there is not read.
 
 **Arbitrum.** Deposits (0x64), submitted retryables (0x69) and ArbOS's own (0x6a) run no code, and have a root frame that
 never tells of failure (OffchainLabs/nitro `arbos/tx_processor.go`). What a retryable's submission moves are made-up calls
@@ -30,14 +30,14 @@ from enum import StrEnum
 
 import msgspec
 
-from chains.evm.carrier import Carrier, carriers_of
+from chains.evm.carrier import Carrier
+from chains.evm.carriers import carriers_of
 from chains.evm.envelope import type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.frames import Frame, Trace, call_traces, flat_traces
-from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, bytes_of, quantity_of
+from chains.evm.wire import WireBlock, WireReceipt, bytes_of, quantity_of
 from chains.model import Address, TraceProof, hex_of
 
-_NOBODY = bytes(20)
 _RUNS_NO_CODE = frozenset({0x64, 0x69, 0x6A})
 """Arbitrum's transactions whose root frame tells of no failure."""
 
@@ -136,22 +136,17 @@ def settle_traces(
 
 
 def _moves_of(traces: list[Trace], carriers: list[Carrier]) -> Moves:
-    traced = [carrier for carrier in carriers if not _is_state_sync(carrier.wire)]
+    traced = [carrier for carrier in carriers if carrier.is_traced()]
     if len(traces) not in (len(traced), len(carriers)):
         raise ProofFailure("traces", f"{len(traces)} traces for {len(traced)} transactions")
     if len(traces) == len(carriers):
-        traces = [trace for trace, c in zip(traces, carriers, strict=True) if not _is_state_sync(c.wire)]
+        traces = [trace for trace, c in zip(traces, carriers, strict=True) if c.is_traced()]
     moves: list[InternalMove] = []
     for trace, carrier in zip(traces, traced, strict=True):
         _check_root(trace, carrier)
         if carrier.has_succeeded() is not False:
             moves += [_move(carrier.index, frame) for frame in trace.inner if not _is_burned(frame)]
     return tuple(moves)
-
-
-def _is_state_sync(wire: WireTransaction) -> bool:
-    """Polygon's state-sync transaction. No key has the zero address, so no signed transaction is from it."""
-    return wire.to is not None and bytes_of(wire.sender) == bytes_of(wire.to) == _NOBODY
 
 
 def _check_root(trace: Trace, carrier: Carrier) -> None:
@@ -167,10 +162,12 @@ def _check_root(trace: Trace, carrier: Carrier) -> None:
     if root.kind != kind or root.sender is None or root.value is None:
         raise ProofFailure("traces", f"transaction {index}: its root frame is a {root.kind:.80}, or incomplete")
     claimed = (_address(index, root.sender), _amount(index, root.value))
-    if claimed != (bytes_of(wire.sender), quantity_of(wire.value)):
+    if claimed != (carrier.sender(), carrier.amount()):
         raise ProofFailure("traces", f"transaction {index}: its root frame has another sender or value")
     names_nobody = wire.to is None and trace.has_failed  # a creation that failed
-    if not names_nobody and (root.recipient is None or _address(index, root.recipient) != carrier.recipient()):
+    expected = carrier.recipient()
+    is_told = expected is not None and not names_nobody
+    if is_told and (root.recipient is None or _address(index, root.recipient) != expected):
         raise ProofFailure("traces", f"transaction {index}: its root frame has another recipient")
 
 

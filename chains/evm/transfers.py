@@ -5,6 +5,10 @@
 - **Tokens** (ERC-20): what the logs of allow-listed contracts say (`chains.evm.tokens`).
 - **Validator withdrawals** (EIP-4895): Gwei, credited by the protocol, carried by no transaction.
 - **A failed transaction** is one transfer with `has_failed`: only its fee was spent.
+- **Value from L1** (`chains.evm.op_stack`, `chains.evm.arbitrum`): some transactions first credit their sender with value
+  that was locked elsewhere. That is a transfer of its own, with the path `mint`, from nobody or from an escrow account.
+  When the value then goes on to another, that is a second transfer, as the balances have it; when sender and recipient
+  are one, nothing more moves.
 - **Internal value**: what traces say moved inside a transaction (`chains.evm.traces`), after its native value and before
   its logs. It carries the proof level of its traces.
 
@@ -18,7 +22,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from chains.evm.carrier import Carrier, carriers_of
+from chains.evm.carrier import Carrier
+from chains.evm.carriers import carriers_of
 from chains.evm.tokens import token_logs
 from chains.evm.traces import InternalMove
 from chains.evm.wire import WireBlock, WireReceipt, bytes_of, quantity_of
@@ -29,6 +34,7 @@ from chains.model import (
     Locator,
     LocatorKind,
     Movement,
+    ProofLevel,
     TraceProof,
     Transaction,
     Transfer,
@@ -38,13 +44,14 @@ from chains.model import (
 WEI_PER_GWEI = 10**9
 
 _NATIVE = Locator(LocatorKind.NATIVE)
+_MINT = Locator(LocatorKind.NATIVE, "mint")
 _FAILED = Locator(LocatorKind.TRANSACTION)
 
 
 def decode_transfers(
     chain_id: ChainId,
     block: WireBlock,
-    receipts: list[WireReceipt],
+    receipts: Sequence[WireReceipt],
     assets: Mapping[Address, Asset],
     native: Asset,
     internal: Sequence[InternalMove] = (),
@@ -74,16 +81,13 @@ def _movements_of(
     moves: Sequence[InternalMove],
     trace_proof: TraceProof | None,
 ) -> list[Movement]:
-    amount = quantity_of(carrier.wire.value)
     has_succeeded = carrier.has_succeeded()
-    has_native = has_succeeded is False or (has_succeeded is True and amount > 0)
     logs = [] if has_succeeded is False else token_logs(carrier.receipt.logs, tokens)
+    has_native = has_succeeded is False or carrier.amount() > 0 or carrier.mint() is not None
     if not has_native and not moves and not logs:
         return []
-    transaction = carrier.to_transaction()
-    movements = []
-    if has_native:
-        movements.append(_native_movement(carrier, transaction, amount, native, has_failed=not has_succeeded))
+    transaction, proof = carrier.to_transaction(), carrier.proof()
+    movements = _native_movements(carrier, transaction, native, proof) if has_native else []
     for move in moves:
         locator = Locator(LocatorKind.TRACE, move.path)
         movements.append(
@@ -94,16 +98,29 @@ def _movements_of(
     for found in logs:
         locator = Locator(LocatorKind.LOG, str(found.ordinal), quantity_of(found.log.log_index))
         movements.append(
-            Movement(found.asset.id, found.sender, found.recipient, found.amount_atomic, locator, transaction)
+            Movement(
+                found.asset.id, found.sender, found.recipient, found.amount_atomic, locator, transaction, proof=proof
+            )
         )
     return movements
 
 
-def _native_movement(
-    carrier: Carrier, transaction: Transaction, amount: int, native: Asset, *, has_failed: bool
-) -> Movement:
-    locator = _FAILED if has_failed else _NATIVE
-    return Movement(native.id, transaction.sender, carrier.recipient(), amount, locator, transaction, has_failed)
+def _native_movements(
+    carrier: Carrier, transaction: Transaction, native: Asset, proof: ProofLevel | None
+) -> list[Movement]:
+    """What the transaction itself does with the native coin: minted, and then moved or failed to."""
+    sender, recipient, amount, minted = transaction.sender, carrier.recipient(), carrier.amount(), carrier.mint()
+    movements = []
+    if minted is not None:
+        movements.append(
+            Movement(native.id, minted.source, sender, minted.amount_atomic, _MINT, transaction, proof=proof)
+        )
+    has_succeeded = carrier.has_succeeded()
+    if has_succeeded is False:
+        movements.append(Movement(native.id, sender, recipient, amount, _FAILED, transaction, True, proof))
+    elif has_succeeded and amount > 0 and not (minted is not None and sender == recipient):
+        movements.append(Movement(native.id, sender, recipient, amount, _NATIVE, transaction, proof=proof))
+    return movements
 
 
 def _withdrawals_of(block: WireBlock, native: Asset) -> Iterator[Movement]:

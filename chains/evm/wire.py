@@ -18,7 +18,7 @@ the decoder, or a node could slip a forged value past a correct hash.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -40,9 +40,13 @@ class WireHeader(Struct, rename="camel", gc=False):
     """A header, as `eth_getBlockByNumber(.., false)` and `newHeads` give it: every field that enters the block hash.
 
     The fields after `nonce` came with forks and are None before them: London (EIP-1559), Shanghai (EIP-4895), Cancun
-    (EIP-4844, EIP-4788), Prague (EIP-7685), Amsterdam (EIP-7928, EIP-7843). Osaka adds none. The rest are
-    Avalanche's (`chains.evm.header`).
+    (EIP-4844, EIP-4788), Prague (EIP-7685), Amsterdam (EIP-7928, EIP-7843). Osaka adds none. From
+    `ext_data_hash` on they are Avalanche's (`chains.evm.header`).
+
+    `dialect` goes with the value, so that what was decoded as one dialect's is proven and read as that dialect's.
     """
+
+    dialect: ClassVar[Dialect] = Dialect.ETHEREUM
 
     hash: Hex32
     parent_hash: Hex32
@@ -75,6 +79,12 @@ class WireHeader(Struct, rename="camel", gc=False):
     min_delay_excess: Quantity | None = None
     target_exponent: Quantity | None = None
     settled_height: Quantity | None = None
+
+
+class AvalancheHeader(WireHeader, rename="camel", gc=False):
+    """A header of Avalanche's C-Chain."""
+
+    dialect: ClassVar[Dialect] = Dialect.AVALANCHE
 
 
 class WireAccess(Struct, rename="camel", gc=False):
@@ -212,22 +222,42 @@ class WireBlock(WireHeader, rename="camel", gc=False, kw_only=True):
 class OpStackBlock(WireBlock, rename="camel", gc=False, kw_only=True):
     """A block of an OP Stack chain."""
 
+    dialect: ClassVar[Dialect] = Dialect.OP_STACK
     transactions: Sequence[OpStackTransaction]
 
 
 class ArbitrumBlock(WireBlock, rename="camel", gc=False, kw_only=True):
     """A block of an Arbitrum chain."""
 
+    dialect: ClassVar[Dialect] = Dialect.ARBITRUM
     transactions: Sequence[ArbitrumTransaction]
+
+
+class PolygonBlock(WireBlock, rename="camel", gc=False, kw_only=True):
+    """A block of Polygon PoS."""
+
+    dialect: ClassVar[Dialect] = Dialect.POLYGON
+
+
+class AvalancheBlock(WireBlock, rename="camel", gc=False, kw_only=True):
+    """A block of Avalanche's C-Chain."""
+
+    dialect: ClassVar[Dialect] = Dialect.AVALANCHE
 
 
 _Answer = TypeVar("_Answer")
 
-_header_decoder: msgspec.json.Decoder[WireHeader | None] = msgspec.json.Decoder(WireHeader | None)
-_BLOCKS: dict[Dialect, type[WireBlock]] = {Dialect.OP_STACK: OpStackBlock, Dialect.ARBITRUM: ArbitrumBlock}
+_HEADERS: dict[Dialect, type[WireHeader]] = {Dialect.AVALANCHE: AvalancheHeader}
+_BLOCKS: dict[Dialect, type[WireBlock]] = {
+    block.dialect: block for block in (WireBlock, OpStackBlock, ArbitrumBlock, PolygonBlock, AvalancheBlock)
+}
 _RECEIPTS: dict[Dialect, type[WireReceipt]] = {Dialect.OP_STACK: OpStackReceipt}
+
+_header_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
+    dialect: msgspec.json.Decoder(_HEADERS.get(dialect, WireHeader) | None) for dialect in Dialect
+}
 _block_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
-    dialect: msgspec.json.Decoder(_BLOCKS.get(dialect, WireBlock) | None) for dialect in Dialect
+    dialect: msgspec.json.Decoder(_BLOCKS[dialect] | None) for dialect in Dialect
 }
 _receipts_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
     dialect: msgspec.json.Decoder(list[_RECEIPTS.get(dialect, WireReceipt)] | None)  # type: ignore[misc]
@@ -235,9 +265,10 @@ _receipts_decoders: dict[Dialect, msgspec.json.Decoder[Any]] = {
 }
 
 
-def decode_header(answer: bytes | msgspec.Raw) -> WireHeader | None:
+def decode_header(answer: bytes | msgspec.Raw, dialect: Dialect = Dialect.ETHEREUM) -> WireHeader | None:
     """The header in the JSON of a `result`; None for `null` (no such block). Raises `ProofFailure("structure")`."""
-    return _decode(_header_decoder, answer, "header")
+    header: WireHeader | None = _decode(_header_decoders[dialect], answer, "header")
+    return header
 
 
 def decode_block(answer: bytes | msgspec.Raw, dialect: Dialect = Dialect.ETHEREUM) -> WireBlock | None:
