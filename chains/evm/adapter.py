@@ -18,14 +18,16 @@ import msgspec
 from chains.adapter import Internal, NodeHead, NodeStatus
 from chains.errors import BlockNotFound, ChainError, WrongChain
 from chains.evm.accounts import Accounts
+from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
 from chains.evm.probe import NodeProbe, probe_node, with_lag
 from chains.evm.reading import BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
+from chains.evm.state_syncs import with_state_sync
 from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
 from chains.evm.workers import Workers, pickled_rules
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, ValuePath
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, ProofLevel, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.jsonrpc import NULL, Call
@@ -182,6 +184,8 @@ class EvmAdapter:
 
     async def _ask_block_once(self, upstream: Upstream, place: Place, *, is_ahead: bool) -> Block:
         raw = await fetch_raw_block(upstream, place)
+        if self._rules.dialect is Dialect.POLYGON and self._rules.proof is ProofLevel.ROOTS:
+            raw = await with_state_sync(upstream, raw)
 
         async def _read(traced: RawBlock, needed: int | None) -> Block:
             with blaming(upstream):
@@ -222,7 +226,7 @@ class EvmAdapter:
         return self._read_ref(upstream, present(upstream, answer, height), height)
 
     def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef:
-        return proven(upstream, lambda: read_ref(self.profile.proof, raw, place))
+        return proven(upstream, lambda: read_ref(self.profile.proof, raw, place, self.profile.dialect))
 
     async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
         among = [upstream for upstream in self._pool.upstreams if upstream.host == host]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from chains.evm.carrier import Carrier, carriers_of
+from chains.evm.carrier import Carrier
+from chains.evm.carriers import carriers_of
 from chains.evm.dialect import Dialect
 from chains.evm.keccak import keccak
 from chains.evm.rlp import encode

@@ -1,4 +1,4 @@
-"""Recorded mainnet blocks, as the JSON that a node answered."""
+"""Recorded blocks, as the JSON that a node answered: of Ethereum's mainnet, and of chains with other dialects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,31 @@ from typing import Any
 
 import msgspec
 
+from chains.evm.dialect import Dialect
 from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_receipts
 
 DATA = Path(__file__).parents[3] / "data"
 MAINNET = DATA / "evm" / "ethereum-mainnet"
+DIALECTS = {
+    "ethereum-mainnet": Dialect.ETHEREUM,
+    "arbitrum-mainnet": Dialect.ARBITRUM,
+    "base-mainnet": Dialect.OP_STACK,
+    "optimism-mainnet": Dialect.OP_STACK,
+    "polygon-mainnet": Dialect.POLYGON,
+}
+"""The recorded chains, by folder."""
+ELSEWHERE = sorted(
+    (path.parents[1].name, int(path.parent.name))
+    for chain in DIALECTS
+    if chain != "ethereum-mainnet"
+    for path in (DATA / "evm" / chain).glob("*/receipts.json.gz")
+)
+"""Blocks of other chains, with receipts: folder and height."""
+ELSEWHERE_WITH_EXPECTED_TRANSFERS = [
+    (chain, height)
+    for chain, height in ELSEWHERE
+    if (DATA / "evm" / chain / str(height) / "expected_token_transfers.json.gz").exists()
+]
 
 WITH_RECEIPTS = sorted(
     int(path.parent.name) for path in MAINNET.glob("*/receipts.json.gz") if (path.parent / "block.json.gz").exists()
@@ -31,11 +52,12 @@ class Answer:
 
     block: dict[str, Any]
     receipts: list[dict[str, Any]]
+    dialect: Dialect = Dialect.ETHEREUM
 
     def decode(self) -> tuple[WireBlock, list[WireReceipt]]:
         """The answer as the adapter would read it."""
-        block = decode_block(msgspec.json.encode(self.block))
-        receipts = decode_receipts(msgspec.json.encode(self.receipts))
+        block = decode_block(msgspec.json.encode(self.block), self.dialect)
+        receipts = decode_receipts(msgspec.json.encode(self.receipts), self.dialect)
         assert block is not None
         assert receipts is not None
         return block, receipts
@@ -52,8 +74,9 @@ def recorded_traces(height: int) -> Any:  # noqa: ANN401 - JSON
     return read_json(MAINNET / str(height) / "call_traces.json.gz")
 
 
-def recorded(height: int) -> Answer:
+def recorded(height: int, chain: str = "ethereum-mainnet") -> Answer:
     """A fresh copy of a recorded block; without receipts where none were recorded."""
-    folder = MAINNET / str(height)
+    folder = DATA / "evm" / chain / str(height)
     receipts = folder / "receipts.json.gz"
-    return Answer(read_json(folder / "block.json.gz"), read_json(receipts) if receipts.exists() else [])
+    block, rows = read_json(folder / "block.json.gz"), read_json(receipts) if receipts.exists() else []
+    return Answer(block, rows, DIALECTS[chain])
