@@ -75,9 +75,13 @@ def make_receipt(*logs: WireLog, index: int = 0, **changes: Any) -> WireReceipt:
     return WireReceipt(**(fields | changes))
 
 
-def make_block(*transactions: WireTransaction, withdrawals: list[WireWithdrawal] | None = None) -> WireBlock:
+def make_block(
+    *transactions: WireTransaction,
+    withdrawals: list[WireWithdrawal] | None = None,
+    dialect: type[WireBlock] = WireBlock,
+) -> WireBlock:
     """A block of these transactions; its commitments are empty, for tests that do not look at them."""
-    return WireBlock(
+    return dialect(
         hash=word(1),
         parent_hash=word(0),
         sha3_uncles=word(0),

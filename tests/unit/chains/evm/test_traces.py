@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from chains.evm.errors import ProofFailure
+from chains.evm.polygon import derived_hash
 from chains.evm.reading import RawBlock, ReadingRules, read_block
 from chains.evm.senders import created_address
 from chains.evm.traces import (
@@ -18,7 +19,7 @@ from chains.evm.traces import (
     TracesRefused,
     read_traces,
 )
-from chains.evm.wire import WireReceipt, WireTransaction
+from chains.evm.wire import PolygonBlock, WireReceipt, WireTransaction, bytes_of
 from chains.model import LocatorKind, ProofLevel, TraceProof, hex_of
 from tests.unit.chains.evm.factories import (
     ALICE,
@@ -261,9 +262,14 @@ def test_flat_traces_that_contradict_the_block_or_themselves_are_refused() -> No
     assert "malformed" in flat_refusal([good[0] | {"traceAddress": "0"}])
 
 
-def test_a_state_sync_of_polygon_may_have_a_trace_or_none() -> None:
-    nobody = hex_of(bytes(20))
-    block = make_block(make_transaction(0), make_transaction(1, sender=nobody, to=nobody, type="0x0", gas="0x0"))
+@pytest.mark.parametrize("is_apart", [True, False])
+def test_a_state_sync_of_polygon_may_have_a_trace_or_none(is_apart: bool) -> None:
+    nobody, system = hex_of(bytes(20)), hex_of(bytes.fromhex("ff" * 19 + "fe"))
+    sync = make_transaction(1, sender=system, to=nobody, type="0x7f", gas="0x0")
+    if is_apart:
+        listed = hex_of(derived_hash(0x10, bytes_of(word(1))))
+        sync = make_transaction(1, sender=nobody, to=nobody, type="0x0", gas="0x0", hash=listed)
+    block = make_block(make_transaction(0), sync, dialect=PolygonBlock)
     credited = frame("CALL", bytes(20), DAVE, 0, frame(value=9))
     for answer in ([root(frame(value=5))], [root(frame(value=5)), credited]):
         moves = read_traces(raw_traces(answer), block, RECEIPTS)
