@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -129,7 +130,7 @@ WHOLE: dict[str, tuple[Answer, bytes | None]] = {
 }  # fmt: skip
 
 
-def told(answer: Answer, state_sync: bytes | None, original: Answer) -> tuple[Transfer, ...]:
+def told(answer: Answer, state_sync: bytes | None, original: Answer) -> Sequence[Transfer]:
     """The transfers that a merchant may hear of, when the original was asked for."""
     return read(answer, state_sync, like=original).transfers
 
