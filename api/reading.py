@@ -17,7 +17,9 @@ BODY_TIMEOUT_S = 30.0
 BODY_DEPTH_MAX = 64
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_PLAIN_STRING = re.compile(rb'"[^"]*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _PATH = re.compile(r"^(?P<detail>.*?)(?: - at (?:key in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 _NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
@@ -62,11 +64,19 @@ def _is_too_deep(body: bytes) -> bool:
     if body.count(b"[") + body.count(b"{") <= BODY_DEPTH_MAX:
         return False
     depth = 0
-    for bracket in _STRING.sub(b"", body).translate(None, _NO_BRACKETS):
+    for bracket in _brackets_of(body):
         depth += 1 if bracket in b"[{" else -1
         if depth > BODY_DEPTH_MAX:
             return True
     return False
+
+
+def _brackets_of(body: bytes) -> bytes:
+    """The brackets that stand outside of strings, in order. A long body is mostly what is neither quote nor bracket: that
+    goes first, unless there are backslashes, which decide where a string ends."""
+    if b"\\" not in body:
+        return _PLAIN_STRING.sub(b"", body.translate(None, _NO_MARKS).replace(b'""', b"")).translate(None, b'"')
+    return _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
 
 
 def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401

@@ -79,7 +79,7 @@ async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
     chains = await list_chains(call.connection)
     asked = _read_rows(call.body.watches, chains)
     try:
-        inserted = await insert_watches(call.connection, call.tenant_id, asked, call.now)
+        inserted, chains = await insert_watches(call.connection, call.tenant_id, asked, call.now)
     except BackfillNotAvailable as error:
         pointer = f"/watches/{error.index}/start_height"
         problem = FieldProblem(pointer, str(error))
@@ -87,8 +87,6 @@ async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
     created = [one.row.id for one in inserted if one.is_new]
     if created:
         await audit(call, "watches.created", created[0], count=len(created))
-    # Read again under the lock: a chain's first block may have come in between.
-    chains = await list_chains(call.connection)
     return WatchAnswers([watch_document(one.row, chains, is_known=not one.is_new) for one in inserted])
 
 
@@ -124,9 +122,10 @@ def _read_row(row: WatchInput, chains: Sequence[ChainRow], pointer: str) -> NewW
 def _check_metadata(metadata: dict[str, Any], pointer: str) -> None:
     if not metadata:
         return
-    if _depth(metadata) > METADATA_DEPTH_MAX:
-        raise invalid(pointer, f"the metadata is nested deeper than {METADATA_DEPTH_MAX} levels")
     encoded = msgspec.json.encode(metadata)
+    # No deeper than it has brackets: most need no closer look.
+    if encoded.count(b"{") + encoded.count(b"[") > METADATA_DEPTH_MAX and _depth(metadata) > METADATA_DEPTH_MAX:
+        raise invalid(pointer, f"the metadata is nested deeper than {METADATA_DEPTH_MAX} levels")
     if len(encoded) > METADATA_BYTES_MAX:
         raise invalid(pointer, f"the metadata has {len(encoded)} bytes as JSON; at most {METADATA_BYTES_MAX} are kept")
     if _NUL.search(encoded):

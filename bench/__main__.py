@@ -19,8 +19,9 @@ from bench.following import BARE, FollowingTask
 from bench.installation import make_database, make_template
 from bench.live import Latency, LiveTask
 from bench.process import BenchFailed, measured, serving
-from bench.report import Report, Row, latency_rows, print_report, rate_rows
+from bench.report import Report, Row, latency_rows, print_report, rate_rows, watching_sections
 from bench.usage import Usage
+from bench.watching import Watching, WatchingTask
 from ledger.embedded import embedded_postgres, remove_embedded_postgres
 
 PROOFS = ("structure", "bloom", "roots")
@@ -34,11 +35,22 @@ class Sizes(msgspec.Struct):
     deliveries: int
     live_blocks: int
     live_interval_s: float
+    watches_loaded: int
     seed: int
 
 
-FULL = Sizes(blocks=250, watches=10_000, deliveries=20_000, live_blocks=200, live_interval_s=0.2, seed=1)
-QUICK = Sizes(blocks=20, watches=1_000, deliveries=960, live_blocks=12, live_interval_s=0.2, seed=1)
+FULL = Sizes(
+    blocks=250,
+    watches=10_000,
+    deliveries=20_000,
+    live_blocks=200,
+    live_interval_s=0.2,
+    watches_loaded=1_000_000,
+    seed=1,
+)
+QUICK = Sizes(
+    blocks=20, watches=1_000, deliveries=960, live_blocks=12, live_interval_s=0.2, watches_loaded=20_000, seed=1
+)
 
 
 class Bench:
@@ -92,6 +104,14 @@ class Bench:
         baseline, chainbell = latencies
         return latency_rows(chainbell, baseline)
 
+    def watching(self) -> dict[str, list[Row]]:
+        """Many watches, by REST."""
+        self.say(f"loading {self.sizes.watches_loaded} watches")
+        database_url = make_database(self.database_url, "watching")
+        with serving("bench.api", database_url) as api_url:
+            task = WatchingTask(database_url, api_url, self.sizes.watches_loaded, self.sizes.seed)
+            return watching_sections(msgspec.convert(measured("bench.watching", task), Watching))
+
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
@@ -119,6 +139,7 @@ def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
                 "following mainnet-sized blocks": bench.following(),
                 "delivering signed webhooks": bench.delivering(),
                 "one deposit in each live block": bench.live(),
+                **bench.watching(),
             }
     return Report(msgspec.to_builtins(sizes), sections)
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from bench.live import Latency, Spread
 from bench.usage import Usage
+from bench.watching import Watching
 
 
 class Row(msgspec.Struct):
@@ -55,6 +56,29 @@ def latency_rows(latency: Latency, baseline: Latency) -> list[Row]:
     rows[0].cpu_ms = baseline.usage.cpu_s * 1000 / baseline.usage.count
     rows[2].cpu_ms = cpu_ms
     return rows
+
+
+def watching_sections(watching: Watching) -> dict[str, list[Row]]:
+    """Loading watches by the thousand, what a follower notices of it, and what they cost once they are there."""
+    rates = {"POST /v1/watches": _in_thousands(watching.load)}
+    idle, loading = watching.idle_wait, watching.loading_wait
+    few, many = watching.match_few, watching.match_many
+    return {
+        "loading watches, bare: COPY": rate_rows(rates, _in_thousands(watching.bare), "1,000/s"),
+        "meanwhile a follower waits for its chain's row, bare: nobody loads": [
+            *_pair("wait", loading, idle),
+            Row("wait, longest", watching.loading_wait_max_ms, idle.p99_ms, "ms"),
+        ],
+        "matching a block's 600 addresses, bare: 1,000 watches": _pair("with all loaded", many, few),
+        "space, bare: the table alone, the API before": [
+            Row("watches with indexes", watching.table_bytes / 1e6, watching.bare_bytes / 1e6, "MB"),
+            Row("API process", watching.api_bytes / 1e6, watching.api_bytes_before / 1e6, "MB"),
+        ],
+    }
+
+
+def _in_thousands(usage: Usage) -> Usage:
+    return Usage(usage.count // 1000, usage.elapsed_s, usage.cpu_s)
 
 
 def _pair(name: str, spread: Spread, baseline: Spread) -> list[Row]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Text, case, func, literal, select, update
+from sqlalchemy import BigInteger, Text, case, func, literal, select, true, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Asset, AssetId, BlockHash, ChainId, Slug, ValuePath
+from ledger.bulk import unnested
+from ledger.database import lock_number
 from ledger.errors import CheckpointMoved, UnknownName
 from ledger.model import AssetRow, ChainRow
 from ledger.rows import asset_from, chain_from
@@ -59,6 +61,7 @@ async def register_chain(connection: AsyncConnection, configuration: ChainConfig
         "quorum": configuration.quorum,
         "value_paths": list(configuration.value_paths),
     }
+    await _take_turn(connection, configuration.chain_id)
     statement = insert(chains).values(chain_id=configuration.chain_id, **facts)
     is_traced = chains.c.tracers.has_any(literal(list(configuration.tracing_hosts), ARRAY(Text)))
     traced = literal([*configuration.value_paths, ValuePath.TRACES.value], ARRAY(Text))
@@ -102,11 +105,36 @@ async def _register_policy(connection: AsyncConnection, configuration: ChainConf
     return version
 
 
+def _turn(chain_id: str) -> int:
+    """The advisory lock at which all queue who want a chain's row, for themselves or to share it.
+
+    Why a row lock alone is not enough. Who asks `FOR SHARE` is let in past a follower that waits for others who share the
+    row: two loads of watches at once, each call begun before the last one has ended, kept a follower out for as long as
+    they went on. Advisory locks are given in the order in which they were asked for."""
+    return lock_number("chain", chain_id)
+
+
+async def _take_turn(connection: AsyncConnection, chain_id: ChainId) -> None:
+    await connection.execute(select(func.pg_advisory_xact_lock(_turn(chain_id))))
+
+
 async def lock_chain(connection: AsyncConnection, chain_id: ChainId) -> tuple[ChainRow, datetime]:
-    """The chain's row `FOR UPDATE`, and the database's time: the first lock of every commit."""
+    """The chain's row `FOR UPDATE`, and the database's time: the first lock of every commit.
+
+    From here to the end of the transaction rows are found by index and not by reading tables. A connection keeps the plan
+    of a statement until the tables' statistics are renewed, and the plan for an empty table is to read it: after
+    many watches or entries have come at once, every block read them all."""
+    # The row is locked above the join, so after the turn was taken; a row that changed meanwhile is read again.
+    turn = select(
+        func.pg_advisory_xact_lock(_turn(chain_id)).label("taken"),
+        func.set_config("enable_seqscan", "off", True).label("reading"),
+    ).cte("turn")
     row = (
         await connection.execute(
-            select(chains, func.clock_timestamp().label("now")).where(chains.c.chain_id == chain_id).with_for_update()
+            select(chains, func.clock_timestamp().label("now"))
+            .join_from(chains, turn, true())
+            .where(chains.c.chain_id == chain_id)
+            .with_for_update(of=chains)
         )
     ).one()
     values = dict(row._mapping)
@@ -117,15 +145,17 @@ async def lock_chain(connection: AsyncConnection, chain_id: ChainId) -> tuple[Ch
     return ChainRow(**values), now
 
 
-async def share_chains(connection: AsyncConnection, scope: str) -> list[ChainRow]:
-    """Rows of the chains in a watch's scope, locked `FOR SHARE`: no block is committed while a watch is inserted, so a
-    watch inserted at tip T is covered from T + 1 exactly."""
-    statement = select(chains).order_by(chains.c.chain_id).with_for_update(read=True)
-    if scope != EVM_SCOPE:
-        statement = statement.where(chains.c.chain_id == scope)
-    else:
-        statement = statement.where(chains.c.chain_id.startswith("eip155:"))
-    return [chain_from(row) for row in await connection.execute(statement)]
+async def share_chains(connection: AsyncConnection, chain_ids: Collection[ChainId]) -> list[ChainRow]:
+    """These chains' rows, locked `FOR SHARE` in the order of their ids: none of their blocks is committed while watches
+    are inserted, so a watch inserted at tip T is covered from T + 1 exactly."""
+    ordered = sorted(chain_ids)
+    turns = unnested("turns", number=BigInteger())
+    await connection.execute(
+        select(func.pg_advisory_xact_lock_shared(turns.c.number)),
+        {"all_number": [_turn(chain_id) for chain_id in ordered]},
+    )
+    statement = select(chains).where(chains.c.chain_id.in_(ordered)).order_by(chains.c.chain_id)
+    return [chain_from(row) for row in await connection.execute(statement.with_for_update(read=True))]
 
 
 async def find_chain(connection: AsyncConnection, chain_id: ChainId) -> ChainRow:
@@ -212,6 +242,7 @@ async def show_follower(
     now: datetime,
 ) -> None:
     """A follower's sign of life. It never overwrites a halt: only `resume_chain` lifts one."""
+    await _take_turn(connection, chain_id)
     await connection.execute(
         update(chains)
         .where(chains.c.chain_id == chain_id, chains.c.state != ChainState.HALTED.value)

@@ -9,6 +9,11 @@ from chains.model import Address
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}\Z")
 
+_CASE_BIT = 0x20
+_LETTERS = bytes(_CASE_BIT if chr(code) in "abcdef" else 0 for code in range(256))
+_HIGH_DIGITS = bytes(_CASE_BIT if chr(code) in "89abcdef" else 0 for code in range(256))
+"""Tables for `bytes.translate`: the bit that tells upper from lower case where a byte is such a character, else nothing."""
+
 
 class AddressError(ValueError):
     """The text is no address, or its checksum is wrong; the message is a sentence for the one who wrote it."""
@@ -33,6 +38,11 @@ def parse_address(text: str) -> Address:
 
 def checksum_of(address: Address) -> str:
     """The EIP-55 spelling: a letter is upper case where the same digit of the hash of the lower-case text is 8 or more."""
-    digits = address.hex()
-    marks = keccak(digits.encode()).hex()
-    return "0x" + "".join(d.upper() if int(m, 16) >= 8 else d for d, m in zip(digits, marks, strict=False))
+    digits = address.hex().encode()
+    # All 40 at once, as one number: a letter differs from its capital by one bit.
+    capitals = _number(digits.translate(_LETTERS)) & _number(keccak(digits).hex()[:40].encode().translate(_HIGH_DIGITS))
+    return "0x" + (_number(digits) ^ capitals).to_bytes(40, "big").decode()
+
+
+def _number(text: bytes) -> int:
+    return int.from_bytes(text, "big")

@@ -27,6 +27,10 @@ ROWS = {
         )
         for percentile in ("p50", "p99")
     },
+    "loading watches, bare: COPY": {"bare loop", "POST /v1/watches"},
+    "meanwhile a follower waits for its chain's row, bare: nobody loads": {"wait, p50", "wait, p99", "wait, longest"},
+    "matching a block's 600 addresses, bare: 1,000 watches": {"with all loaded, p50", "with all loaded, p99"},
+    "space, bare: the table alone, the API before": {"watches with indexes", "API process"},
 }
 
 

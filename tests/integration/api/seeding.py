@@ -48,7 +48,7 @@ async def add_watch(
     connection: AsyncConnection, tenant_id: TenantId, address: bytes = ADDRESS, reference: str | None = "order-1"
 ) -> WatchRow:
     """A watch on Ethereum."""
-    [inserted] = await insert_watches(
+    [inserted], _ = await insert_watches(
         connection, tenant_id, [NewWatch(ETHEREUM, address, reference, {"n": 1}, None)], START
     )
     return inserted.row

@@ -6,9 +6,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+import ledger.watches
 from chains.model import hex_of
+from ledger.chains import lock_chain, share_chains
 from ledger.database import transaction
 from ledger.schema import audit_log, watches
 from tests.integration.api.conftest import Answer, Service
@@ -212,6 +216,57 @@ async def test_an_insert_waits_for_the_commit_of_a_block(service: Service) -> No
         done, _ = await asyncio.wait([asked], timeout=0.3)
         assert not done
     assert (await asked).json["data"][0]["covered_from_height"] == 124
+
+
+async def until_waiting(connection: AsyncConnection, count: int) -> None:
+    """Return when so many connections wait for a lock."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    async with asyncio.timeout(20):
+        while (await connection.execute(waiting)).scalar_one() < count:  # noqa: ASYNC110 - Postgres tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_load_does_not_get_in_past_a_follower_that_waits_for_another_load(service: Service) -> None:
+    await with_chain(service, tip=122)
+
+    async def _commit_block() -> None:
+        async with transaction(service.owner) as follower:
+            await lock_chain(follower, ETHEREUM)
+            await set_tip(follower, 123)
+
+    async with transaction(service.owner) as first_load:
+        await share_chains(first_load, [ETHEREUM])
+        committing = asyncio.create_task(_commit_block())
+        await until_waiting(first_load, 1)
+        asked = asyncio.create_task(watch(service, {"chain": "ethereum", "address": TEXT}))
+        await until_waiting(first_load, 2)
+        assert not committing.done()
+    await committing
+    assert (await asked).json["data"][0]["covered_from_height"] == 124
+
+
+@pytest.mark.parametrize("at_once_max", [0, 1000], ids=["without the lock first", "under the lock"])
+async def test_watches_that_are_there_are_answered_when_a_block_comes_in_between(
+    service: Service, at_once_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the insert is done, what was there before is told from what is new."""
+    monkeypatch.setattr(ledger.watches, "UNDER_LOCK_MAX", at_once_max)
+    await with_chain(service, tip=122)
+    [there] = (await watch(service, {"chain": "ethereum", "address": address(1)})).json["data"]
+    async with transaction(service.owner) as follower:
+        await set_tip(follower, 123)
+        rows = [
+            {"chain": "ethereum", "address": address(n), "start_height": s} for n, s in ((1, 1), (2, None), (3, 900))
+        ]
+        asked = asyncio.create_task(watch(service, *rows, rows[1]))
+        await until_waiting(follower, 1)
+    data = (await asked).json["data"]
+    assert data[0] == {**there, "status": "exists"}
+    assert [row["covered_from_height"] for row in data[1:]] == [124, 900, 124]
+    assert [row["status"] for row in data[1:]] == ["active", "active", "exists"]
+    for row in data[1:3]:
+        seen = (await service.ask("GET", f"/v1/watches/{row['id']}")).json
+        assert seen["covered_from_height"] == row["covered_from_height"]
 
 
 async def test_ten_thousand_watches_are_made_in_one_call(service: Service) -> None:

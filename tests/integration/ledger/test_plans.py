@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from chains.model import ChainId
 from ledger import entries, matching
-from ledger.chains import find_chain
+from ledger.chains import find_chain, lock_chain
 from ledger.database import connect, transaction
+from ledger.matching import match_watches
 
 WATCHES = 100_000
 ENTRIES = 50_000
@@ -63,6 +64,48 @@ async def test_a_block_meets_watches_by_index(full: AsyncEngine) -> None:
         plan = await plan_of(connection, matching._match, {"all_address": addresses, "chain_id": "eip155:1"})
     assert "ix_watches_match" in plan
     assert "Seq Scan on watches" not in plan
+
+
+@pytest.fixture
+async def follower(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """One connection to an empty ledger, so that what is prepared is used again."""
+    engine = connect(database_url, application="tests", pool_size=1)
+    yield engine
+    await engine.dispose()
+
+
+async def test_a_block_meets_watches_by_index_before_the_planner_has_heard_of_them(follower: AsyncEngine) -> None:
+    """A plan made while there were no watches at all is kept, and a load of many is not in the statistics yet."""
+    addresses = [number.to_bytes(20, "big") for number in range(1, 400)]
+    fill = _FILL.strip().split(";\n")
+    async with transaction(follower) as connection:
+        await connection.execute(text("ALTER TABLE watches SET (autovacuum_enabled = false)"))
+        for statement in fill[:3]:
+            await connection.execute(text(statement))
+        await connection.execute(text("ANALYZE watches"))
+    for _ in range(12):  # five until the driver prepares it, five more until Postgres keeps a plan for any addresses
+        async with transaction(follower) as connection:
+            await lock_chain(connection, ChainId("eip155:1"))
+            assert await match_watches(connection, ChainId("eip155:1"), addresses) == {}
+    async with transaction(follower) as connection:
+        await connection.execute(text(fill[3]))
+    async with transaction(follower) as connection:
+        await lock_chain(connection, ChainId("eip155:1"))
+        before = await rows_read(connection)
+        found = await match_watches(connection, ChainId("eip155:1"), addresses)
+        assert len(found) == len(addresses)
+        assert await rows_read(connection) - before < 10 * len(addresses)
+
+
+async def rows_read(connection: AsyncConnection) -> int:
+    """How many rows of `watches` this transaction has looked at, by whatever way."""
+    counted = await connection.execute(
+        text(
+            "SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) "
+            "FROM pg_stat_xact_all_tables WHERE relname = 'watches'"
+        )
+    )
+    return int(counted.scalar_one())
 
 
 async def test_entries_of_a_branch_are_found_by_index(full: AsyncEngine) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.problems import Code, Refused
-from api.reading import decode_body
+from api.reading import _brackets_of, decode_body
 from api.watches import METADATA_DEPTH_MAX, NewWatches, _check_metadata, _depth
 
 
@@ -100,3 +100,16 @@ def test_brackets_in_strings_are_no_nesting() -> None:
     row = {"chain": "ethereum", "address": "0x" + "00" * 20, "reference": '[{"' * 50}
     body = msgspec.json.encode({"watches": [row] * 100})
     assert len(decode_body(body, NewWatches).watches) == 100
+
+
+_TEXTS = st.text(alphabet="[]{}:, ab", max_size=6)
+_VALUES: st.SearchStrategy[object] = st.recursive(
+    st.none() | _TEXTS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXTS, inner, max_size=4)
+)
+
+
+@given(_VALUES)
+def test_a_body_without_backslashes_has_the_brackets_that_a_closer_look_finds(value: object) -> None:
+    body = msgspec.json.encode(value)
+    assert b"\\" not in body
+    assert _brackets_of(body) == _brackets_of(body + b"\\")
