@@ -227,6 +227,7 @@ async def remember_tracers(
     """Add hosts that were seen to trace, each with its method, and say which value paths are read with them. None is
     ever taken out: from now on a missing trace holds the chain, after a restart too."""
     merged = chains.c.tracers.op("||")(literal(dict(tracers), JSONB))
+    await _take_turn(connection, chain_id)
     statement = update(chains).where(chains.c.chain_id == chain_id)
     await connection.execute(statement.values(tracers=merged, value_paths=list(value_paths)))
 
