@@ -10,6 +10,7 @@ import pytest
 
 from chains.errors import ProfileError
 from chains.evm.address import AddressError, checksum_of
+from chains.evm.polygon import MADHUGIRI_HEIGHT
 from chains.model import AssetKind, ChainId, ProofLevel, Slug
 from chains.profile import (
     ETHER_LOG_EMITTER,
@@ -132,6 +133,10 @@ def test_no_network_is_asked_more_than_once_a_second(name: str) -> None:
 @pytest.mark.parametrize("name", profile_names())
 def test_what_is_not_proven_is_said_in_sentences(name: str) -> None:
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in load_profile(name).unproven)
+
+
+def test_the_heights_that_polygon_and_its_sentence_speak_of_are_one() -> None:
+    assert any(f"(block {MADHUGIRI_HEIGHT})" in sentence for sentence in load_profile("polygon").unproven)
 
 
 ALIASES = {
