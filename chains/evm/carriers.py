@@ -77,19 +77,20 @@ class ArbitrumCarrier(Carrier):
 
 
 @dataclass(frozen=True, slots=True)
-class StateSyncCarrier(Carrier):
-    """Polygon's state sync: nobody sent it, and nothing but its logs says anything."""
+class EmptyCarrier(Carrier):
+    """A transaction that nobody sent, and of which nothing but its logs says anything: Polygon's state sync, the OP Stack's
+    post-exec transaction."""
 
-    is_apart: bool
+    is_apart: bool = False
     """The block does not commit to it."""
 
     def is_traced(self) -> bool:
-        """Bor traces it where it is told to."""
+        """Nodes differ."""
         return False
 
     def sender(self) -> Address:
         """Nobody."""
-        return polygon.SYSTEM_SENDER
+        return NOBODY
 
     def nonce(self) -> int | None:
         """Nobody has none."""
@@ -114,20 +115,25 @@ class StateSyncCarrier(Carrier):
 
 _CARRIERS: dict[Dialect, type[Carrier]] = {Dialect.OP_STACK: OpStackCarrier, Dialect.ARBITRUM: ArbitrumCarrier}
 
+_EMPTY: dict[Dialect, int] = {Dialect.POLYGON: polygon.STATE_SYNC, Dialect.OP_STACK: op_stack.POST_EXEC}
+"""The type of the transactions of each dialect that nobody sent."""
+NOBODY: Address = bytes(20)
+"""Their sender, whomever a node names: nodes differ, and no bytes hold one."""
+
 
 def carriers_of(block: WireBlock, receipts: Sequence[WireReceipt]) -> Iterator[Carrier]:
     """The block's transactions, each with its receipt. Raises `ProofFailure("structure")`."""
     if len(receipts) != len(block.transactions):
         raise ProofFailure("structure", f"{len(receipts)} receipts for {len(block.transactions)} transactions")
     base_fee = _base_fee_of(block)
-    make = _CARRIERS.get(block.dialect, Carrier)
+    make, empty = _CARRIERS.get(block.dialect, Carrier), _EMPTY.get(block.dialect)
     apart = len(receipts) - 1 if polygon.has_state_sync_apart(block) else len(receipts)
     gas_before = 0
     for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
         gas_after = quantity_of(receipt.cumulative_gas_used)
         used = gas_after - gas_before
-        if index >= apart or polygon.is_state_sync(block, transaction):
-            yield StateSyncCarrier(index, transaction, receipt, used, base_fee, index >= apart)
+        if index >= apart or (empty is not None and type_of(transaction) == empty):
+            yield EmptyCarrier(index, transaction, receipt, used, base_fee, index >= apart)
         else:
             yield make(index, transaction, receipt, used, base_fee)
         gas_before = gas_after

@@ -32,11 +32,13 @@ class Envelope:
     signed: bytes = b""
     parity: int = 0
     sender: Address | None = None
+    hashed: bytes | None = None
+    """What is hashed, where it is not what lies under the transactions root."""
 
     @property
     def hash(self) -> bytes:
         """The transaction's hash."""
-        return keccak(self.raw)
+        return keccak(self.raw if self.hashed is None else self.hashed)
 
     @property
     def signing_hash(self) -> bytes:

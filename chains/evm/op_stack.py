@@ -4,6 +4,10 @@
 the sender. They may *mint*: value that was locked on L1 is credited to the sender before anything else happens, and it
 stays there whatever becomes of the rest. Then the value moves as in any transaction.
 
+**Post-exec transactions** (type 0x7d, with the Lagoon fork; optimism `op-core/types`) end a block of the sequencer's own
+metering. They hold gas that is given back, and move nothing. Under the transactions root lies their payload as it is; what
+is hashed is the RLP of a list that holds it.
+
 **Before Bedrock** a transaction from L1 was a legacy one with a signature of zeros (op-geth `internal/ethapi/api.go`,
 "pre-bedrock relayed tx"). Nothing in the block commits to its sender: the node's word is all there is.
 """
@@ -11,7 +15,7 @@ stays there whatever becomes of the rest. Then the value moves as in any transac
 from __future__ import annotations
 
 from chains.evm.envelope import LEGACY, Envelope, envelope_of, legacy_hex, missing, type_of, typed_bytes
-from chains.evm.rlp import list_hex, quantity_hex, string_hex
+from chains.evm.rlp import encode, list_hex, quantity_hex, string_hex
 from chains.evm.wire import (
     OpStackReceipt,
     OpStackTransaction,
@@ -24,8 +28,10 @@ from chains.evm.wire import (
 
 DEPOSIT = 0x7E
 """The type of a transaction that came from L1."""
-UNMETERED = frozenset((DEPOSIT,))
-"""Types whose receipt may show that no gas was used: before Regolith, the chain's own."""
+POST_EXEC = 0x7D
+"""The type of the transaction in which a sequencer gives gas back."""
+UNMETERED = frozenset((DEPOSIT, POST_EXEC))
+"""Types whose receipt may show that no gas was used; of deposits, before Regolith, the chain's own."""
 
 
 def op_stack_envelope(transaction: WireTransaction) -> Envelope:
@@ -33,6 +39,9 @@ def op_stack_envelope(transaction: WireTransaction) -> Envelope:
     kind = type_of(transaction)
     if kind == DEPOSIT and isinstance(transaction, OpStackTransaction):
         return _deposit_envelope(transaction)
+    if kind == POST_EXEC:
+        mark, payload = packed("7d"), bytes_of(transaction.input)
+        return Envelope(mark + payload, sender=bytes_of(transaction.sender), hashed=mark + encode([payload]))
     if is_relayed(transaction):
         raw = packed(list_hex(legacy_hex(transaction) + "808080"))
         return Envelope(raw, sender=bytes_of(transaction.sender))

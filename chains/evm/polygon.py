@@ -16,7 +16,7 @@ from chains.evm.envelope import LEGACY, Envelope, envelope_of, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.keccak import keccak
 from chains.evm.wire import PolygonBlock, WireBlock, WireTransaction, bytes_of, quantity_of
-from chains.model import Address, BlockHash, TransactionHash
+from chains.model import BlockHash, TransactionHash
 
 STATE_SYNC = 0x7F
 """The type of a state sync since Madhugiri (bor `core/types/transaction.go`)."""
@@ -25,8 +25,6 @@ UNMETERED = frozenset((STATE_SYNC,))
 MADHUGIRI_HEIGHT = 80_084_800
 """Polygon's first block with state syncs under its roots (bor `params/config.go`). A later block that lists one apart is
 refused: a node could make it up. Test networks came to it at lower heights."""
-SYSTEM_SENDER: Address = bytes(20)
-"""The sender of a state sync, whomever a node names: nodes differ, and nobody sent it."""
 
 _HASH_PREFIX = b"matic-bor-receipt-"
 
@@ -48,11 +46,6 @@ def has_state_sync_apart(block: WireBlock) -> bool:
         return False
     expected = derived_hash(quantity_of(block.number), bytes_of(block.hash))
     return bytes_of(block.transactions[-1].hash) == expected
-
-
-def is_state_sync(block: WireBlock, transaction: WireTransaction) -> bool:
-    """True for a state sync that the block commits to."""
-    return isinstance(block, PolygonBlock) and type_of(transaction) == STATE_SYNC
 
 
 def derived_hash(height: int, block_hash: BlockHash) -> TransactionHash:

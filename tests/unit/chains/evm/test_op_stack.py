@@ -10,9 +10,11 @@ import pytest
 import rlp
 
 from chains.evm.dialect import Dialect
+from chains.evm.keccak import keccak
 from chains.evm.senders import created_address
 from chains.model import Address, ProofLevel, hex_of
 from tests.unit.chains.evm.dialect_blocks import (
+    HEIGHT,
     SIGNER,
     Row,
     Sent,
@@ -105,7 +107,7 @@ FORGED_DEPOSITS: dict[str, tuple[str, Any, str]] = {
     "isSystemTx": ("isSystemTx", True, "transaction_hash"),
     "no sourceHash": ("sourceHash", None, "structure"),
     "type": ("type", "0x2", "structure"),
-    "an unknown type": ("type", "0x7d", "structure"),
+    "an unknown type": ("type", "0x7c", "structure"),
 }
 
 
@@ -170,3 +172,20 @@ def test_since_isthmus_the_withdrawals_root_is_another_one_and_there_are_no_with
     answer.dialect = Dialect.ETHEREUM
     answer.block["transactions"] = answer.receipts = []
     assert refusal(answer) == "structure"
+
+
+def post_exec() -> Sent:
+    """The transaction in which a sequencer gives gas back (0x7d). Its hash is not that of its bytes."""
+    payload = rlp.encode([uint(1), uint(HEIGHT), [[uint(1), uint(7)]]])
+    name = keccak(b"\x7d" + rlp.encode([payload]))
+    return Sent(row(0x7D, bytes(20), None, data=payload), b"\x7d" + payload, gas_used=0, hash=name)
+
+
+def test_a_post_exec_transaction_proves_itself_and_moves_nothing() -> None:
+    answer = make_answer(Dialect.OP_STACK, [deposit(), signed(BOB, 1), post_exec()])
+    assert native(read(answer)) == [(SIGNER, BOB, 1, "native")]
+    for name, value in (("value", "0x7"), ("to", hex_of(BOB)), ("from", hex_of(ALICE)), ("nonce", "0x7")):
+        answer.block["transactions"][2][name] = value
+        assert native(read(answer)) == [(SIGNER, BOB, 1, "native")]
+    answer.block["transactions"][2]["input"] = "0x00"
+    assert refusal(answer) == "transaction_hash"
