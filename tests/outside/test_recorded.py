@@ -1,5 +1,5 @@
-"""Recorded mainnet blocks go the whole way: a node, the follower, Postgres, REST. Each is the first block of a chain of its
-own, since they do not follow one another."""
+"""Recorded blocks of every chain go the whole way: a node, the follower, Postgres, REST. Each is the first block of a chain
+of its own, since they do not follow one another."""
 
 from __future__ import annotations
 
@@ -15,20 +15,36 @@ from chains.model import hex_of
 from chains.profile import load_profile
 from tests.fakes.node import RecordedNode, drop_one_log, empty_list
 from tests.outside.installation import Installation, Tenant, installed
-from tests.unit.chains.evm.recorded import MAINNET, WITH_EXPECTED_TRANSFERS, WITH_RECEIPTS, read_json, recorded
+from tests.unit.chains.evm.recorded import DATA, ELSEWHERE, WITH_EXPECTED_TRANSFERS, WITH_RECEIPTS, read_json, recorded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
-LISTED = {hex_of(token.contract) for token in load_profile("ethereum").tokens if token.contract}
+PROFILES = {
+    "ethereum-mainnet": "ethereum",
+    "arbitrum-mainnet": "arbitrum",
+    "base-mainnet": "base",
+    "optimism-mainnet": "optimism",
+    "polygon-mainnet": "polygon",
+}
+"""The recorded chains, and the profile by which each is followed."""
+ETHEREUM = [("ethereum-mainnet", height) for height in WITH_RECEIPTS]
+PLACES = ETHEREUM + ELSEWHERE
 
+Place = tuple[str, int]
+"""A recorded chain, and a height of it."""
 Movement = tuple[str, int, str, str, str, str]
 """Transaction hash, log index in the block, contract, from, to, amount."""
 
 
-def movements_in_file(height: int) -> list[Movement]:
+def slug_of(place: Place) -> str:
+    """The chain of its own that a recorded block begins."""
+    return f"{PROFILES[place[0]]}-{place[1]}"
+
+
+def movements_in_file(place: Place) -> list[Movement]:
     """The ERC-20 movements that another indexer found in the block, but for those of zero, which are no entries."""
-    rows = read_json(MAINNET / str(height) / "expected_token_transfers.json.gz")
+    rows = read_json(DATA / "evm" / place[0] / str(place[1]) / "expected_token_transfers.json.gz")
     return sorted(
         (
             row["transactionHash"], int(row.get("logIndex", 0)), row["tokenAddress"], row["erc20"]["fromAddress"],
@@ -39,9 +55,9 @@ def movements_in_file(height: int) -> list[Movement]:
     )  # fmt: skip
 
 
-def movements_in_logs(height: int) -> list[Movement]:
+def movements_in_logs(place: Place) -> list[Movement]:
     """The ERC-20 movements by the rule of EIP-20 alone, read from the recorded receipts."""
-    logs = [log for receipt in recorded(height).receipts for log in receipt["logs"]]
+    logs = [log for receipt in recorded(place[1], place[0]).receipts for log in receipt["logs"]]
     return sorted(
         (
             log["transactionHash"], int(log["logIndex"], 16), log["address"].lower(), "0x" + log["topics"][1][26:],
@@ -53,9 +69,16 @@ def movements_in_logs(height: int) -> list[Movement]:
     )  # fmt: skip
 
 
-def movements_of(height: int) -> list[Movement]:
-    """What has to be found in a block."""
-    return movements_in_file(height) if height in WITH_EXPECTED_TRANSFERS else movements_in_logs(height)
+def is_told_in_file(place: Place) -> bool:
+    """True where another indexer's output was recorded beside the block."""
+    return (DATA / "evm" / place[0] / str(place[1]) / "expected_token_transfers.json.gz").exists()
+
+
+def movements_of(place: Place) -> list[Movement]:
+    """What has to be found in a block: not the native coin once more, under another name."""
+    aliases = {hex_of(alias) for alias in load_profile(PROFILES[place[0]]).native_aliases}
+    found = movements_in_file(place) if is_told_in_file(place) else movements_in_logs(place)
+    return [movement for movement in found if movement[2] not in aliases]
 
 
 def movement_of(entry: Any) -> Movement:  # noqa: ANN401 - JSON
@@ -66,35 +89,38 @@ def movement_of(entry: Any) -> Movement:  # noqa: ANN401 - JSON
     )  # fmt: skip
 
 
-def chain_settings(slug: str, number: int, height: int, nodes: Iterable[tuple[str, str]]) -> str:
-    """A chain like Ethereum that begins at a recorded block, with every token of that block listed."""
+def chain_settings(slug: str, number: int, place: Place, nodes: Iterable[tuple[str, str]]) -> str:
+    """A chain like the recorded one that begins at a recorded block, with every token of that block listed."""
+    profile = load_profile(PROFILES[place[0]])
+    listed = {hex_of(token.contract) for token in profile.tokens if token.contract}
     given = ", ".join(f'{{ name = "{name}", url = "{url}" }}' for name, url in nodes)
-    text = f'\n[chains.{slug}]\nprofile = "ethereum"\nchain_id = "eip155:{number}"\nnodes = [ {given} ]\nstart = {height}\n'
-    for place, contract in enumerate(sorted({row[2] for row in movements_of(height)} - LISTED)):
-        text += f'\n[[chains.{slug}.assets]]\ncontract = "{contract}"\nsymbol = "T{place}"\ndecimals = 18\n'
+    text = f'\n[chains.{slug}]\nprofile = "{profile.slug}"\nchain_id = "eip155:{number}"\n'
+    text += f"nodes = [ {given} ]\nstart = {place[1]}\n"
+    for count, contract in enumerate(sorted({row[2] for row in movements_of(place)} - listed)):
+        text += f'\n[[chains.{slug}.assets]]\ncontract = "{contract}"\nsymbol = "T{count}"\ndecimals = 18\n'
     return text
 
 
-def recorded_node(height: int, number: int) -> RecordedNode:
-    answer = recorded(height)
-    return RecordedNode({height: (answer.block, answer.receipts)}, chain_id=number)
+def recorded_node(place: Place, number: int) -> RecordedNode:
+    answer = recorded(place[1], place[0])
+    return RecordedNode({place[1]: (answer.block, answer.receipts)}, chain_id=number)
 
 
-async def watch_all(shop: Tenant, places: Iterable[tuple[str, int]]) -> None:
+async def watch_all(shop: Tenant, places: Iterable[tuple[str, Place]]) -> None:
     """Watch every address that occurs in the blocks' ERC-20 movements, in batches."""
-    wanted = {(slug, address) for slug, height in places for row in movements_of(height) for address in row[3:5]}
+    wanted = {(slug, address) for slug, place in places for row in movements_of(place) for address in row[3:5]}
     rows = [{"chain": slug, "address": address} for slug, address in sorted(wanted)]
     for first in range(0, len(rows), 5_000):
         await shop.call("POST", "/v1/watches", {"watches": rows[first : first + 5_000]})
 
 
-async def check_entries(shop: Tenant, slug: str, height: int) -> None:
+async def check_entries(shop: Tenant, slug: str, place: Place) -> None:
     """The ERC-20 entries of the chain are exactly the block's movements, on both sides, proven to the roots."""
-    expected = movements_of(height)
+    expected = movements_of(place)
     for side in ("deposits", "withdrawals"):
         rows = await shop.rows(f"/v1/{side}", chain=slug)
         assert {row["proof"]["level"] for row in rows} <= {"roots"}
-        assert {row["block"]["height"] for row in rows} <= {height}
+        assert {row["block"]["height"] for row in rows} <= {place[1]}
         found = sorted(movement_of(row) for row in rows if row["asset"]["kind"] == "fungible")
         assert found == expected, (slug, side)
 
@@ -111,39 +137,43 @@ class World:
 async def world(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         settings = ""
-        for number, height in enumerate(WITH_RECEIPTS, start=1):
-            node = await stack.enter_async_context(recorded_node(height, number))
-            settings += chain_settings(f"b{height}", number, height, [("node", node.url)])
+        for number, place in enumerate(PLACES, start=1):
+            node = await stack.enter_async_context(recorded_node(place, number))
+            settings += chain_settings(slug_of(place), number, place, [("node", node.url)])
         opened = installed(tmp_path_factory.mktemp("recorded"), module_database_url, settings)
         installation = await stack.enter_async_context(opened)
         await installation.start("serve")
         await installation.ready()
         shop = await installation.tenant("shop")
-        await watch_all(shop, ((f"b{height}", height) for height in WITH_RECEIPTS))
+        await watch_all(shop, ((slug_of(place), place) for place in PLACES))
         await installation.start("follow")
         yield World(installation, shop)
 
 
-@pytest.mark.parametrize("height", WITH_RECEIPTS)
-async def test_every_erc20_movement_of_a_mainnet_block_is_an_entry_proven_to_the_roots(
-    world: World, height: int
+@pytest.mark.parametrize("place", PLACES, ids=slug_of)
+async def test_every_erc20_movement_of_a_recorded_block_is_an_entry_proven_to_the_roots(
+    world: World, place: Place
 ) -> None:
-    slug = f"b{height}"
+    slug, height = slug_of(place), place[1]
     await world.shop.until_followed(slug, height)
     row = await world.shop.until_chain("it follows", slug, lambda row: row["state"] == "following")
     assert (row["tip"], row["proof"], row["reason"]) == (height, "roots", None)
-    await check_entries(world.shop, slug, height)
+    await check_entries(world.shop, slug, place)
 
 
 async def test_the_blocks_hold_enough_to_mean_something() -> None:
     assert len(WITH_RECEIPTS) >= 15
-    assert sum(len(movements_of(height)) for height in WITH_RECEIPTS) > 1_000
-    assert all(movements_in_file(height) == movements_in_logs(height) for height in WITH_EXPECTED_TRANSFERS)
+    assert {chain for chain, _ in PLACES} == set(PROFILES)
+    assert sum(len(movements_of(place)) for place in PLACES) > 1_000
+    told = [place for place in PLACES if is_told_in_file(place)]
+    assert len(told) >= len(WITH_EXPECTED_TRANSFERS) + 4
+    assert all(movements_in_file(place) == movements_in_logs(place) for place in told)
 
 
 # --- nodes that leave something out -----------------------------------------------------------------------------------
 
 HEIGHT = 17_000_000
+AT = ("ethereum-mainnet", HEIGHT)
 
 
 async def metric(installation: Installation, name: str, **labels: str) -> float:
@@ -174,7 +204,7 @@ async def lying_chains(stack: AsyncExitStack) -> list[Liar]:
     liars = []
     for number, (slug, lie) in enumerate((("omits", drop_one_log), ("empties", empty_list)) * 2, start=1):
         count = 1 if number <= 2 else 2
-        nodes = [await stack.enter_async_context(recorded_node(HEIGHT, number)) for _ in range(count)]
+        nodes = [await stack.enter_async_context(recorded_node(AT, number)) for _ in range(count)]
         nodes[0].misbehave(lie, method="eth_getBlockReceipts")
         if count > 1:
             for node in nodes:
@@ -190,7 +220,7 @@ async def test_a_node_that_leaves_something_out_is_caught_and_named_and_nothing_
         liars = await lying_chains(stack)
         settings = "".join(
             chain_settings(
-                liar.slug, number, HEIGHT, zip(("liar", "honest"), [node.url for node in liar.nodes], strict=False)
+                liar.slug, number, AT, zip(("liar", "honest"), [node.url for node in liar.nodes], strict=False)
             )
             for number, liar in enumerate(liars, start=1)
         )
@@ -199,14 +229,14 @@ async def test_a_node_that_leaves_something_out_is_caught_and_named_and_nothing_
         await installation.run()
         shop = await installation.tenant("shop")
         await check_that_they_hold(shop, [liar for liar in liars if not liar.has_help])
-        await watch_all(shop, ((liar.slug, HEIGHT) for liar in liars))
+        await watch_all(shop, ((liar.slug, AT) for liar in liars))
         for liar in liars:
             liar.nodes[-1].behave()
             for node in liar.nodes:
                 node.head = HEIGHT
         for liar in liars:
             await shop.until_followed(liar.slug, HEIGHT)
-            await check_entries(shop, liar.slug, HEIGHT)
+            await check_entries(shop, liar.slug, AT)
             row = await shop.until_chain("it follows", liar.slug, lambda row: row["state"] == "following")
             assert row["reason"] is None
             if liar.has_help:
