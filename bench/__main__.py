@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,11 +15,12 @@ from bench.delivering import DeliveringTask
 from bench.following import BARE, FollowingTask
 from bench.installation import make_database, make_template
 from bench.live import Latency, LiveTask
+from bench.many import scratch
 from bench.process import BenchFailed, measured, serving
 from bench.report import Report, Row, latency_rows, print_report, rate_rows, watching_sections
 from bench.usage import Usage
 from bench.watching import Watching, WatchingTask
-from ledger.embedded import embedded_postgres, remove_embedded_postgres
+from ledger.embedded import embedded_postgres
 
 PROOFS = ("structure", "bloom", "roots")
 
@@ -113,21 +111,9 @@ class Bench:
             return watching_sections(msgspec.convert(measured("bench.watching", task), Watching))
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory for one run. Not below one of mode 0700: where this runs as root, the database's user enters it."""
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-bench-"))
-    directory.chmod(0o755)
-    try:
-        yield directory
-    finally:
-        remove_embedded_postgres(directory)
-        shutil.rmtree(directory)
-
-
 def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
     """Measure everything, one thing after another. Raises `BenchFailed`."""
-    with _scratch() as directory:
+    with scratch() as directory:
         say(f"making {sizes.blocks} blocks")
         chain = directory / "chain"
         record_chain(chain, sizes.blocks, sizes.seed)

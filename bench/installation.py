@@ -31,7 +31,7 @@ from ledger.watches import NewWatch, insert_watches
 SECRET_BOX = SecretBox(bytes(32))
 LIVE_WINDOW = timedelta(days=36500)
 """The recorded blocks are as old as their seed says; here they count as news."""
-WATCHES_AT_ONCE = 1000
+WATCHES_AT_ONCE = 10_000
 
 
 def loopback_policy() -> EndpointPolicy:

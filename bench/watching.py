@@ -37,8 +37,8 @@ WATCHES_A_CALL = 10_000
 CALLS_AT_ONCE = 2
 FIRST_TIP = 1_000
 LOCK_INTERVAL_S = 0.02
-BLOCK_INTERVAL_S = 2.0
-"""The row is taken every `LOCK_INTERVAL_S`; this often the tip moves as well."""
+BLOCK_INTERVAL_S = 12.0
+"""The row is taken every `LOCK_INTERVAL_S`; this often, as on Ethereum, the tip moves as well."""
 
 WATCHES_FEW = 1_000
 ADDRESSES_A_BLOCK = 600
@@ -84,6 +84,11 @@ def addresses_of(task: WatchingTask, call: int) -> list[Address]:
 
 def _call_count(task: WatchingTask) -> int:
     return -(-task.watches // WATCHES_A_CALL)
+
+
+def plain_url(database_url: str) -> str:
+    """The URL without SQLAlchemy's word for the driver."""
+    return database_url.replace("+psycopg", "")
 
 
 def make_body(task: WatchingTask, call: int) -> bytes:
@@ -176,7 +181,7 @@ def _copy_lines(task: WatchingTask, call: int) -> Iterator[bytes]:
 def load_bare(task: WatchingTask) -> Usage:
     """COPY the same rows, a transaction for each call's."""
     usage = Usage(_call_count(task) * WATCHES_A_CALL)
-    with psycopg.connect(task.database_url.replace("+psycopg", "")) as connection:
+    with psycopg.connect(plain_url(task.database_url)) as connection:
         connection.execute("CREATE UNLOGGED TABLE bare (LIKE watches INCLUDING ALL)")
         connection.commit()
         for call in range(_call_count(task)):
@@ -192,7 +197,7 @@ def load_bare(task: WatchingTask) -> Usage:
 
 def _sizes(task: WatchingTask) -> tuple[int, int]:
     """Bytes of `watches` with its indexes, and without; the copy is dropped."""
-    with psycopg.connect(task.database_url.replace("+psycopg", "")) as connection:
+    with psycopg.connect(plain_url(task.database_url)) as connection:
         query = "SELECT pg_total_relation_size('watches'), pg_relation_size('bare')"
         row = connection.execute(query).fetchone()
         connection.execute("DROP TABLE bare")
