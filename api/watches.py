@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -77,7 +78,8 @@ async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
     Watches 1 to 10,000 addresses: all of them, or none when one row is not valid. Each answered row says from which
     block it is covered. An address that you watch already on that chain is answered as it is, with status `exists`."""
     chains = await list_chains(call.connection)
-    asked = _read_rows(call.body.watches, chains)
+    # In a thread: ten thousand checksums would keep every other request, and the locks it holds, waiting.
+    asked = await asyncio.to_thread(_read_rows, call.body.watches, chains)
     try:
         inserted, chains = await insert_watches(call.connection, call.tenant_id, asked, call.now)
     except BackfillNotAvailable as error:

@@ -8,12 +8,14 @@ from api.app import create_app
 from bench.installation import SECRET_BOX, loopback_policy
 from bench.serving import serve_until_stdin_closes
 from chainbell.logs import configure_logs
+from chainbell.supervisor import calm_garbage_collector
 from chainbell.version import VERSION
 from ledger.cursors import cursor_key_of
 from ledger.database import connect_api
 
 if __name__ == "__main__":
     configure_logs()
+    calm_garbage_collector()
     serve_until_stdin_closes(
         create_app(
             engine=connect_api(sys.argv[1]),

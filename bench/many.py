@@ -1,5 +1,5 @@
-"""Very many watches, once: `python -m bench.many --steps 1000,1000000,10000000`. `make bench` leaves it out: it takes long, and
-gigabytes of disk.
+"""Very many watches, once: `python -m bench.many --steps 1000,1000000,10000000`. It takes long, and gigabytes of disk, so
+`make bench` leaves it out.
 
 They are made as the API makes them, 10,000 in a transaction, but without HTTP. At each step: how long it took until there,
 the size of the table and its indexes, the memory of this process, and the time to match a block's addresses.
