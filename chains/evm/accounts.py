@@ -115,28 +115,27 @@ class Accounts:
         proofs: list[Call] = [("eth_getProof", [hex_of(address), [], hex(height)]) for _, height in places]
         answers = [_result(answer) for answer in await upstream.client.batch([*headers, *proofs])]
         after, before = [
-            prove_account(_state_root(header, block_hash), address, decode_account_proof(proof)).balance
+            prove_account(self._state_root(header, block_hash), address, decode_account_proof(proof)).balance
             for header, proof, (block_hash, _) in zip(answers[:2], answers[2:], places, strict=True)
         ]
         return after - before
 
+    def _state_root(self, answer: msgspec.Raw, block_hash: BlockHash) -> bytes:
+        """The state root of the header that has that hash. Raises `ProofFailure`."""
+        header = decode_header(answer, self._rules.dialect)
+        if header is None or bytes_of(header.hash) != block_hash:
+            raise ProofFailure("place", f"not the header of block {hex_of(block_hash)}")
+        prove_header(header)
+        return bytes_of(header.state_root)
+
 
 def _expected_changes(rules: ReadingRules, raw: RawBlock, addresses: Sequence[Address]) -> dict[Address, int | None]:
     """What the block, which was proven when it was read, must have done to each account if its traces are true."""
-    block, receipts = decode_block(raw.block), decode_receipts(raw.receipts)
+    block, receipts = decode_block(raw.block, rules.dialect), decode_receipts(raw.receipts, rules.dialect)
     if block is None or receipts is None:
         raise ProofFailure("structure", "null in place of a block or of its receipts")
     moves, _ = settle_traces(raw.traces, block, receipts, len(raw.traces))
-    return {address: expected_change(address, block, receipts, moves, rules.dialect) for address in addresses}
-
-
-def _state_root(answer: msgspec.Raw, block_hash: BlockHash) -> bytes:
-    """The state root of the header that has that hash. Raises `ProofFailure`."""
-    header = decode_header(answer)
-    if header is None or bytes_of(header.hash) != block_hash:
-        raise ProofFailure("place", f"not the header of block {hex_of(block_hash)}")
-    prove_header(header)
-    return bytes_of(header.state_root)
+    return {address: expected_change(address, block, receipts, moves) for address in addresses}
 
 
 def _result(answer: msgspec.Raw | RpcError) -> msgspec.Raw:

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 from chains.evm.carrier import Carrier
 from chains.evm.carriers import carriers_of
-from chains.evm.dialect import Dialect
 from chains.evm.keccak import keccak
 from chains.evm.rlp import encode
 from chains.evm.traces import InternalMove
@@ -30,19 +29,18 @@ def expected_change(
     block: WireBlock,
     receipts: list[WireReceipt],
     moves: Iterable[InternalMove],
-    dialect: Dialect = Dialect.ETHEREUM,
 ) -> int | None:
     """What a proven block and its internal movements add to the balance of `address` (in wei, negative where they take).
 
     None where it cannot be told exactly: the account gets the block's tips or rewards, or may (uncles); the fee of a
-    transaction that it sent is not known, or is more than gas (other dialects charge for their own posting, or mint what
-    they deposit); or nothing committed tells whether a transaction to or from it succeeded.
+    transaction that it sent is not known (some dialects charge for more than gas); or nothing committed tells whether a
+    transaction to or from it succeeded.
     """
     if address == bytes_of(block.miner) or bytes_of(block.sha3_uncles) != NO_UNCLES:
         return None
     change = 0
     for carrier in carriers_of(block, receipts):
-        part = _change_by(carrier, address, dialect)
+        part = _change_by(carrier, address)
         if part is None:
             return None
         change += part
@@ -54,15 +52,13 @@ def expected_change(
     return change
 
 
-def _change_by(carrier: Carrier, address: Address, dialect: Dialect) -> int | None:
-    """What one transaction's own value and fee add."""
-    is_sender = bytes_of(carrier.wire.sender) == address
-    amount = quantity_of(carrier.wire.value)
-    fee: int | None = 0
-    if is_sender:
-        fee = carrier.fee() if dialect is Dialect.ETHEREUM else None
+def _change_by(carrier: Carrier, address: Address) -> int | None:
+    """What one transaction's own value, mint and fee add."""
+    is_sender, amount, minted = carrier.sender() == address, carrier.amount(), carrier.mint()
+    fee = carrier.fee() if is_sender else 0
     moved = amount * ((carrier.recipient() == address) - is_sender) if amount else 0
     has_succeeded = carrier.has_succeeded()
     if fee is None or (has_succeeded is None and moved):
         return None
-    return (moved if has_succeeded else 0) - fee
+    brought = minted.amount_atomic * (is_sender - (minted.source == address)) if minted is not None else 0
+    return brought + (moved if has_succeeded else 0) - fee

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.evm.balance import expected_change
-from chains.evm.dialect import Dialect
 from chains.evm.senders import created_address
 from chains.evm.traces import InternalMove
-from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, WireWithdrawal
+from chains.evm.wire import (
+    AvalancheBlock,
+    OpStackBlock,
+    OpStackTransaction,
+    PolygonBlock,
+    WireBlock,
+    WireReceipt,
+    WireTransaction,
+    WireWithdrawal,
+)
 from chains.model import Address, hex_of
 from tests.unit.chains.evm.factories import ALICE, BASE_FEE_WEI, BOB, make_block, make_receipt, make_transaction, word
 
@@ -22,8 +31,12 @@ FEE = 100 * (BASE_FEE_WEI + 100)
 NO_UNCLES = "0x1dcc4de8dec75d7aab85b567b6ccd41ad312451b948a7413f0a142fd40d49347"
 
 
-def block_of(*transactions: WireTransaction, withdrawals: list[WireWithdrawal] | None = None) -> WireBlock:
-    block = make_block(*transactions, withdrawals=withdrawals)
+def block_of(
+    *transactions: WireTransaction,
+    withdrawals: list[WireWithdrawal] | None = None,
+    dialect: type[WireBlock] = WireBlock,
+) -> WireBlock:
+    block = make_block(*transactions, withdrawals=withdrawals, dialect=dialect)
     block.sha3_uncles = NO_UNCLES
     return block
 
@@ -33,9 +46,10 @@ def change(
     transaction: WireTransaction,
     receipt: WireReceipt | None = None,
     *moves: InternalMove,
-    dialect: Dialect = Dialect.ETHEREUM,
+    dialect: type[WireBlock] = WireBlock,
 ) -> int | None:
-    return expected_change(address, block_of(transaction), [receipt or make_receipt()], moves, dialect)
+    block = block_of(transaction, dialect=dialect)
+    return expected_change(address, block, [receipt or make_receipt()], moves)
 
 
 def test_value_and_fee_leave_the_sender_and_value_reaches_the_recipient() -> None:
@@ -83,11 +97,25 @@ def test_an_unknown_fee_leaves_the_sender_unknown_and_no_one_else(why: str) -> N
     assert change(BOB, transaction) == 5
 
 
-@pytest.mark.parametrize("dialect", [dialect for dialect in Dialect if dialect is not Dialect.ETHEREUM])
-def test_on_another_dialect_a_sender_is_unknown_and_no_one_else(dialect: Dialect) -> None:
+def test_on_the_op_stack_a_sender_is_unknown_and_no_one_else() -> None:
     transaction = make_transaction(value="0x5")
-    assert change(ALICE, transaction, dialect=dialect) is None
+    assert change(ALICE, transaction, dialect=OpStackBlock) is None
+    assert change(BOB, transaction, dialect=OpStackBlock) == 5
+
+
+@pytest.mark.parametrize("dialect", [PolygonBlock, AvalancheBlock])
+def test_where_gas_is_all_that_is_paid_for_both_sides_are_known(dialect: type[WireBlock]) -> None:
+    transaction = make_transaction(value="0x5")
+    assert change(ALICE, transaction, dialect=dialect) == -5 - FEE
     assert change(BOB, transaction, dialect=dialect) == 5
+
+
+@pytest.mark.parametrize(("status", "kept", "given"), [("0x1", 2, 5), ("0x0", 7, 0)])
+def test_a_mint_stays_with_its_sender_whatever_becomes_of_its_value(status: str, kept: int, given: int) -> None:
+    listed = {"hash": word(1), "gas": "0x1", "value": "0x5", "input": "0x", "from": hex_of(ALICE), "to": hex_of(BOB)}
+    deposit = msgspec.convert(listed | {"type": "0x7e", "mint": "0x7"}, OpStackTransaction)
+    assert change(ALICE, deposit, make_receipt(status=status), dialect=OpStackBlock) == kept
+    assert change(BOB, deposit, make_receipt(status=status), dialect=OpStackBlock) == given
 
 
 def test_whoever_gets_the_tips_is_unknown() -> None:
