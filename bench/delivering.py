@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 import aiohttp
 import msgspec
 import uvloop
-from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.installation import SECRET_BOX, add_tenant, ledger_at, loopback_policy
@@ -28,6 +27,7 @@ from ledger.events import NewEvent, record_events
 from ledger.ids import EventId, TenantId, new_id
 from ledger.secrets import new_endpoint_secret
 from notifier.dispatcher import SLOTS, Dispatcher
+from notifier.metrics import DELIVERIES
 from notifier.sender import Sender
 from notifier.signing import webhook_headers
 
@@ -109,7 +109,8 @@ async def open_dispatcher(engine: AsyncEngine) -> AsyncIterator[Dispatcher]:
 
 def accepted_count() -> int:
     """How many deliveries this process has settled as accepted."""
-    return int(REGISTRY.get_sample_value("chainbell_deliveries_total", {"outcome": "accepted"}) or 0)
+    samples = [sample for metric in DELIVERIES.collect() for sample in metric.samples]
+    return int(sum(s.value for s in samples if s.name.endswith("_total") and s.labels["outcome"] == "accepted"))
 
 
 async def run_dispatcher(task: DeliveringTask) -> Usage:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Identifier
-from sqlalchemy import JSON, Table, TableValuedAlias, Update, bindparam, column, func, update
+from sqlalchemy import JSON, Table, TableValuedAlias, Text, Update, bindparam, cast, column, func, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,9 +47,9 @@ def unnested(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
 
 
 def recordset(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
-    """JSON as rows: a table called `name` with one column for each keyword, from a list of objects that comes in as the
-    parameter `<name>_rows`. For rows of many columns: the driver builds one text, not an array for each column."""
-    rows = bindparam(f"{name}_rows", type_=JSON)
+    """JSON as rows: a table called `name` with one column for each keyword, from a list of objects that comes in as text in
+    the parameter `<name>_rows`. For rows of many columns: the driver passes on one text, and builds no array for each."""
+    rows = cast(bindparam(f"{name}_rows", type_=Text), JSON)
     columns = [column(title, kind) for title, kind in types.items()]
     return func.json_to_recordset(rows).table_valued(*columns, name=name).render_derived(with_types=True)
 

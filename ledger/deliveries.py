@@ -25,7 +25,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
+import msgspec
 from sqlalchemy import (
     Boolean,
     ColumnElement,
@@ -43,13 +45,13 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.bulk import recordset
+from ledger.direct import Direct, run_direct
 from ledger.endpoints import secret_place
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints, events
@@ -177,7 +179,7 @@ _claim = (
 )
 
 _claim_with_bodies = (
-    select(_claim, events.c.body, endpoints.c.url, endpoints.c.deleted_at)
+    select(_claim, events.c.body, endpoints.c.url, endpoints.c.deleted_at.is_not(None))
     .join(
         events,
         and_(
@@ -189,29 +191,16 @@ _claim_with_bodies = (
     .join(endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id))
 )
 
+_READ_BY_INDEX = Direct(_read_by_index)
+_CLAIM = Direct(_claim_with_bodies)
+
 
 async def claim_due_deliveries(connection: AsyncConnection, *, limit: int, lease_s: float, token: str) -> list[Claimed]:
     """Lease up to `limit` due deliveries, at most one of each lane, live ones and older ones first. One of the statements
     that cross tenants."""
-    await connection.execute(_read_by_index)
-    rows = await connection.execute(_claim_with_bodies, {"limit": limit, "lease_s": lease_s, "token": token})
-    claimed = [
-        Claimed(
-            tenant_id=row.tenant_id,
-            id=row.id,
-            event_id=row.event_id,
-            event_created_at=row.event_created_at,
-            endpoint_id=row.endpoint_id,
-            subject=row.subject,
-            feed_position=row.feed_position,
-            attempts=row.attempts,
-            body=row.body,
-            url=row.url,
-            is_endpoint_gone=row.deleted_at is not None,
-        )
-        for row in rows
-    ]
-    return sorted(claimed, key=lambda delivery: delivery.feed_position)
+    parameters = {"limit": limit, "lease_s": lease_s, "token": token}
+    rows = await run_direct(connection, (_READ_BY_INDEX, {}), (_CLAIM, parameters))
+    return sorted((Claimed(*row) for row in rows), key=lambda delivery: delivery.feed_position)
 
 
 _MADE = ("started_at", "duration_ms", "status_code", "outcome", "error", "response_excerpt")
@@ -298,10 +287,22 @@ _store_attempts = (
     .cte("stored")
 )
 
-_health = recordset("health", tenant_id=Text(), id=Text(), failures=Integer(), has_accepted=Boolean())
+_health = recordset(
+    "health", tenant_id=Text(), id=Text(), was_asked=Boolean(), failures=Integer(), has_accepted=Boolean()
+)
+_is_of_health = and_(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
+
+# In sorted order, and before any delivery: two workers settle at one time, and an owner may delete an endpoint.
+_lock_endpoints = (
+    select(endpoints.c.id)
+    .join(_health, _is_of_health)
+    .order_by(endpoints.c.tenant_id, endpoints.c.id)
+    .with_for_update(key_share=True, of=endpoints)
+)
+
 _note_health = (
     update(endpoints)
-    .where(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
+    .where(_is_of_health, _health.c.was_asked)
     .values(
         last_attempt_at=func.now(),
         last_accepted_at=case((_health.c.has_accepted, func.now()), else_=endpoints.c.last_accepted_at),
@@ -316,6 +317,9 @@ _note_health = (
 
 _settle_all = select(_settle.c.id).add_cte(_move_lane, _store_attempts, _note_health)
 
+_LOCK_ENDPOINTS = Direct(_lock_endpoints)
+_SETTLE = Direct(_settle_all)
+
 
 async def settle_deliveries(
     connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
@@ -323,17 +327,14 @@ async def settle_deliveries(
     """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
     was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
     caller that lost the answer to its COMMIT may repeat it."""
-    await connection.execute(_read_by_index)
-    await _lock_endpoints(connection, settlements)
-    rows = await connection.execute(
-        _settle_all,
-        {
-            "token": token,
-            "asked_rows": [_asked_row(settlement) for settlement in settlements],
-            "health_rows": _health_rows(settlements),
-        },
-    )
-    return {DeliveryId(row.id) for row in rows}
+    health = {"health_rows": _as_json(_health_rows(settlements))}
+    asked = {"token": token, "asked_rows": _as_json([_asked_row(settlement) for settlement in settlements])}
+    rows = await run_direct(connection, (_READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, health), (_SETTLE, {**asked, **health}))
+    return {DeliveryId(row[0]) for row in rows}
+
+
+def _as_json(rows: list[Any]) -> str:
+    return msgspec.json.encode(rows).decode()
 
 
 def _asked_row(settlement: Settlement) -> dict[str, object]:
@@ -349,31 +350,48 @@ def _asked_row(settlement: Settlement) -> dict[str, object]:
     return row if attempt is None else row | {name: getattr(attempt, name) for name in _MADE}
 
 
-def _health_rows(settlements: Sequence[Settlement]) -> list[dict[str, object]]:
-    """How each endpoint that was asked did."""
-    health: dict[tuple[TenantId, EndpointId], tuple[int, bool]] = {}
+class _Health(msgspec.Struct):
+    """How one endpoint did in this settling, if it was asked at all."""
+
+    tenant_id: TenantId
+    id: EndpointId
+    was_asked: bool = False
+    failures: int = 0
+    """Since it last accepted."""
+    has_accepted: bool = False
+
+
+def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
+    """Every endpoint that is concerned, once."""
+    found: dict[tuple[TenantId, EndpointId], _Health] = {}
     for settlement in settlements:
+        key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
+        health = found.setdefault(key, _Health(*key))
         if settlement.attempt is None:
             continue
-        key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
-        failures, has_accepted = health.get(key, (0, False))
-        is_accepted = settlement.attempt.outcome is Outcome.ACCEPTED
-        health[key] = (0, True) if is_accepted else (failures + 1, has_accepted)
-    return [
-        {"tenant_id": key[0], "id": key[1], "failures": failures, "has_accepted": has_accepted}
-        for key, (failures, has_accepted) in health.items()
-    ]
+        health.was_asked = True
+        if settlement.attempt.outcome is Outcome.ACCEPTED:
+            health.failures, health.has_accepted = 0, True
+        else:
+            health.failures += 1
+    return list(found.values())
 
 
-async def _lock_endpoints(connection: AsyncConnection, settlements: Sequence[Settlement]) -> None:
-    """In sorted order, and before any delivery: two workers settle at one time, and an owner may delete an endpoint."""
-    keys = {(settlement.claimed.tenant_id, settlement.claimed.endpoint_id) for settlement in settlements}
-    await connection.execute(
-        select(endpoints.c.id)
-        .where(tuple_(endpoints.c.tenant_id, endpoints.c.id).in_(sorted(keys)))
-        .order_by(endpoints.c.tenant_id, endpoints.c.id)
-        .with_for_update(key_share=True)
+_signers = recordset("signers", tenant_id=Text(), id=Text())
+_LIVE_SECRETS = Direct(
+    select(
+        endpoint_secrets.c.tenant_id,
+        endpoint_secrets.c.endpoint_id,
+        endpoint_secrets.c.id,
+        endpoint_secrets.c.sealed,
     )
+    .join(
+        _signers,
+        and_(endpoint_secrets.c.tenant_id == _signers.c.tenant_id, endpoint_secrets.c.endpoint_id == _signers.c.id),
+    )
+    .where(or_(endpoint_secrets.c.expires_at.is_(None), endpoint_secrets.c.expires_at > _now))
+    .order_by(endpoint_secrets.c.created_at.desc())
+)
 
 
 async def find_live_secrets(
@@ -384,21 +402,16 @@ async def find_live_secrets(
     found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
     if not keys:
         return found
-    rows = await connection.execute(
-        select(endpoint_secrets)
-        .where(
-            tuple_(endpoint_secrets.c.tenant_id, endpoint_secrets.c.endpoint_id).in_(keys),
-            or_(endpoint_secrets.c.expires_at.is_(None), endpoint_secrets.c.expires_at > func.now()),
-        )
-        .order_by(endpoint_secrets.c.created_at.desc())
-    )
-    for row in rows:
-        key = (TenantId(row.tenant_id), EndpointId(row.endpoint_id))
+    asked = _as_json([{"tenant_id": tenant_id, "id": endpoint_id} for tenant_id, endpoint_id in keys])
+    for tenant_id, endpoint_id, secret_id, sealed in await run_direct(
+        connection, (_LIVE_SECRETS, {"signers_rows": asked})
+    ):
+        key = (TenantId(tenant_id), EndpointId(endpoint_id))
         earlier = found.get(key, ())
         if isinstance(earlier, SealBroken):
             continue
         try:
-            found[key] = (*earlier, secret_box.open(row.sealed, secret_place(*key, row.id)).decode())
+            found[key] = (*earlier, secret_box.open(sealed, secret_place(*key, secret_id)).decode())
         except SealBroken as error:
             found[key] = error
     return found

@@ -338,6 +338,9 @@ _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
 }
 
 
+_DELIVERIES_BY_OUTCOME = {outcome: DELIVERIES.labels(outcome.value) for outcome in Outcome}
+
+
 def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
     """Count and log what was settled."""
     for (claimed, result), settlement in zip(batch, settlements, strict=True):
@@ -348,7 +351,7 @@ def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
 
 
 def _report_attempt(claimed: Claimed, result: AttemptResult) -> None:
-    DELIVERIES.labels(result.outcome.value).inc()
+    _DELIVERIES_BY_OUTCOME[result.outcome].inc()
     ATTEMPT_DURATION.observe(result.duration_ms / 1000)
     if result.error is not None:
         ATTEMPT_ERRORS.labels(result.error.value).inc()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
-from psycopg.types.json import Json
 from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -90,7 +90,7 @@ SETTLED: dict[str, object] = {
     "delay_s": 5.0,
     "given_back": 0,
 }
-TO_SETTLE: dict[str, object] = {"token": TOKEN, "asked_rows": Json([SETTLED]), "health_rows": Json([])}
+TO_SETTLE: dict[str, object] = {"token": TOKEN, "asked_rows": json.dumps([SETTLED]), "health_rows": "[]"}
 TO_CLAIM: dict[str, object] = {"limit": 64, "lease_s": 60.0, "token": TOKEN}
 
 
