@@ -123,7 +123,7 @@ class Follower:
         self.tip_hash: BlockHash | None = None
         self.head_height: int | None = None
         self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
-        """Who traces and what is read, as this follower last wrote it."""
+        """Who traces and what is read, as the ledger has it."""
 
     async def converge(self) -> Outcome:
         """Move our tip one step towards the head. Raises only what the database raises, and `StoryConflict`."""
@@ -133,6 +133,7 @@ class Follower:
             if chain.state is ChainState.HALTED:
                 return Halted(chain.reason or "")
             self.adapter.recall_tracers(chain.tracers)
+            self.remembered = self.remembered or (dict(chain.tracers), chain.value_paths)
             if chain.tip_hash != self.tip_hash:
                 # Another follower, or our own failed commit: what hosts said may have been of another branch.
                 self.agreement, self.tip_hash = Agreement({}), chain.tip_hash

@@ -30,7 +30,7 @@ from chains.evm.traces import settle_traces
 from chains.evm.tracing import Tracers
 from chains.evm.wire import bytes_of, decode_block, decode_header, decode_receipts
 from chains.model import Address, Block, BlockHash, LocatorKind, ProofLevel, Slug, TraceProof, Transfer, hex_of
-from chains.node.errors import MethodNotSupported, NodeError, RpcError
+from chains.node.errors import NodeError, RpcError
 from chains.node.jsonrpc import Call
 from chains.node.pool import Pool, Upstream
 
@@ -52,7 +52,6 @@ class Accounts:
         self._tracers = tracers
         self._rules = rules
         self._recent: OrderedDict[BlockHash, RawBlock] = OrderedDict()
-        self._without_proofs: set[Upstream] = set()
 
     def keep(self, block: Block, raw: RawBlock) -> None:
         """Keep what a block near the head was read from, for as long as it is news: where traces alone tell of something
@@ -99,13 +98,10 @@ class Accounts:
     async def _change(self, block: Block, address: Address) -> int | None:
         """By how much the account's balance changed in a block, proven by the first node that can; None where none can."""
         for upstream in self._pool.upstreams:
-            if upstream not in self._without_proofs:
-                try:
-                    return await self._ask_change(upstream, block, address)
-                except MethodNotSupported:
-                    self._without_proofs.add(upstream)
-                except (NodeError, ProofFailure):
-                    continue  # counted by the client; another node may have the state, or be on our branch
+            try:
+                return await self._ask_change(upstream, block, address)
+            except (NodeError, ProofFailure):
+                continue  # counted by the client; another node may offer proofs, have the state, or be on our branch
         return None
 
     async def _ask_change(self, upstream: Upstream, block: Block, address: Address) -> int:

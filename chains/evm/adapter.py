@@ -196,7 +196,7 @@ class EvmAdapter:
             return block
 
         outline = outline_of(upstream, raw.block) if self._tracers.is_wanted else None
-        if outline is None or outline.transaction_count == 0:
+        if outline is None or outline.traced_count == 0:
             return await _read(raw, None)
         return await self._tracers.settle(upstream, raw, outline.ref, _read)
 

@@ -49,6 +49,10 @@ TRACE_BOUNDS = Bounds(timeout_s=30.0, answer_bytes_max=128 * 1024 * 1024)
 RECENT_BLOCKS = 8
 """As far back from its head a node is looked through for a block that it must be able to trace."""
 
+_NOBODY = b'"0x0000000000000000000000000000000000000000"'
+"""Sender and recipient of Polygon's state sync, which some of its nodes trace and others do not. No signed transaction
+is from that address."""
+
 _NO_STATE = re.compile(
     r"historical state|missing trie node|state .*not available|no state|pruned|reexec", re.IGNORECASE
 )
@@ -57,10 +61,10 @@ _NO_STATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A block's place and how many transactions it has, as a node claims."""
+    """A block's place and how many transactions it has that every tracer traces, as a node claims."""
 
     ref: BlockRef
-    transaction_count: int
+    traced_count: int
 
 
 def described(place: Place) -> str:
@@ -136,7 +140,7 @@ async def fetch_recent_ref(upstream: Upstream) -> BlockRef | None:
     outlines = [
         outline_of(upstream, answer) for answer in answers if not isinstance(answer, RpcError) and answer != NULL
     ]
-    return next((outline.ref for outline in reversed([head, *outlines]) if outline.transaction_count), None)
+    return next((outline.ref for outline in reversed([head, *outlines]) if outline.traced_count), None)
 
 
 def present(upstream: Upstream, answer: Answer, place: Place) -> msgspec.Raw:
@@ -172,7 +176,7 @@ def outline_of(upstream: Upstream, block: bytes | msgspec.Raw) -> Outline:
         ref = BlockRef(quantity_of(row.number), bytes_of(row.hash), bytes_of(row.parent_hash))
     except (msgspec.DecodeError, UnicodeDecodeError, ProofFailure) as error:
         raise NodeGarbled(upstream.name, f"a block without its place: {error}") from None
-    return Outline(ref, len(row.transactions))
+    return Outline(ref, sum(bytes(transaction).count(_NOBODY) < 2 for transaction in row.transactions))
 
 
 def _transaction_hashes(upstream: Upstream, block: msgspec.Raw) -> list[str]:

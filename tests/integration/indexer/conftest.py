@@ -34,6 +34,7 @@ class Ledger:
     engine: AsyncEngine
     chain: FakeChain
     follower: Follower
+    configuration: ChainConfiguration
 
     async def converge(self, times: int = 1) -> Outcome:
         """Run cycles; the last outcome."""
@@ -132,7 +133,8 @@ async def make_ledger(
         )
     policy = Policy(Slug("local"), version, rules)
     followed = Followed(CHAIN_ID, policy, timedelta(days=36500), finality_depth, reasons or {})
-    return Ledger(engine, chain, Follower(engine, chain, followed, Course(Slug("local"), start, has_finality_tags)))
+    follower = Follower(engine, chain, followed, Course(Slug("local"), start, has_finality_tags))
+    return Ledger(engine, chain, follower, configuration)
 
 
 @pytest.fixture

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from chains.model import BlockRef
+from chains.model import BlockRef, Locator, LocatorKind, Movement, TraceProof
+from indexer.commit import Committed, commit_blocks
 from indexer.follower import Extended, Halted, Holding, Nothing, Reorged
-from ledger.chains import lock_chain
+from ledger.chains import lock_chain, register_chain
 from ledger.database import transaction
 from ledger.errors import CheckpointMoved
 from ledger.halts import resume_chain
 from ledger.states import Reason
 from tests.fakes.adapter import TOKEN, FakeChain, address, payment
-from tests.integration.indexer.conftest import Ledger, make_ledger
+from tests.integration.indexer.conftest import NOW, Ledger, make_ledger
 
 ALICE, BOB = address(1), address(2)
 
@@ -372,3 +377,78 @@ async def test_a_node_without_our_finalized_block_holds_the_chain_and_does_not_h
     assert isinstance(outcome, Holding)
     assert "does not have" in outcome.reason
     assert (await ledger.row()).tip_height == 4
+
+
+def traced(name: str, recipient: bytes) -> Movement:
+    """A movement that only a trace tells of."""
+    return replace(payment(name, recipient), locator=Locator(LocatorKind.TRACE, "0"), proof=TraceProof.TRACE)
+
+
+async def test_who_traces_is_remembered_before_a_block_is_committed_and_handed_to_the_next_follower(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.chain.tracers = {"node-a": "trace_block"}
+    seen: list[Mapping[str, str]] = []
+
+    async def commit(*arguments: Any, **named: Any) -> Committed:  # noqa: ANN401 - handed on as they are
+        seen.append((await ledger.row()).tracers)
+        return await commit_blocks(*arguments, **named)
+
+    monkeypatch.setattr("indexer.follower.commit_blocks", commit)
+    await ledger.converge()
+    row = await ledger.row()
+    assert seen == [{"node-a": "trace_block"}]
+    assert (row.tracers, row.value_paths) == ({"node-a": "trace_block"}, ("native", "logs", "traces"))
+    ledger.chain.tracers = {}
+    ledger.restart()
+    await ledger.converge()
+    assert ledger.chain.tracers == {"node-a": "trace_block"}
+
+
+async def test_a_host_that_is_found_later_is_added_and_none_is_forgotten(ledger: Ledger) -> None:
+    ledger.chain.tracers = {"node-a": "trace_block"}
+    await ledger.converge()
+    ledger.chain.tracers = {"node-b": "debug_traceBlockByHash"}
+    ledger.chain.mine()
+    ledger.restart()
+    await ledger.converge()
+    assert (await ledger.row()).tracers == {"node-a": "trace_block", "node-b": "debug_traceBlockByHash"}
+
+
+async def test_a_restart_of_any_role_forgets_no_tracer(ledger: Ledger) -> None:
+    ledger.chain.tracers = {"node-a": "trace_block"}
+    await ledger.converge()
+    paths: list[tuple[str, ...]] = []
+    for hosts in (("node-a", "node-c"), ("node-c",), ()):
+        async with transaction(ledger.engine) as connection:
+            await register_chain(connection, replace(ledger.configuration, tracing_hosts=hosts), NOW)
+        row = await ledger.row()
+        paths.append(row.value_paths)
+        assert row.tracers == {"node-a": "trace_block"}
+    assert paths == [("native", "traces"), ("native",), ("native",)]
+
+
+async def test_balances_are_asked_for_what_only_traces_tell_of_watched_addresses(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("one", ALICE))
+    ledger.chain.mine(traced("two", BOB))
+    ledger.chain.mine(traced("three", ALICE), traced("four", BOB))
+    await ledger.converge(2)
+    assert ledger.chain.proven == [{ALICE}]
+    told = [body["data"] for body in await ledger.bodies() if body["type"] == "deposit.detected"]
+    assert [(row["locator"]["kind"], row["proof"]["level"]) for row in told] == [
+        ("native", "roots"),
+        ("trace", "trace"),
+    ]
+
+
+async def test_traces_that_balances_contradict_hold_the_chain_and_nothing_is_written(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    ledger.chain.mine(traced("one", ALICE))
+    ledger.chain.contradiction = "local: block 1: the balance of ..."
+    assert await ledger.converge() == Holding("local: block 1: the balance of ...")
+    assert ((await ledger.row()).tip_height, await ledger.story()) == (0, [])
+    ledger.chain.contradiction = None
+    await ledger.converge()
+    assert await ledger.story() == [("deposit.detected", 1, None)]

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
@@ -15,7 +17,11 @@ from chains.adapter import Internal
 from chains.errors import ChainHolds
 from chains.evm import tracing
 from chains.evm.adapter import EvmAdapter
+from chains.evm.fetching import outline_of
+from chains.evm.workers import Workers
 from chains.model import Block, LocatorKind, ProofLevel, Slug, TraceProof, hex_of
+from chains.node.client import NodeClient, open_session
+from chains.node.pool import Upstream
 from chains.profile import load_profile
 from tests.fakes.node import Json, RecordedNode, drop_one_log, null, refuse
 from tests.unit.chains.evm.recorded import recorded, recorded_traces
@@ -53,17 +59,22 @@ class Town:
         """A node on the host 127.0.0.<number>, called `node-<number>`."""
         return await self.stack.enter_async_context(recorded_node(f"127.0.0.{number}", has_traces=has_traces))
 
+    async def session(self) -> aiohttp.ClientSession:
+        """A session for a node of one's own."""
+        return await self.stack.enter_async_context(open_session())
+
     def adapter(
         self,
         *nodes: RecordedNode,
         internal: Internal = Internal.AUTO,
         quorum: int = 2,
         proof: ProofLevel = ProofLevel.ROOTS,
+        workers: Workers | None = None,
     ) -> EvmAdapter:
         """An adapter over the nodes, in that order of preference."""
         profile = replace(load_profile("ethereum"), slug=Slug("tracenet"), proof=proof)
         given = [Settings(node.url, f"node-{node.host[-1]}") for node in nodes]
-        adapter = EvmAdapter(profile, given, internal=internal, quorum=quorum)
+        adapter = EvmAdapter(profile, given, workers=workers, internal=internal, quorum=quorum)
         self.stack.push_async_callback(adapter.close)
         return adapter
 
@@ -295,6 +306,30 @@ async def test_a_lying_block_is_its_own_nodes_failing_and_not_the_tracers(town: 
     block = await adapter.fetch_block(HEIGHT)
     assert (block.node, internal_proofs(block)) == ("node-2", {TraceProof.TRACE})
     assert {status.name: status.state for status in adapter.node_statuses()} == {"node-1": "failing", "node-2": "ok"}
+
+
+@pytest.mark.parametrize("lie", [invent, hide])
+async def test_a_lie_is_found_out_where_blocks_are_read_by_workers_too(town: Town, lie: Any) -> None:  # noqa: ANN401
+    workers = Workers(count=1)
+    town.stack.push_async_callback(workers.close)
+    nodes = [await town.node(number) for number in (1, 2, 3)]
+    adapter = town.adapter(*nodes, workers=workers)
+    nodes[0].misbehave(lie, method=TRACE, height=HEIGHT)
+    block = await adapter.fetch_block_ahead(HEIGHT)
+    assert (block.traced_by, internal_proofs(block)) == (("node-2", "node-3"), {TraceProof.AGREED})
+    assert internal_transfers(block) == internal_transfers(await town.adapter(*nodes[1:]).fetch_block(HEIGHT))
+
+
+async def test_a_state_sync_alone_is_nothing_that_every_tracer_traces(town: Town) -> None:
+    answer = recorded(HEIGHT).block
+    nobody = "0x" + "00" * 20
+    sync = answer["transactions"][0] | {"from": nobody, "to": nobody}
+    upstream = Upstream(NodeClient(Slug("tracenet"), "node", "http://127.0.0.1:1", await town.session()))
+    counts = [
+        outline_of(upstream, msgspec.json.encode(answer | {"transactions": rows})).traced_count
+        for rows in ([], [sync], [*answer["transactions"], sync], [row["hash"] for row in answer["transactions"]])
+    ]
+    assert counts == [0, 0, 7, 7]
 
 
 async def test_an_empty_block_is_not_traced(town: Town) -> None:
