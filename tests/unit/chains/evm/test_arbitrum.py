@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import rlp
 
+from chains.evm.arbitrum import arbitrum_envelope
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.keccak import keccak
 from chains.evm.senders import created_address
+from chains.evm.wire import ArbitrumTransaction, bytes_of
 from chains.model import Address, ProofLevel, hex_of
 from tests.unit.chains.evm.dialect_blocks import (
     BASE_FEE_WEI,
@@ -25,6 +28,7 @@ from tests.unit.chains.evm.dialect_blocks import (
 )
 from tests.unit.chains.evm.dialect_reading import CAROL, balances, fees, native, read, refusal
 from tests.unit.chains.evm.factories import ALICE, BOB, word
+from tests.unit.chains.evm.recorded import DATA, read_json
 
 CHAIN_NUMBER = 42161
 REQUEST = b"\x4e" * 32
@@ -179,3 +183,38 @@ def test_a_signed_transaction_that_used_no_gas_is_refused_on_every_chain() -> No
         sent = signed(BOB, 1)
         sent.gas_used = 0
         assert refusal(make_answer(dialect, [sent], header=header)) == "structure"
+
+
+FIELDS = {
+    0x64: ["chainId", "requestId", "from", "to", "value"],
+    0x65: ["chainId", "from", "nonce", "maxFeePerGas", "gas", "to", "value", "input"],
+    0x68: [
+        "chainId", "nonce", "from", "maxFeePerGas", "gas", "to", "value", "input", "ticketId", "refundTo", "maxRefund",
+        "submissionFeeRefund",
+    ],
+    0x69: [
+        "chainId", "requestId", "from", "l1BaseFee", "depositValue", "maxFeePerGas", "gas", "retryTo", "retryValue",
+        "beneficiary", "maxSubmissionFee", "refundTo", "retryData",
+    ],
+    0x6A: ["chainId", "input"],
+}  # fmt: skip
+"""The fields of each type in the order of its bytes, by their names in JSON."""
+BYTES = {"requestId", "from", "to", "input", "ticketId", "refundTo", "retryTo", "beneficiary", "retryData"}
+REAL = read_json(DATA / "vectors" / "arbitrum_transactions.json")
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case["raw"][:4])
+def test_a_transaction_of_arbitrum_sepolia_has_its_bytes_and_its_hash(case: dict[str, str]) -> None:
+    raw = bytes_of(case["raw"])
+    items = zip(FIELDS[raw[0]], rlp.decode(raw[1:]), strict=True)
+    told = {name: hex_of(item) if name in BYTES else hex(int.from_bytes(item, "big")) for name, item in items}
+    listed = row(raw[0], bytes(20), None) | {"hash": case["hash"]} | told
+    envelope = arbitrum_envelope(msgspec.convert(listed, ArbitrumTransaction))
+    assert envelope.raw == raw
+    assert hex_of(envelope.hash) == case["hash"]
+
+
+def test_a_retry_is_paid_out_of_the_escrow_of_its_ticket() -> None:
+    """The ticket that a retry names is the hash of its submission."""
+    retried, submitted = (next(c for c in REAL if c["raw"].startswith(kind)) for kind in ("0x68", "0x69"))
+    assert rlp.decode(bytes_of(retried["raw"])[1:])[8] == bytes_of(submitted["hash"])

@@ -27,6 +27,7 @@ from tests.unit.chains.evm.dialect_blocks import (
 )
 from tests.unit.chains.evm.dialect_reading import CANCUN, fees, native, read, refusal
 from tests.unit.chains.evm.factories import BOB, word
+from tests.unit.chains.evm.recorded import DATA, read_json
 from tests.unit.chains.evm.test_proof_refusals import change, flip_last_bit
 
 APRICOT = {"extDataHash": word(1), "extDataGasUsed": "0x0", "blockGasCost": "0x5"}
@@ -80,6 +81,12 @@ def test_withdrawals_that_no_header_of_avalanche_commits_to_are_refused() -> Non
 
 PRAGUE = {"withdrawalsRoot": hex_of(ordered_root([])), **CANCUN, "requestsHash": word(2)}
 AMSTERDAM = PRAGUE | {"blockAccessListHash": word(3), "slotNumber": "0xb5e620"}
+
+
+def test_the_first_header_of_amsterdam_on_sepolia_hashes_to_its_hash() -> None:
+    header = read_json(DATA / "evm" / "sepolia_amsterdam_header.json")
+    ref = read_ref(ProofLevel.ROOTS, msgspec.json.encode(header), 11_856_337)
+    assert hex_of(ref.hash) == header["hash"]
 
 
 def test_a_block_of_amsterdam_proves_itself_though_it_counts_gas_otherwise() -> None:
