@@ -246,10 +246,10 @@ async def insert_watches(
     load = _make_load(tenant_id, asked, now)
     chains, count = await _insert_covered(connection, load)
     starts = _starts(load, chains)
-    known = {} if count == len(asked) else await _find_known(connection, load)
+    known = await _find_known(connection, load) if count != len(asked) else None
     inserted = []
     for watch_id, watch, course in zip(load.ids, asked, load.course_of, strict=True):
-        there = known.get((watch.scope, watch.address))
+        there = known[watch.scope, watch.address] if known is not None else None
         if there is None or there.id == watch_id:
             inserted.append(InsertedWatch(_new_row(watch_id, watch, starts[course], now), is_new=True))
         else:

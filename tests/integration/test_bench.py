@@ -56,3 +56,11 @@ def test_a_named_size_overrides_the_quick_ones() -> None:
 def test_no_more_live_blocks_are_asked_for_than_there_are_blocks() -> None:
     sizes, _ = parse_sizes(["--blocks", "5"])
     assert sizes.live_blocks == 5
+
+
+@pytest.mark.timeout(120)
+def test_very_many_watches_are_told_of_step_by_step() -> None:
+    command = [sys.executable, "-m", "bench.many", "--steps", "1000,12000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" after ")[0] for line in done.stdout.splitlines()] == ["1,000 watches", "12,000 watches"]
