@@ -37,9 +37,11 @@ from chains.node.pool import Pool, Upstream
 ACCOUNTS_PER_BLOCK_MAX = 16
 """Beyond these, accounts of one block stay as their traces prove them."""
 ASKED_AT_ONCE = 4
+ASKING_LIMIT_S = 5.0
+"""What is not proven by then stays as its traces prove it: a block waits no longer for this."""
 
 RECENT_BLOCKS_MAX = 8
-RECENT_BYTES_MAX = 32 * 1024 * 1024
+RECENT_BYTES_MAX = 12 * 1024 * 1024
 """Answers that are kept until their block is committed, so that they need not be asked for again."""
 
 
@@ -71,9 +73,16 @@ class Accounts:
             return block
         places = asyncio.Semaphore(ASKED_AT_ONCE)
 
+        deadline = asyncio.get_running_loop().time() + ASKING_LIMIT_S
+
         async def _judge(address: Address, expected: int | None) -> Bearing:
-            async with places:
-                return Bearing.UNTOLD if expected is None else await self._judge(block, raw, address, expected)
+            if expected is None:
+                return Bearing.UNTOLD
+            try:
+                async with asyncio.timeout_at(deadline), places:
+                    return await self._judge(block, raw, address, expected)
+            except TimeoutError:
+                return Bearing.UNTOLD
 
         asked = _expected_changes(self._rules, raw, sorted(traced)[:ACCOUNTS_PER_BLOCK_MAX])
         bearings = await asyncio.gather(*(_judge(address, expected) for address, expected in asked.items()))

@@ -15,7 +15,16 @@ from chains.model import hex_of
 from chains.profile import load_profile
 from tests.fakes.node import RecordedNode, drop_one_log, empty_list
 from tests.outside.installation import Installation, Tenant, installed
-from tests.unit.chains.evm.recorded import DATA, ELSEWHERE, WITH_EXPECTED_TRANSFERS, WITH_RECEIPTS, read_json, recorded
+from tests.unit.chains.evm.recorded import (
+    DATA,
+    ELSEWHERE,
+    WITH_EXPECTED_TRANSFERS,
+    WITH_RECEIPTS,
+    internal_moves,
+    read_json,
+    recorded,
+    recorded_traces,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -35,6 +44,21 @@ Place = tuple[str, int]
 """A recorded chain, and a height of it."""
 Movement = tuple[str, int, str, str, str, str]
 """Transaction hash, log index in the block, contract, from, to, amount."""
+
+
+InternalMovement = tuple[str, str, str, str]
+"""Transaction hash, from, to, amount."""
+
+
+def internal_movements_of(place: Place) -> list[InternalMovement]:
+    """What contracts sent on in a block, by its recorded traces; nothing where none were recorded."""
+    hashes = [row["hash"] for row in recorded(place[1], place[0]).block["transactions"]]
+    traces = recorded_traces(place[1], place[0]) or [{}] * len(hashes)
+    return sorted(
+        (transaction_hash, sender, recipient, str(amount))
+        for transaction_hash, row in zip(hashes, traces, strict=True)
+        for sender, recipient, amount in (internal_moves(row.get("result", row)) if row else ())
+    )
 
 
 def slug_of(place: Place) -> str:
@@ -89,6 +113,11 @@ def movement_of(entry: Any) -> Movement:  # noqa: ANN401 - JSON
     )  # fmt: skip
 
 
+def sent_on(entry: Any) -> InternalMovement:  # noqa: ANN401 - JSON
+    """What the API says of an entry that only a trace tells of."""
+    return (entry["transaction"]["hash"], entry["from"], entry["to"], entry["amount_atomic"])
+
+
 def chain_settings(slug: str, number: int, place: Place, nodes: Iterable[tuple[str, str]]) -> str:
     """A chain like the recorded one that begins at a recorded block, with every token of that block listed."""
     profile = load_profile(PROFILES[place[0]])
@@ -103,23 +132,31 @@ def chain_settings(slug: str, number: int, place: Place, nodes: Iterable[tuple[s
 
 def recorded_node(place: Place, number: int) -> RecordedNode:
     answer = recorded(place[1], place[0])
-    return RecordedNode({place[1]: (answer.block, answer.receipts)}, chain_id=number)
+    traces = recorded_traces(place[1], place[0])
+    known = {place[1]: (answer.block, answer.receipts)}
+    return RecordedNode(known, chain_id=number, traces={place[1]: traces} if traces else {})
 
 
 async def watch_all(shop: Tenant, places: Iterable[tuple[str, Place]]) -> None:
-    """Watch every address that occurs in the blocks' ERC-20 movements, in batches."""
-    wanted = {(slug, address) for slug, place in places for row in movements_of(place) for address in row[3:5]}
+    """Watch every address that occurs in the blocks' movements, in batches."""
+    wanted = set()
+    for slug, place in places:
+        wanted |= {(slug, address) for row in movements_of(place) for address in row[3:5]}
+        wanted |= {(slug, address) for row in internal_movements_of(place) for address in row[1:3]}
     rows = [{"chain": slug, "address": address} for slug, address in sorted(wanted)]
     for first in range(0, len(rows), 5_000):
         await shop.call("POST", "/v1/watches", {"watches": rows[first : first + 5_000]})
 
 
 async def check_entries(shop: Tenant, slug: str, place: Place) -> None:
-    """The ERC-20 entries of the chain are exactly the block's movements, on both sides, proven to the roots."""
-    expected = movements_of(place)
+    """The entries of the chain are exactly the block's movements, on both sides: ERC-20 proven to the roots, and what
+    contracts sent on by the one tracing node's word."""
+    expected, internal = movements_of(place), internal_movements_of(place)
     for side in ("deposits", "withdrawals"):
         rows = await shop.rows(f"/v1/{side}", chain=slug)
-        assert {row["proof"]["level"] for row in rows} <= {"roots"}
+        levels = {(row["locator"]["kind"] == "trace", row["proof"]["level"]) for row in rows}
+        assert levels <= {(False, "roots"), (True, "trace")}
+        assert sorted(sent_on(row) for row in rows if row["locator"]["kind"] == "trace") == internal, (slug, side)
         assert {row["block"]["height"] for row in rows} <= {place[1]}
         found = sorted(movement_of(row) for row in rows if row["asset"]["kind"] == "fungible")
         assert found == expected, (slug, side)
@@ -167,6 +204,8 @@ async def test_the_blocks_hold_enough_to_mean_something() -> None:
     assert sum(len(movements_of(place)) for place in PLACES) > 1_000
     told = [place for place in PLACES if is_told_in_file(place)]
     assert len(told) >= len(WITH_EXPECTED_TRANSFERS) + 4
+    assert sum(bool(internal_movements_of(place)) for place in PLACES) >= 5
+    assert sum(len(internal_movements_of(place)) for place in PLACES) > 150
     assert all(movements_in_file(place) == movements_in_logs(place) for place in told)
 
 
@@ -268,4 +307,4 @@ async def check_that_it_is_named(installation: Installation, liar: Liar) -> None
     name = "chainbell_proof_failures_total"
     assert await metric(installation, name, chain=liar.slug, node="liar") >= 1
     assert await metric(installation, name, chain=liar.slug, node="honest") == 0
-    assert f'"chain": "{liar.slug}", "node": "liar", "reason":' in installation.log_text()
+    assert f'"chain":"{liar.slug}","node":"liar","reason":' in installation.log_text()

@@ -69,9 +69,23 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
     return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
 
 
-def recorded_traces(height: int) -> Any:  # noqa: ANN401 - JSON
-    """A fresh copy of what `callTracer` told of a recorded block."""
-    return read_json(MAINNET / str(height) / "call_traces.json.gz")
+def recorded_traces(height: int, chain: str = "ethereum-mainnet") -> Any:  # noqa: ANN401 - JSON
+    """A fresh copy of what `callTracer` told of a recorded block: a tree of calls, or an object that holds one, for each
+    transaction. None where it was not recorded."""
+    file = DATA / "evm" / chain / str(height) / "call_traces.json.gz"
+    return read_json(file) if file.exists() else None
+
+
+def internal_moves(call: Any, *, is_root: bool = True) -> list[tuple[str, str, int]]:  # noqa: ANN401 - JSON
+    """What a tree of calls moves under its root: from, to, amount. Written from the rule alone, for comparing with ours."""
+    if call.get("error"):
+        return []
+    value = int(call.get("value") or "0x0", 16)
+    moves = value > 0 and not is_root and call["type"] in ("CALL", "CREATE", "CREATE2", "SELFDESTRUCT")
+    found = [(call["from"], call["to"], value)] if moves else []
+    for inner in call.get("calls") or ():
+        found += internal_moves(inner, is_root=False)
+    return found
 
 
 def recorded(height: int, chain: str = "ethereum-mainnet") -> Answer:

@@ -24,7 +24,7 @@ from chains.node.client import NodeClient, open_session
 from chains.node.pool import Upstream
 from chains.profile import load_profile
 from tests.fakes.node import Json, RecordedNode, drop_one_log, null, refuse
-from tests.unit.chains.evm.recorded import recorded, recorded_traces
+from tests.unit.chains.evm.recorded import internal_moves, recorded, recorded_traces
 
 HEIGHT = 13_998_626
 LATER = 19_299_001
@@ -98,18 +98,6 @@ def internal_proofs(block: Block) -> set[object]:
     return {transfer.proof for transfer in block.transfers if transfer.locator.kind is LocatorKind.TRACE}
 
 
-def moving_frames(call: Any, *, is_root: bool = True) -> list[tuple[str, str, int]]:  # noqa: ANN401 - JSON
-    """What a tree of calls moves under its root, by the rule of DESIGN alone."""
-    if call.get("error"):
-        return []
-    value = int(call.get("value") or "0x0", 16)
-    moves = value > 0 and not is_root and call["type"] in ("CALL", "CREATE", "CREATE2", "SELFDESTRUCT")
-    found = [(call["from"], call["to"], value)] if moves else []
-    for inner in call.get("calls") or ():
-        found += moving_frames(inner, is_root=False)
-    return found
-
-
 def invent(traces: Json) -> Json:
     """The last transaction pays somebody whom it does not pay."""
     root = traces[-1].get("result", traces[-1])
@@ -142,7 +130,7 @@ def failures(node: str, check: str) -> float:
 async def test_two_tracing_hosts_that_agree_give_every_internal_transfer(town: Town, height: int) -> None:
     adapter = town.adapter(await town.node(1), await town.node(2))
     block = await adapter.fetch_block(height)
-    expected = [move for row in recorded_traces(height) for move in moving_frames(row.get("result", row))]
+    expected = [move for row in recorded_traces(height) for move in internal_moves(row.get("result", row))]
     assert len(expected) > 0
     assert sorted(internal_transfers(block)) == sorted(expected)
     assert (internal_proofs(block), block.traced_by) == ({TraceProof.AGREED}, ("node-1", "node-2"))
