@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from struct import Struct
 
 from chains.evm.keccak import keccak
 from chains.evm.wire import WireLog, bytes_of
+
+_three_numbers = Struct(">HHH").unpack_from
+_BITS = [1 << place for place in range(2048)]
 
 
 def bloom_of(logs: Iterable[WireLog]) -> int:
@@ -23,8 +27,6 @@ def bloom_of(logs: Iterable[WireLog]) -> int:
 def _bits_of(text: str) -> int:
     """The three bits of one address or topic. Kept, because tokens, events and busy addresses come again and again;
     bounded to a few megabytes."""
-    digest = keccak(bytes_of(text))
-    bits = 0
-    for at in (0, 2, 4):
-        bits |= 1 << (int.from_bytes(digest[at : at + 2], "big") & 2047)
+    first, second, third = _three_numbers(keccak(bytes_of(text)))
+    bits: int = _BITS[first & 2047] | _BITS[second & 2047] | _BITS[third & 2047]
     return bits

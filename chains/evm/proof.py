@@ -32,7 +32,7 @@ from chains.evm.envelope import Envelope, envelope_of, type_of
 from chains.evm.errors import ProofFailure
 from chains.evm.header import prove_header
 from chains.evm.receipt import receipt_bytes, withdrawal_bytes
-from chains.evm.senders import sender_of
+from chains.evm.senders import senders_of
 from chains.evm.trie import EMPTY_ROOT, ordered_root
 from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, bytes_of, quantity_of
 from chains.model import ProofLevel
@@ -191,8 +191,8 @@ def _prove_withdrawals(block: WireBlock) -> None:
 
 
 def _prove_senders(transactions: Sequence[WireTransaction], envelopes: list[Envelope]) -> None:
-    for index, (transaction, envelope) in enumerate(zip(transactions, envelopes, strict=True)):
-        sender = sender_of(transaction, envelope)
+    senders = senders_of(transactions, envelopes)
+    for index, (transaction, sender) in enumerate(zip(transactions, senders, strict=True)):
         if sender != bytes_of(transaction.sender):
             signer = f"0x{sender.hex()}"
             raise ProofFailure("sender", f"transaction {index} is signed by {signer}, not by {transaction.sender}")

@@ -6,7 +6,11 @@ withdrawal. The signature commits to the sender; where nobody signs, the transac
 
 from __future__ import annotations
 
-from coincurve import PublicKey
+from collections.abc import Iterator, Sequence
+
+from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found]  # compiled
+from coincurve.context import GLOBAL_CONTEXT
+from coincurve.flags import EC_UNCOMPRESSED
 
 from chains.evm.envelope import Envelope, envelope_of
 from chains.evm.errors import ProofFailure
@@ -18,25 +22,38 @@ from chains.model import Address
 
 def recover_sender(transaction: WireTransaction) -> Address:
     """The address whose key signed the transaction, of any type we can encode. Raises `ProofFailure`."""
-    return sender_of(transaction, envelope_of(transaction))
+    return next(senders_of([transaction], [envelope_of(transaction)]))
 
 
-def sender_of(transaction: WireTransaction, envelope: Envelope) -> Address:
-    """The same, for a transaction that is encoded already. Raises `ProofFailure("sender")` when no key fits.
+def senders_of(transactions: Sequence[WireTransaction], envelopes: Sequence[Envelope]) -> Iterator[Address]:
+    """The same for a block's transactions, which are encoded already. Raises `ProofFailure("sender")` when no key fits.
 
     A high `s` is accepted, as the chain did before Homestead (EIP-2): the block's hash already says that the network
     took this signature, and its malleable twin recovers the same address.
+
+    The library is called at its lower face: the upper one makes six objects for each signature, a seventh of the time.
     """
-    if envelope.sender is not None:
-        return envelope.sender
-    r = transaction.r[2:].zfill(64)
-    s = transaction.s[2:].zfill(64)
-    signature = packed(r + s) + envelope.parity.to_bytes(1, "big")
-    try:
-        key = PublicKey.from_signature_and_message(signature, envelope.signing_hash, hasher=None)
-    except ValueError as error:
-        raise ProofFailure("sender", f"no key fits the signature of transaction {transaction.hash}") from error
-    return keccak(key.format(compressed=False)[1:])[12:]
+    context = GLOBAL_CONTEXT.ctx
+    signature = ffi.new("secp256k1_ecdsa_recoverable_signature *")
+    key = ffi.new("secp256k1_pubkey *")
+    point = ffi.new("unsigned char [65]")
+    size = ffi.new("size_t *", 65)
+    coordinates = ffi.buffer(point)
+    for transaction, envelope in zip(transactions, envelopes, strict=True):
+        if envelope.sender is not None:
+            yield envelope.sender
+            continue
+        compact = packed(transaction.r[2:].zfill(64) + transaction.s[2:].zfill(64))
+        # The library ends the process when it is given another length or parity.
+        if not (
+            len(compact) == 64
+            and 0 <= envelope.parity <= 3
+            and lib.secp256k1_ecdsa_recoverable_signature_parse_compact(context, signature, compact, envelope.parity)
+            and lib.secp256k1_ecdsa_recover(context, key, signature, envelope.signing_hash)
+        ):
+            raise ProofFailure("sender", f"no key fits the signature of transaction {transaction.hash}")
+        lib.secp256k1_ec_pubkey_serialize(context, point, size, key, EC_UNCOMPRESSED)
+        yield keccak(coordinates[1:])[12:]
 
 
 def created_address(sender: Address, nonce: int) -> Address:
