@@ -12,12 +12,23 @@ from rich.console import Console
 
 from bench.chain import record_chain
 from bench.delivering import DeliveringTask
-from bench.following import BARE, FollowingTask
+from bench.following import BARE, FollowingTask, FollowingUsage
 from bench.installation import make_database, make_template
 from bench.live import Latency, LiveTask
 from bench.many import scratch
 from bench.process import BenchFailed, measured, serving
-from bench.report import Report, Row, latency_rows, print_report, rate_rows, watching_sections
+from bench.reading import Reading, ReadingTask
+from bench.report import (
+    Report,
+    Row,
+    crowd_rows,
+    following_rows,
+    latency_rows,
+    print_report,
+    rate_rows,
+    reading_sections,
+    watching_sections,
+)
 from bench.usage import Usage
 from bench.watching import Watching, WatchingTask
 from ledger.embedded import embedded_postgres
@@ -30,6 +41,7 @@ class Sizes(msgspec.Struct):
 
     blocks: int
     watches: int
+    crowd: int
     deliveries: int
     live_blocks: int
     live_interval_s: float
@@ -40,6 +52,7 @@ class Sizes(msgspec.Struct):
 FULL = Sizes(
     blocks=250,
     watches=10_000,
+    crowd=1_000_000,
     deliveries=20_000,
     live_blocks=200,
     live_interval_s=0.2,
@@ -47,8 +60,21 @@ FULL = Sizes(
     seed=1,
 )
 QUICK = Sizes(
-    blocks=20, watches=1_000, deliveries=960, live_blocks=12, live_interval_s=0.2, watches_loaded=20_000, seed=1
+    blocks=20,
+    watches=1_000,
+    crowd=5_000,
+    deliveries=960,
+    live_blocks=12,
+    live_interval_s=0.2,
+    watches_loaded=20_000,
+    seed=1,
 )
+
+WATCHES_FEW = 1_000
+"""What a crowd of watches is compared with."""
+
+READ_BLOCKS_MAX = 50
+READ_ROUNDS = 5
 
 
 class Bench:
@@ -62,18 +88,34 @@ class Bench:
 
     def following(self) -> list[Row]:
         """Catch-up from a node into Postgres at each level of proof."""
-        usages: dict[str, Usage] = {}
+        usages: dict[str, FollowingUsage] = {}
         with serving("bench.node", self.chain) as node_url:
             for proof in (BARE, *PROOFS):
                 self.say(f"following {self.sizes.blocks} blocks: {proof}")
-                task = FollowingTask(
-                    node_url, self.chain, proof, self.sizes.blocks, watches=self.sizes.watches, seed=self.sizes.seed
-                )
-                if proof != BARE:
-                    task.database_url = make_database(self.database_url, f"following_{proof}")
-                usages[proof] = msgspec.convert(measured("bench.following", task), Usage)
-        baseline = usages.pop(BARE)
-        return rate_rows(usages, baseline, "blocks/s")
+                usages[proof] = self._followed(f"following_{proof}", node_url, proof, self.sizes.watches, 0)
+        return following_rows(usages, usages.pop(BARE))
+
+    def crowd(self) -> list[Row]:
+        """The same at `roots`, among many watches that nobody pays."""
+        with serving("bench.node", self.chain) as node_url:
+            self.say(f"following among {WATCHES_FEW} watches")
+            few = self._followed("few", node_url, PROOFS[-1], WATCHES_FEW, 0)
+            self.say(f"following among {WATCHES_FEW + self.sizes.crowd} watches")
+            many = self._followed("many", node_url, PROOFS[-1], WATCHES_FEW, self.sizes.crowd)
+        return crowd_rows(few, many)
+
+    def _followed(self, name: str, node_url: str, proof: str, watches: int, crowd: int) -> FollowingUsage:
+        task = FollowingTask(node_url, self.chain, proof, self.sizes.blocks, "", watches, crowd, self.sizes.seed)
+        if proof != BARE:
+            task.database_url = make_database(self.database_url, name)
+        return msgspec.convert(measured("bench.following", task), FollowingUsage)
+
+    def reading(self) -> dict[str, list[Row]]:
+        """Proofs on one core and on all of them."""
+        blocks = min(self.sizes.blocks, READ_BLOCKS_MAX)
+        self.say(f"reading {blocks} blocks of 200 transactions and 400 logs")
+        task = ReadingTask(blocks, READ_ROUNDS, self.sizes.seed)
+        return reading_sections(msgspec.convert(measured("bench.reading", task), Reading))
 
     def delivering(self) -> list[Row]:
         """A full queue to one sink."""
@@ -122,7 +164,9 @@ def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
             make_template(database_url)
             bench = Bench(sizes, chain, database_url, say)
             sections = {
+                **bench.reading(),
                 "following mainnet-sized blocks": bench.following(),
+                "following among many watches": bench.crowd(),
                 "delivering signed webhooks": bench.delivering(),
                 "one deposit in each live block": bench.live(),
                 **bench.watching(),

@@ -47,6 +47,7 @@ def record_chain(path: Path, count: int, seed: int) -> None:
     tokens = [*listed, *(random.randbytes(20) for _ in range(TOKENS_UNLISTED))]
     blocks = make_chain(count, seed=seed, start_height=START_HEIGHT, recipients=recipients, tokens=tokens)
     path.write_bytes(msgspec.msgpack.encode(RecordedChain(blocks, recipients)))
+    _recipients_path(path).write_bytes(b"".join(recipients))
 
 
 def load_chain(path: str) -> RecordedChain:
@@ -54,10 +55,20 @@ def load_chain(path: str) -> RecordedChain:
     return msgspec.msgpack.decode(Path(path).read_bytes(), type=RecordedChain)
 
 
-def watched_while_following(chain: RecordedChain, count: int, seed: int) -> list[Address]:
+def load_recipients(path: str) -> list[Address]:
+    """Its recipients alone: a process whose memory is measured does not hold the chain as well."""
+    joined = _recipients_path(Path(path)).read_bytes()
+    return [joined[at : at + 20] for at in range(0, len(joined), 20)]
+
+
+def _recipients_path(chain: Path) -> Path:
+    return chain.with_suffix(".recipients")
+
+
+def watched_while_following(recipients: list[Address], count: int, seed: int) -> list[Address]:
     """`count` addresses to watch, of which `RECIPIENTS_WATCHED` are paid on the chain."""
     random = Random(f"watched {seed}")
-    hit = chain.recipients[:RECIPIENTS_WATCHED]
+    hit = recipients[:RECIPIENTS_WATCHED]
     return [*hit, *(random.randbytes(20) for _ in range(max(0, count - len(hit))))]
 
 

@@ -15,9 +15,9 @@ import aiohttp
 import msgspec
 import uvloop
 
-from bench.chain import START_HEIGHT, bench_profile, load_chain, watched_while_following
-from bench.installation import add_tenant, add_watches, ledger_at, make_follower, register
-from bench.usage import Usage, measure_usage
+from bench.chain import START_HEIGHT, bench_profile, load_recipients, watched_while_following
+from bench.installation import add_crowd, add_tenant, add_watches, ledger_at, make_follower, register
+from bench.usage import Usage, cpu_s_of, measure_usage, most_bytes_of
 from chainbell.logs import configure_logs
 from chainbell.settings_model import NodeSettings
 from chainbell.supervisor import calm_garbage_collector
@@ -30,7 +30,8 @@ BARE = "bare"
 
 
 class FollowingTask(msgspec.Struct):
-    """`proof` is a level, or `bare` for fetching and decoding alone, which needs no database."""
+    """`proof` is a level, or `bare` for fetching and decoding alone, which needs no database. Beside the `watches`, of which
+    some are paid, a `crowd` of others is there that nobody pays."""
 
     node_url: str
     chain_path: str
@@ -38,7 +39,18 @@ class FollowingTask(msgspec.Struct):
     blocks: int
     database_url: str = ""
     watches: int = 0
+    crowd: int = 0
     seed: int = 1
+
+
+class FollowingUsage(Usage):
+    """What following took, and what its workers did."""
+
+    workers_cpu_s: float = 0.0
+    most_bytes: int = 0
+    """Memory of the follow process, at its largest."""
+    worker_most_bytes: int = 0
+    """The same of the largest worker."""
 
 
 class _Transaction(msgspec.Struct):
@@ -107,32 +119,55 @@ async def run_bare(task: FollowingTask) -> Usage:
 
 @asynccontextmanager
 async def open_adapter(node_url: str, proof: str) -> AsyncIterator[EvmAdapter]:
-    """Ethereum, as this node tells it."""
+    """Ethereum, as this node tells it, read where it arrives."""
+    adapter = EvmAdapter(bench_profile(proof), [NodeSettings(url=node_url)])
+    try:
+        yield adapter
+    finally:
+        await adapter.close()
+
+
+@asynccontextmanager
+async def open_workers(node_url: str, proof: str) -> AsyncIterator[tuple[EvmAdapter, Workers]]:
+    """The same, with workers that have started: a catch-up that matters lasts longer than that."""
     workers = Workers()
     adapter = EvmAdapter(bench_profile(proof), [NodeSettings(url=node_url)], workers=workers)
     try:
-        yield adapter
+        await asyncio.gather(*(adapter.fetch_block_ahead(START_HEIGHT) for _ in range(2 * workers.count)))
+        yield adapter, workers
     finally:
         await adapter.close()
         await workers.close()
 
 
-async def run_follower(task: FollowingTask) -> Usage:
+async def run_follower(task: FollowingTask) -> FollowingUsage:
     """Follow from the first block to the head, as catch-up does."""
-    watched = watched_while_following(load_chain(task.chain_path), task.watches, task.seed)
-    async with ledger_at(task.database_url) as engine, open_adapter(task.node_url, task.proof) as adapter:
+    watched = watched_while_following(load_recipients(task.chain_path), task.watches, task.seed)
+    async with (
+        ledger_at(task.database_url) as engine,
+        open_workers(task.node_url, task.proof) as (adapter, workers),
+    ):
         followed = await register(engine, task.proof)
         tenant_id, _ = await add_tenant(engine, "merchant", ["http://127.0.0.1:9/"])
         await add_watches(engine, tenant_id, watched)
+        await add_crowd(engine, tenant_id, task.crowd)
         follower = make_follower(engine, adapter, followed)
         await follower.converge()  # the first block: connections are open and statements compiled after it
+        workers_began = cpu_s_of(workers.process_ids)
         with measure_usage(task.blocks - 1) as usage:
             outcome = await follower.converge()
             while isinstance(outcome, Extended) and outcome.is_behind:
                 outcome = await follower.converge()
         if not isinstance(outcome, Extended | Nothing) or follower.head_height != START_HEIGHT + task.blocks - 1:
             raise RuntimeError(f"the follower ended with {outcome}")
-    return usage
+        return FollowingUsage(
+            usage.count,
+            usage.elapsed_s,
+            usage.cpu_s,
+            cpu_s_of(workers.process_ids) - workers_began,
+            most_bytes_of(),
+            max(most_bytes_of(pid) for pid in workers.process_ids),
+        )
 
 
 def main() -> None:

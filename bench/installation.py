@@ -119,3 +119,21 @@ async def add_watches(engine: AsyncEngine, tenant_id: TenantId, addresses: Seque
         asked = [NewWatch(scope, address, f"order-{first + n}", {}, None) for n, address in enumerate(part)]
         async with transaction(engine) as connection:
             await insert_watches(connection, tenant_id, asked, datetime.now(UTC))
+
+
+async def add_crowd(engine: AsyncEngine, tenant_id: TenantId, count: int) -> None:
+    """Watches on made-up addresses, as many as you like, made by Postgres itself and known to its planner."""
+    if count == 0:
+        return
+    made = text(
+        """
+        INSERT INTO watches (tenant_id, id, scope, address, reference, covered_from, created_at)
+        SELECT :tenant_id, 'wat_crowd_' || n, :scope, substring(sha256(convert_to('crowd ' || n, 'UTF8')) FOR 20),
+               'order-' || n, '{}', now()
+        FROM generate_series(1, :count) n
+        """
+    )
+    scope = bench_profile("off").chain_id
+    async with transaction(engine) as connection:
+        await connection.execute(made, {"tenant_id": tenant_id, "scope": scope, "count": count})
+        await connection.execute(text("ANALYZE watches"))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.following import FollowingUsage
 from bench.live import Latency, Spread
+from bench.reading import Reading
 from bench.usage import Usage
 from bench.watching import Watching
+
+MIB = 1024 * 1024
 
 
 class Row(msgspec.Struct):
@@ -20,6 +26,8 @@ class Row(msgspec.Struct):
     unit: str
     cpu_ms: float | None = None
     """CPU time of the measured process for each block or delivery, where it was counted."""
+    workers_cpu_ms: float | None = None
+    """The same of its workers, where it has any."""
 
     @property
     def ratio(self) -> float:
@@ -41,6 +49,56 @@ def rate_rows(names: dict[str, Usage], baseline: Usage, unit: str) -> list[Row]:
         Row(name, usage.count / usage.elapsed_s, least, unit, usage.cpu_s * 1000 / usage.count)
         for name, usage in {"bare loop": baseline, **names}.items()
     ]
+
+
+def following_rows(usages: dict[str, FollowingUsage], baseline: FollowingUsage) -> list[Row]:
+    """Rows of catch-up, with what the workers did."""
+    rows = rate_rows(dict(usages), baseline, "blocks/s")
+    for row, usage in zip(rows[1:], usages.values(), strict=True):
+        row.workers_cpu_ms = usage.workers_cpu_s * 1000 / usage.count
+    return rows
+
+
+def crowd_rows(few: FollowingUsage, many: FollowingUsage) -> list[Row]:
+    """What a block costs, and how much memory following takes, among many watches and among few."""
+    return [
+        Row("a block", *_pair_of(many, few, lambda usage: usage.elapsed_s * 1000 / usage.count), "ms"),
+        Row("a block, CPU of our processes", *_pair_of(many, few, _cpu_ms), "ms"),
+        Row("follow process, at most", *_pair_of(many, few, lambda usage: usage.most_bytes / MIB), "MiB"),
+        Row("largest worker, at most", *_pair_of(many, few, lambda usage: usage.worker_most_bytes / MIB), "MiB"),
+    ]
+
+
+def _pair_of(
+    many: FollowingUsage, few: FollowingUsage, figure: Callable[[FollowingUsage], float]
+) -> tuple[float, float]:
+    return figure(many), figure(few)
+
+
+def _cpu_ms(usage: FollowingUsage) -> float:
+    return (usage.cpu_s + usage.workers_cpu_s) * 1000 / usage.count
+
+
+def reading_sections(reading: Reading) -> dict[str, list[Row]]:
+    """What a proof costs, and how it spreads."""
+    decoding = reading.decoding_ms
+    here, spread = reading.here, reading.spread
+    return {
+        "a proof on one core": [
+            Row("roots and blooms", reading.roots_ms, decoding, "ms"),
+            Row("senders", reading.senders_ms, decoding, "ms"),
+        ],
+        "reading at roots": [
+            Row(
+                "in workers on all cores",
+                spread.count / spread.elapsed_s,
+                here.count / here.elapsed_s,
+                "blocks/s",
+                spread.cpu_s * 1000 / spread.count,
+                spread.workers_cpu_s * 1000 / spread.count,
+            )
+        ],
+    }
 
 
 def latency_rows(latency: Latency, baseline: Latency) -> list[Row]:
@@ -93,12 +151,13 @@ def print_report(report: Report, console: Console) -> None:
     sizes = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in report.sizes.items())
     table = Table(title="Chainbell beside a bare loop over the same parts", caption=sizes)
     table.add_column("what", no_wrap=True)
-    for heading in ("figure", "bare loop", "ratio", "CPU ms each"):
+    for heading in ("figure", "bare loop", "ratio", "CPU ms", "workers"):
         table.add_column(heading, justify="right")
     for section, rows in report.sections.items():
         table.add_section()
         table.add_row(f"[bold]{section}[/bold]", f"[dim]{rows[0].unit}[/dim]", f"[dim]{rows[0].unit}[/dim]")
         for row in rows:
             cpu = f"{row.cpu_ms:.2f}" if row.cpu_ms is not None else ""
-            table.add_row(row.name, f"{row.figure:,.1f}", f"{row.baseline:,.1f}", f"{row.ratio:.2f}", cpu)
+            more = f"{row.workers_cpu_ms:.2f}" if row.workers_cpu_ms is not None else ""
+            table.add_row(row.name, f"{row.figure:,.1f}", f"{row.baseline:,.1f}", f"{row.ratio:.2f}", cpu, more)
     console.print(table)

@@ -1,11 +1,13 @@
-"""CPU time and wall time of a piece of work in this process."""
+"""CPU time, wall time and memory of a piece of work: of this process, and of those that work for it."""
 
 from __future__ import annotations
 
+import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -32,3 +34,15 @@ def measure_usage(count: int) -> Iterator[Usage]:
 def _cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def cpu_s_of(processes: Iterable[int]) -> float:
+    """User and system time that running processes have used so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
+    return sum(int(row[11]) + int(row[12]) for row in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def most_bytes_of(pid: int | str = "self") -> int:
+    """The most memory that a running process ever had. Not `ru_maxrss`, which begins with the parent's."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -62,15 +62,19 @@ def string_hex(text: str) -> str:
     return header_hex(len(digits) >> 1, STRING) + digits
 
 
+_QUANTITY_HEADS = [f"{STRING + ((count + 1) >> 1):02x}{'0' * (count & 1)}" for count in range(65)]
+"""What stands before the digits of a number, by how many there are: its length in bytes, and the half of one."""
+
+
 def quantity_hex(text: str) -> str:
-    """The RLP digits of the number that a `0x` hex string names: big-endian, without leading zeros."""
+    """The RLP digits of the number that a `0x` hex string names, of up to 256 bits: big-endian, without leading zeros."""
     digits = text[2:].lstrip("0")
-    size = (len(digits) + 1) >> 1
-    if size == 1:
-        return digits.zfill(2) if len(digits) == 1 or digits < "80" else "81" + digits
-    if len(digits) & 1:
-        return f"{STRING + size:02x}0{digits}"
-    return f"{STRING + size:02x}{digits}"
+    count = len(digits)
+    if count > 2:
+        return _QUANTITY_HEADS[count] + digits
+    if count == 1:
+        return "0" + digits
+    return digits if count == 2 and digits < "80" else _QUANTITY_HEADS[count] + digits
 
 
 def list_hex(payload: str) -> str:

@@ -14,6 +14,14 @@ from bench.__main__ import parse_sizes
 from bench.report import Report
 
 ROWS = {
+    "a proof on one core": {"roots and blooms", "senders"},
+    "reading at roots": {"in workers on all cores"},
+    "following among many watches": {
+        "a block",
+        "a block, CPU of our processes",
+        "follow process, at most",
+        "largest worker, at most",
+    },
     "following mainnet-sized blocks": {"bare loop", "structure", "bloom", "roots"},
     "delivering signed webhooks": {"bare loop", "dispatcher"},
     "one deposit in each live block": {

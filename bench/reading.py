@@ -1,0 +1,151 @@
+"""What a block's proof costs on one core, part by part, and how it spreads over worker processes:
+`python -m bench.reading TASK`.
+
+The blocks have 200 transactions and 400 logs. Times are CPU time of this process, pinned to one core; each is the median
+over the blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+import uvloop
+
+from bench.blocks import make_chain
+from bench.chain import START_HEIGHT, bench_profile
+from bench.following import FollowingUsage
+from bench.usage import Usage, cpu_s_of, measure_usage, most_bytes_of
+from chainbell.logs import configure_logs
+from chainbell.supervisor import calm_garbage_collector
+from chains.evm import proof
+from chains.evm.envelope import Envelope
+from chains.evm.header import prove_header
+from chains.evm.reading import RawBlock, ReadingRules, read_block
+from chains.evm.wire import WireBlock, WireReceipt, decode_block, decode_receipts
+from chains.evm.workers import Workers, pickled_rules
+
+TRANSACTIONS, LOGS, TRANSFERS = 200, 400, 190
+IN_FLIGHT_A_WORKER = 2
+
+T = TypeVar("T")
+
+
+class ReadingTask(msgspec.Struct):
+    """`blocks` different ones are read; by the workers `rounds` times each."""
+
+    blocks: int
+    rounds: int
+    seed: int
+
+
+class Reading(msgspec.Struct):
+    """CPU time of each part in milliseconds a block, and reading whole blocks here and in workers."""
+
+    decoding_ms: float
+    roots_ms: float
+    """Header, transactions, receipts with their blooms, withdrawals: every commitment but the signatures."""
+    senders_ms: float
+    here: Usage
+    spread: FollowingUsage
+
+
+def make_blocks(task: ReadingTask) -> tuple[ReadingRules, list[RawBlock]]:
+    """The rules of Ethereum at `roots`, and the blocks as a node answers them."""
+    profile = bench_profile("roots")
+    tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
+    chain = make_chain(
+        task.blocks,
+        transactions=TRANSACTIONS,
+        logs=LOGS,
+        transfers=TRANSFERS,
+        seed=task.seed,
+        start_height=START_HEIGHT,
+        tokens=[*tokens, *(os.urandom(20) for _ in range(22))],
+    )
+    rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens, profile.dialect)
+    return rules, [RawBlock(block, receipts, "bench", "bench", 2) for block, receipts in chain]
+
+
+def decode(raw: RawBlock) -> tuple[WireBlock, list[WireReceipt]]:
+    """The block and its receipts as typed values."""
+    block, receipts = decode_block(raw.block), decode_receipts(raw.receipts)
+    assert block is not None and receipts is not None
+    return block, receipts
+
+
+def prove_roots(block: WireBlock, receipts: list[WireReceipt]) -> list[Envelope]:
+    """Everything that the header commits to; returns the transactions as bytes."""
+    blooms = proof._prove_bloom(block, receipts)
+    prove_header(block)
+    envelopes = proof._prove_transactions(block)
+    proof._prove_receipts(block, receipts, blooms)
+    proof._prove_withdrawals(block)
+    return envelopes
+
+
+def median_ms(work: Callable[[T], object], items: Sequence[T]) -> float:
+    """The median CPU time of some work on one item, after one that is not counted."""
+    work(items[0])
+    times = []
+    for item in items:
+        began = time.process_time()
+        work(item)
+        times.append(time.process_time() - began)
+    return statistics.median(times) * 1000
+
+
+async def read_spread(rules: ReadingRules, blocks: Sequence[RawBlock], rounds: int) -> FollowingUsage:
+    """Read every block `rounds` times with as many workers as there are cores."""
+    pickled, workers = pickled_rules(rules), Workers()
+    places = asyncio.Semaphore(workers.count * IN_FLIGHT_A_WORKER)
+
+    async def _read(index: int) -> None:
+        async with places:
+            await workers.read(pickled, START_HEIGHT + index, blocks[index])
+
+    await asyncio.gather(*(_read(index) for index in range(min(len(blocks), 2 * workers.count))))
+    began = cpu_s_of(workers.process_ids)
+    with measure_usage(rounds * len(blocks)) as usage:
+        await asyncio.gather(*(_read(index) for _ in range(rounds) for index in range(len(blocks))))
+    in_workers = cpu_s_of(workers.process_ids) - began
+    largest = max(most_bytes_of(pid) for pid in workers.process_ids)
+    await workers.close()
+    return FollowingUsage(usage.count, usage.elapsed_s, usage.cpu_s, in_workers, most_bytes_of(), largest)
+
+
+def run(task: ReadingTask) -> Reading:
+    """Read everything, first here on one core, then spread."""
+    cores = os.sched_getaffinity(0)
+    rules, blocks = make_blocks(task)
+    os.sched_setaffinity(0, {min(cores)})
+    decoded = [decode(raw) for raw in blocks]
+    proven = [(block, prove_roots(block, receipts)) for block, receipts in decoded]
+    parts = {
+        "decoding_ms": median_ms(decode, blocks),
+        "roots_ms": median_ms(lambda pair: prove_roots(*pair), decoded),
+        "senders_ms": median_ms(lambda pair: proof._prove_senders(*pair), proven),
+    }
+    with measure_usage(len(blocks)) as here:
+        for height, raw in enumerate(blocks, START_HEIGHT):
+            read_block(rules, height, raw)
+    os.sched_setaffinity(0, cores)
+    return Reading(**parts, here=here, spread=uvloop.run(read_spread(rules, blocks, task.rounds)))
+
+
+def main() -> None:
+    """Do the task in the first argument and print what it took."""
+    task = msgspec.json.decode(sys.argv[1], type=ReadingTask)
+    configure_logs()
+    calm_garbage_collector()
+    sys.stdout.buffer.write(msgspec.json.encode(run(task)))
+
+
+if __name__ == "__main__":
+    main()
