@@ -14,7 +14,7 @@ from chains.evm.errors import ProofFailure
 from chains.evm.header import header_hash, header_ref, prove_header
 from chains.evm.proof import prove_block
 from chains.evm.receipt import receipt_bytes, withdrawal_bytes
-from chains.evm.senders import sender_of
+from chains.evm.senders import senders_of
 from chains.evm.trie import ordered_root
 from chains.evm.wire import WireHeader, WireTransaction, decode_block, decode_header, decode_receipts
 from chains.model import ProofLevel, hex_of, is_linked
@@ -50,7 +50,7 @@ def test_a_recorded_block_without_receipts_proves_all_that_it_has(height: int) -
     envelopes = [envelope_of(transaction) for transaction in block.transactions]
     assert [hex_of(envelope.hash) for envelope in envelopes] == [tx.hash for tx in block.transactions]
     assert hex_of(ordered_root([envelope.raw for envelope in envelopes])) == block.transactions_root
-    senders = [sender_of(*row) for row in zip(block.transactions, envelopes, strict=True)]
+    senders = list(senders_of(block.transactions, envelopes))
     assert [hex_of(sender) for sender in senders] == [tx.sender for tx in block.transactions]
     assert block.withdrawals is not None
     assert hex_of(ordered_root([withdrawal_bytes(row) for row in block.withdrawals])) == block.withdrawals_root
