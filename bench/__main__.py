@@ -54,8 +54,8 @@ FULL = Sizes(
     watches=10_000,
     crowd=1_000_000,
     deliveries=20_000,
-    live_blocks=200,
-    live_interval_s=0.2,
+    live_blocks=90,
+    live_interval_s=2.0,
     watches_loaded=1_000_000,
     seed=1,
 )
@@ -134,10 +134,10 @@ class Bench:
         """A chain that grows, from the node to the merchant."""
         latencies = []
         interval_s = self.sizes.live_interval_s
-        for name in ("", "live"):
-            self.say(f"{self.sizes.live_blocks} live blocks, one every {interval_s:g} s: {name or BARE}")
+        for name, blocks in (("", max(3, self.sizes.live_blocks // 4)), ("live", self.sizes.live_blocks)):
+            self.say(f"{blocks} live blocks, one every {interval_s:g} s: {name or BARE}")
             with serving("bench.node", self.chain, str(interval_s)) as node_url, serving("bench.sink") as sink_url:
-                task = LiveTask(node_url, sink_url, self.chain, self.sizes.live_blocks, interval_s)
+                task = LiveTask(node_url, sink_url, self.chain, blocks, interval_s)
                 if name:
                     task.database_url = make_database(self.database_url, name)
                 latencies.append(msgspec.convert(measured("bench.live", task), Latency))

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bench.installation import SECRET_BOX, add_tenant, ledger_at, loopback_policy
 from bench.usage import Usage, measure_usage
 from chainbell.logs import configure_logs
+from chainbell.supervisor import calm_garbage_collector
 from chainbell.version import VERSION
 from ledger.database import transaction
 from ledger.documents import event_body
@@ -179,6 +180,7 @@ def main() -> None:
     """Do the task in the first argument and print what it took."""
     task = msgspec.json.decode(sys.argv[1], type=DeliveringTask)
     configure_logs()
+    calm_garbage_collector()
     usage = uvloop.run(run_dispatcher(task) if task.database_url else run_bare(task))
     sys.stdout.buffer.write(msgspec.json.encode(usage))
 

@@ -1,8 +1,8 @@
 """How long a deposit takes from the node to the merchant: `python -m bench.live TASK`.
 
-A node mines a block with one deposit every fifth of a second or so. Chainbell follows it at `roots` and delivers, both in
-this one process; or a bare loop does the least: poll, fetch, decode, sign, post. The clock is the machine's, read by all
-three processes.
+A node mines a block with one deposit every two seconds or so. Chainbell follows it at `roots` and delivers, both in this
+one process and at the pace that a profile with such blocks has; or a bare loop does the least: poll once a second, fetch,
+decode, sign, post. The clock is the machine's, read by all three processes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import structlog
 import uvloop
 from structlog.typing import EventDict, WrappedLogger
 
-from bench.chain import POLL_INTERVAL_S, START_HEIGHT, load_chain, watched_live
+from bench.chain import START_HEIGHT, load_chain, watched_live
 from bench.delivering import open_dispatcher, post_signed
 from bench.following import fetch_bare, open_adapter
 from bench.installation import add_tenant, add_watches, ledger_at, make_follower, register
-from bench.node import BlockTimes
+from bench.node import NodeTimes
 from bench.sink import Arrival
 from bench.usage import Usage, measure_usage
 from chainbell.logs import configure_logs
+from chainbell.supervisor import calm_garbage_collector
 from indexer.run import follow
 from ledger.ids import new_id
 from ledger.secrets import new_endpoint_secret
@@ -36,6 +37,9 @@ PROOF = "roots"
 ARRIVAL_LIMIT_S = 30.0
 """How long after the last block its webhook may take before the measurement is given up."""
 LOOK_INTERVAL_S = 0.1
+
+POLL_INTERVAL_S = 1.0
+"""Of the bare loop; and Chainbell's plain pace, from which it times its polls."""
 
 
 class LiveTask(msgspec.Struct):
@@ -61,11 +65,19 @@ class Latency(msgspec.Struct):
 
     usage: Usage
     """Of the whole process over the whole run, whose units are blocks."""
-    mined_to_seen: Spread
-    """Until the node first names the block to anybody: the wait for the next poll."""
-    seen_to_received: Spread
-    seen_to_committed: Spread | None = None
+    node_requests: int
+    """HTTP requests to the node over the whole run."""
+    node_calls: int
+    """JSON-RPC calls in them."""
+    mined_to_answered: Spread
+    """Until the node gives the block to us: the wait for the next poll, and a round trip."""
+    answered_to_received: Spread
+    answered_to_committed: Spread | None = None
     committed_to_received: Spread | None = None
+
+    def a_minute(self, count: int) -> float:
+        """A count over the whole run as a rate."""
+        return count * 60 / self.usage.elapsed_s
 
 
 class _Block(msgspec.Struct):
@@ -117,13 +129,22 @@ async def run_chainbell(task: LiveTask, commits: CommitTimes) -> Latency:
         await follower.converge()  # the first block: connections are open and statements compiled after it
         async with asyncio.TaskGroup() as group:
             group.create_task(dispatcher.run(stop))
-            group.create_task(follow(follower, engine, poll_interval_s=POLL_INTERVAL_S, behind_limit_s=60, stop=stop))
+            group.create_task(
+                follow(
+                    follower,
+                    engine,
+                    poll_interval_s=POLL_INTERVAL_S,
+                    behind_limit_s=60,
+                    stop=stop,
+                    block_time_s=task.interval_s,
+                )
+            )
             with measure_usage(task.blocks - 1) as usage:
                 await _mine(session, task)
                 received = await _received(session, task)
             stop.set()
-        seen = await _block_times(session, task)
-    return _latency(usage, seen, received, commits.at)
+        node = await _node_times(session, task)
+    return _latency(usage, node, received, commits.at)
 
 
 async def run_bare(task: LiveTask) -> Latency:
@@ -143,7 +164,7 @@ async def run_bare(task: LiveTask) -> Latency:
                     body = msgspec.json.encode(_News("deposit.detected", _Deposit(_Block(height))))
                     await post_signed(session, f"{task.sink_url}/live", event_id, body, secret)
                 await asyncio.sleep(POLL_INTERVAL_S)
-        return _latency(usage, await _block_times(session, task), await _received(session, task), {})
+        return _latency(usage, await _node_times(session, task), await _received(session, task), {})
 
 
 async def _head(session: aiohttp.ClientSession, node_url: str) -> int:
@@ -174,23 +195,24 @@ async def _received(session: aiohttp.ClientSession, task: LiveTask) -> dict[int,
     return received
 
 
-async def _block_times(session: aiohttp.ClientSession, task: LiveTask) -> dict[int, BlockTimes]:
+async def _node_times(session: aiohttp.ClientSession, task: LiveTask) -> NodeTimes:
     async with session.get(f"{task.node_url}/times") as response:
-        rows = msgspec.json.decode(await response.read(), type=dict[str, BlockTimes])
-    return {int(height): times for height, times in rows.items() if int(height) != START_HEIGHT}
+        return msgspec.json.decode(await response.read(), type=NodeTimes)
 
 
-def _latency(
-    usage: Usage, blocks: dict[int, BlockTimes], received: dict[int, float], committed: dict[int, float]
-) -> Latency:
+def _latency(usage: Usage, node: NodeTimes, received: dict[int, float], committed: dict[int, float]) -> Latency:
     """Split each deposit's way where it can be split."""
+    blocks = {height: node.blocks[str(height)] for height in received}
+    answered = {height: block.answered_at for height, block in blocks.items() if block.answered_at is not None}
     latency = Latency(
         usage,
-        mined_to_seen=spread_of([block.seen_at - block.mined_at for block in blocks.values()]),
-        seen_to_received=spread_of([at - blocks[height].seen_at for height, at in received.items()]),
+        node.requests,
+        node.calls,
+        mined_to_answered=spread_of([at - blocks[height].mined_at for height, at in answered.items()]),
+        answered_to_received=spread_of([received[height] - at for height, at in answered.items()]),
     )
     if committed:
-        latency.seen_to_committed = spread_of([committed[height] - blocks[height].seen_at for height in received])
+        latency.answered_to_committed = spread_of([committed[height] - at for height, at in answered.items()])
         latency.committed_to_received = spread_of([at - committed[height] for height, at in received.items()])
     return latency
 
@@ -199,6 +221,7 @@ def main() -> None:
     """Do the task in the first argument and print where the time went."""
     task = msgspec.json.decode(sys.argv[1], type=LiveTask)
     configure_logs()
+    calm_garbage_collector()
     commits = CommitTimes()
     structlog.configure(processors=[commits, *structlog.get_config()["processors"]])
     latency = uvloop.run(run_chainbell(task, commits) if task.database_url else run_bare(task))

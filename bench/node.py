@@ -28,10 +28,23 @@ class _Call(msgspec.Struct):
 
 
 class BlockTimes(msgspec.Struct):
-    """When a live block came to be and was first named in an answer, in seconds since 1970."""
+    """When a live block came to be, was first named in an answer, and was first given whole, in seconds since 1970."""
 
     mined_at: float
     seen_at: float
+    answered_at: float | None
+    """The answer with its receipts was ready to be sent."""
+
+
+class NodeTimes(msgspec.Struct):
+    """What the node remembers of a live chain."""
+
+    requests: int
+    """HTTP requests since mining began."""
+    calls: int
+    """JSON-RPC calls in them."""
+    blocks: dict[str, BlockTimes]
+    """By height, every block that was named."""
 
 
 class Node:
@@ -44,6 +57,8 @@ class Node:
         self.interval_s = interval_s
         self.started_at: float | None = None
         self.seen_at: dict[int, float] = {}
+        self.answered_at: dict[int, float] = {}
+        self.requests = self.calls = 0
         self.decode = msgspec.json.Decoder(list[_Call] | _Call).decode
 
     def head(self) -> int:
@@ -58,6 +73,8 @@ class Node:
         """One call or a batch."""
         asked = self.decode(await request.read())
         head = self.head()
+        self.requests += 1
+        self.calls += 1 if isinstance(asked, _Call) else len(asked)
         if isinstance(asked, _Call):
             body = self._reply(asked, head)
         else:
@@ -75,6 +92,7 @@ class Node:
             return b"null"
         self.seen_at.setdefault(index, time.time())
         if call.method == "eth_getBlockReceipts":
+            self.answered_at.setdefault(index, time.time())
             return self.blocks[index][1]
         return self.blocks[index][0] if call.params[1] else self.headers[index]
 
@@ -92,16 +110,17 @@ class Node:
     async def start(self, _request: web.Request) -> web.Response:
         """Begin to mine."""
         self.started_at = time.time()
+        self.requests = self.calls = 0
         return web.Response(text="ok")
 
     async def times(self, _request: web.Request) -> web.Response:
-        """The times of every block that was mined and seen, by height."""
+        """The times of every block that was mined and seen, and how often the node was asked."""
         began, interval_s = self.started_at or 0.0, self.interval_s or 0.0
         rows = {
-            str(START_HEIGHT + index): BlockTimes(began + index * interval_s, seen_at)
+            str(START_HEIGHT + index): BlockTimes(began + index * interval_s, seen_at, self.answered_at.get(index))
             for index, seen_at in self.seen_at.items()
         }
-        return web.Response(body=msgspec.json.encode(rows))
+        return web.Response(body=msgspec.json.encode(NodeTimes(self.requests, self.calls, rows)))
 
 
 def _header_of(block: bytes) -> bytes:

@@ -102,17 +102,30 @@ def reading_sections(reading: Reading) -> dict[str, list[Row]]:
 
 
 def latency_rows(latency: Latency, baseline: Latency) -> list[Row]:
-    """Rows of waiting: less is better. The parts are compared with the bare loop's whole way."""
-    cpu_ms = latency.usage.cpu_s * 1000 / latency.usage.count
-    least = baseline.seen_to_received
-    rows = _pair("bare loop, seen to received", least, least)
-    rows += _pair("seen to received", latency.seen_to_received, least)
-    if latency.seen_to_committed is not None and latency.committed_to_received is not None:
-        rows += _pair("  seen to committed", latency.seen_to_committed, least)
+    """Rows of waiting and of asking: less is better. The parts are compared with the bare loop's whole way."""
+    least = baseline.answered_to_received
+    rows = _pair("bare loop, answered to received", least, least)
+    rows += _pair("answered to received", latency.answered_to_received, least)
+    if latency.answered_to_committed is not None and latency.committed_to_received is not None:
+        rows += _pair("  answered to committed", latency.answered_to_committed, least)
         rows += _pair("  committed to received", latency.committed_to_received, least)
-    rows += _pair("before that, mined to seen", latency.mined_to_seen, baseline.mined_to_seen)
+    rows += _pair("before that, mined to answered", latency.mined_to_answered, baseline.mined_to_answered)
     rows[0].cpu_ms = baseline.usage.cpu_s * 1000 / baseline.usage.count
-    rows[2].cpu_ms = cpu_ms
+    rows[2].cpu_ms = latency.usage.cpu_s * 1000 / latency.usage.count
+    rows += [
+        Row(
+            "node requests a minute",
+            latency.a_minute(latency.node_requests),
+            baseline.a_minute(baseline.node_requests),
+            "1/min",
+        ),
+        Row(
+            "JSON-RPC calls a minute",
+            latency.a_minute(latency.node_calls),
+            baseline.a_minute(baseline.node_calls),
+            "1/min",
+        ),
+    ]
     return rows
 
 

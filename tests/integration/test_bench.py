@@ -25,15 +25,19 @@ ROWS = {
     "following mainnet-sized blocks": {"bare loop", "structure", "bloom", "roots"},
     "delivering signed webhooks": {"bare loop", "dispatcher"},
     "one deposit in each live block": {
-        f"{name}, {percentile}"
-        for name in (
-            "bare loop, seen to received",
-            "seen to received",
-            "  seen to committed",
-            "  committed to received",
-            "before that, mined to seen",
-        )
-        for percentile in ("p50", "p99")
+        "node requests a minute",
+        "JSON-RPC calls a minute",
+        *(
+            f"{name}, {percentile}"
+            for name in (
+                "bare loop, answered to received",
+                "answered to received",
+                "  answered to committed",
+                "  committed to received",
+                "before that, mined to answered",
+            )
+            for percentile in ("p50", "p99")
+        ),
     },
     "loading watches, bare: COPY": {"bare loop", "POST /v1/watches"},
     "meanwhile a follower waits for its chain's row, bare: nobody loads": {"wait, p50", "wait, p99", "wait, longest"},
