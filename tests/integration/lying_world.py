@@ -1,0 +1,247 @@
+"""A chain with traffic, nodes of which one lies, and a follower that has to come out right.
+
+What is right is read from the real node itself, with nothing of ours: its blocks and receipts as JSON. Traffic, lies and
+their order come from one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from chainbell.demo.anvil import AnvilNode
+from chainbell.demo.contracts import TRANSFER_TOPIC, transfer_call
+from chains.evm.adapter import EvmAdapter
+from chains.profile import ChainProfile, add_tokens, load_profile, make_token
+from indexer.commit import Followed
+from indexer.follower import Course, Follower, Halted, Holding, Nothing, Outcome
+from indexer.policy import CreditRule, Policy, rules_as_json
+from ledger.chains import ChainConfiguration, find_chain, register_chain
+from ledger.database import connect, transaction
+from ledger.model import ChainRow
+from ledger.schema import entries, events, tenants, watches
+from tests.fakes.liar import Lie, LyingNode, lying_node
+from tests.outside.payments import REVERTING_CODE, deploy, send
+
+CREDIT_AT = 3
+REORG_DEPTH_MAX = CREDIT_AT - 1
+"""Never as deep as the credit point: a credit that is taken back was given on a lie."""
+PROFILE = "anvil"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's settings."""
+
+    url: str
+    name: str | None = None
+    rps: float | None = None
+
+
+Movement = tuple[str, str, str | None, str | None, int, str]
+"""Side, asset, from, to, amount, block hash: what an entry says, and what the chain says."""
+
+
+@dataclass
+class World:
+    """One scenario: its ledger, its nodes, its follower."""
+
+    node: AnvilNode
+    token: str
+    engine: AsyncEngine
+    profile: ChainProfile
+    liar: LyingNode
+    follower: Follower
+    random: Random
+    accounts: list[str]
+    watched: list[str]
+    first_height: int
+    reverting: str
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    async def converge(self) -> Outcome:
+        """Let the follower do one cycle."""
+        self.outcomes.append(await self.follower.converge())
+        return self.outcomes[-1]
+
+    async def act(self) -> None:
+        """One thing that happens on a chain."""
+        kind = self.random.choice(["pay", "pay", "token", "token", "withdraw", "fail", "create", "mine", "reorg"])
+        customer, address = self.random.choice(self.accounts[2:6]), self.random.choice(self.watched[1:])
+        amount = self.random.randint(1, 10**12)
+        match kind:
+            case "pay":
+                await send(self.node, customer, to=address, value=amount)
+            case "token":
+                await send(self.node, customer, to=self.token, data=transfer_call(address, amount))
+            case "withdraw":
+                await send(self.node, self.watched[0], to=customer, value=amount)
+            case "fail":
+                await send(self.node, self.watched[0], to=self.reverting, value=0)
+            case "create":
+                await deploy(self.node, customer, "0x00", value=amount)
+            case "mine":
+                await self.node.mine(self.random.randint(1, 3))
+            case "reorg":
+                if await self.node.height() > self.first_height + REORG_DEPTH_MAX:
+                    await self.node.reorg(self.random.randint(1, REORG_DEPTH_MAX))
+
+    async def traffic(self, steps: int) -> None:
+        """Things that happen, with the follower at work in between."""
+        for _ in range(steps):
+            await self.act()
+            for _ in range(self.random.randint(0, 2)):
+                await self.converge()
+
+    async def settle(self, cycles: int = 60) -> None:
+        """Nothing more happens but empty blocks; the follower gets so many cycles to come to the head and to finality."""
+        await self.node.mine(12)
+        for _ in range(cycles):
+            outcome = await self.converge()
+            row = await self.row()
+            if (
+                isinstance(outcome, Nothing)
+                and row.tip_height == await self.node.height()
+                and await self._is_final(row)
+            ):
+                return
+
+    async def _is_final(self, row: ChainRow) -> bool:
+        final = int((await self.node.rpc("eth_getBlockByNumber", "finalized", False))["number"], 16)
+        return row.finalized_height is not None and row.finalized_height >= final
+
+    async def row(self) -> ChainRow:
+        """The chain's row."""
+        async with transaction(self.engine) as connection:
+            return await find_chain(connection, self.profile.chain_id)
+
+    async def truth(self) -> list[Movement]:
+        """What really happened to watched addresses, by the real node's blocks and receipts."""
+        found: list[Movement] = []
+        for height in range(self.first_height + 1, await self.node.height() + 1):
+            block = await self.node.rpc("eth_getBlockByNumber", hex(height), True)
+            receipts = await self.node.rpc("eth_getBlockReceipts", hex(height))
+            for row, receipt in zip(block["transactions"], receipts, strict=True):
+                found += self._of_transaction(row, receipt)
+        return sorted(found, key=repr)
+
+    def _of_transaction(self, row: dict[str, Any], receipt: dict[str, Any]) -> list[Movement]:
+        coin, block_hash, value = str(self.profile.native.id), row["blockHash"], int(row["value"], 16)
+        to = row["to"] or receipt["contractAddress"]
+        if receipt["status"] == "0x0":
+            return self._sides(coin, row["from"], to, value, block_hash, has_failed=True)
+        found = self._sides(coin, row["from"], to, value, block_hash) if value else []
+        for log in receipt["logs"]:
+            if log["address"] == self.token and log["topics"][0] == "0x" + TRANSFER_TOPIC:
+                sender, recipient = ("0x" + topic[-40:] for topic in log["topics"][1:])
+                asset = f"{self.profile.chain_id}/erc20:{self.token}"
+                found += self._sides(asset, sender, recipient, int(log["data"], 16), block_hash)
+        return found
+
+    def _sides(
+        self, asset: str, sender: str, to: str, amount: int, block_hash: str, *, has_failed: bool = False
+    ) -> list[Movement]:
+        sides: list[Movement] = []
+        if to in self.watched and not has_failed:
+            sides.append(("deposit", asset, sender, to, amount, block_hash))
+        if sender in self.watched:
+            sides.append(("failed" if has_failed else "withdrawal", asset, sender, to, amount, block_hash))
+        return sides
+
+    async def told(self) -> list[Movement]:
+        """What the ledger holds to be in the chain."""
+        async with transaction(self.engine) as connection:
+            rows = (await connection.execute(select(entries).where(entries.c.block_hash.is_not(None)))).all()
+        return sorted(
+            (
+                (
+                    "failed" if row.state == "failed" else row.side,
+                    row.asset_id,
+                    _hex(row.sender),
+                    _hex(row.recipient),
+                    int(row.amount_atomic),
+                    "0x" + row.block_hash.hex(),
+                )
+                for row in rows
+            ),
+            key=repr,
+        )
+
+    async def states(self) -> dict[str, list[str]]:
+        """Each entry's events in sequence; their numbers must have no hole."""
+        async with transaction(self.engine) as connection:
+            rows = (
+                await connection.execute(
+                    select(events.c.subject, events.c.type, events.c.sequence).order_by(events.c.feed_position)
+                )
+            ).all()
+        stories: dict[str, list[str]] = {}
+        for row in rows:
+            if row.sequence is not None:
+                story = stories.setdefault(row.subject, [])
+                story.append(row.type.partition(".")[2])
+                assert row.sequence == len(story), f"{row.subject}: event {row.sequence} after {story}"
+        return stories
+
+    def last_reason(self) -> str | None:
+        """Why the follower did not go on, if it did not."""
+        held = [outcome for outcome in self.outcomes if isinstance(outcome, Holding | Halted)]
+        return held[-1].reason if held else None
+
+
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else "0x" + value.hex()
+
+
+@asynccontextmanager
+async def lying_world(
+    node: AnvilNode, database_url: str, lies: Sequence[Lie], seed: int, *, honest: int
+) -> AsyncIterator[World]:
+    """A fresh ledger over a running chain: the liar is asked first, then as many honest nodes on hosts of their own."""
+    random = Random(seed)
+    async with AsyncExitStack() as stack:
+        liar = await stack.enter_async_context(lying_node(node.url, host="127.0.0.1", lies=lies, seed=seed))
+        others = [await stack.enter_async_context(lying_node(node.url, host=f"127.0.0.{2 + n}")) for n in range(honest)]
+        accounts = [account.lower() for account in await node.rpc("eth_accounts")]
+        token = await deploy(node, accounts[1])
+        reverting = await deploy(node, accounts[1], REVERTING_CODE)
+        watched = [accounts[9], *(f"0x{random.getrandbits(160):040x}" for _ in range(5))]
+        profile = add_tokens(load_profile(PROFILE), (make_token(load_profile(PROFILE).chain_id, token, "TST", 6),))
+        engine = connect(database_url, application="test", pool_size=5)
+        stack.push_async_callback(engine.dispose)
+        first_height = await node.height()
+        nodes = [Node(each.url) for each in (liar, *others)]
+        adapter = EvmAdapter(profile, nodes)
+        stack.push_async_callback(adapter.close)
+        followed = await _registered(engine, profile, quorum=min(2, len(nodes)), watched=watched)
+        course = Course(profile.slug, first_height, profile.has_finality_tags)
+        follower = Follower(engine, adapter, followed, course)
+        yield World(node, token, engine, profile, liar, follower, random, accounts, watched, first_height, reverting)
+
+
+async def _registered(engine: AsyncEngine, profile: ChainProfile, *, quorum: int, watched: Sequence[str]) -> Followed:
+    now, rules = datetime.now(UTC), (CreditRule("default", str(CREDIT_AT)),)
+    configuration = ChainConfiguration(
+        profile.chain_id, profile.slug, PROFILE, False, profile.native.id, profile.proof.value, quorum,
+        ("native", "logs"), profile.assets, rules_as_json(rules),
+    )  # fmt: skip
+    async with transaction(engine) as connection:
+        version = await register_chain(connection, configuration, now)
+        await connection.execute(insert(tenants).values(id="ten_a", name="a", created_at=now))
+        rows = [
+            {
+                "tenant_id": "ten_a", "id": f"wat_{n}", "scope": profile.chain_id, "address": bytes.fromhex(address[2:]),
+                "metadata": {}, "covered_from": {}, "created_at": now,
+            }
+            for n, address in enumerate(watched)
+        ]  # fmt: skip
+        await connection.execute(insert(watches), rows)
+    policy = Policy(profile.slug, version, rules)
+    return Followed(profile.chain_id, policy, timedelta(days=36500), profile.finality_depth)
