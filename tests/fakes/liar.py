@@ -260,6 +260,54 @@ def _truncate(count: int) -> Result:
     return _bent
 
 
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+
+def _about_traces(change: Callable[[LyingNode, list[Json]], Json]) -> Result:
+    async def _bent(node: LyingNode, method: str, _params: list[Json], result: Json) -> Json:
+        if method != "debug_traceBlockByHash" or not result:
+            return result
+        return change(node, result)
+
+    return _bent
+
+
+def _frames(traces: list[Json]) -> list[Json]:
+    return [trace.get("result", trace) for trace in traces]
+
+
+def _hide_moves(_node: LyingNode, traces: list[Json]) -> Json:
+    for frame in _frames(traces):
+        frame.pop("calls", None)
+    return traces
+
+
+def _invent_move(node: LyingNode, traces: list[Json]) -> Json:
+    """A contract pays whoever sent the transaction."""
+    frame = node.random.choice(_frames(traces))
+    made = {
+        "type": "CALL", "from": frame.get("to") or frame["from"], "to": frame["from"], "value": hex(10**17),
+        "gas": "0x0", "gasUsed": "0x0", "input": "0x",
+    }  # fmt: skip
+    frame.setdefault("calls", []).append(made)
+    return traces
+
+
+def _change_move(_node: LyingNode, traces: list[Json]) -> Json:
+    for frame in _frames(traces):
+        for call in frame.get("calls", ()):
+            call["value"] = hex(int(call.get("value", "0x0"), 16) + 1)
+    return traces
+
+
+def _drop_trace(_node: LyingNode, traces: list[Json]) -> Json:
+    return traces[:-1]
+
+
+def _null_traces(_node: LyingNode, _traces: list[Json]) -> Json:
+    return None
+
+
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +421,11 @@ LIES: tuple[Lie, ...] = (
     Lie("changes a sender", _about_blocks(_change_sender)),
     Lie("changes a recipient", _about_blocks(_change_recipient)),
     Lie("changes a block's hash", _about_blocks(_change_hash_label)),
+    Lie("hides what contracts sent on", _about_traces(_hide_moves)),
+    Lie("invents what a contract sent on", _about_traces(_invent_move)),
+    Lie("changes what contracts sent on", _about_traces(_change_move)),
+    Lie("drops a trace", _about_traces(_drop_trace)),
+    Lie("answers null for traces", _about_traces(_null_traces), rate=0.7),
     lag(3),
     lag_behind_own_head(2),
     Lie("claims a head that is not there", _false_head),
@@ -387,4 +440,4 @@ LIES: tuple[Lie, ...] = (
     Lie("answers in another order", exchange=_other_order),
     Lie("answers a short batch", exchange=_short_batch, rate=0.5),
 )
-"""Every way to lie about blocks, receipts and heads."""
+"""Every way to lie about blocks, receipts, traces and heads."""

@@ -17,7 +17,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chainbell.demo.anvil import AnvilNode
-from chainbell.demo.contracts import TRANSFER_TOPIC, transfer_call
+from chainbell.demo.contracts import FORWARDER_CODE, TRANSFER_TOPIC, forward_call, transfer_call
+from chains.adapter import Internal
 from chains.evm.adapter import EvmAdapter
 from chains.profile import ChainProfile, add_tokens, load_profile, make_token
 from indexer.commit import Followed
@@ -43,6 +44,7 @@ class Node:
     url: str
     name: str | None = None
     rps: float | None = None
+    ws: str | None = None
 
 
 Movement = tuple[str, str, str | None, str | None, int, str]
@@ -64,6 +66,9 @@ class World:
     watched: list[str]
     first_height: int
     reverting: str
+    forwarder: str
+    forwarded: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By transaction, whom the forwarder paid, and what."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def converge(self) -> Outcome:
@@ -73,7 +78,9 @@ class World:
 
     async def act(self) -> None:
         """One thing that happens on a chain."""
-        kind = self.random.choice(["pay", "pay", "token", "token", "withdraw", "fail", "create", "mine", "reorg"])
+        kind = self.random.choice(
+            ["pay", "pay", "token", "token", "forward", "forward", "withdraw", "fail", "create", "mine", "reorg"]
+        )
         customer, address = self.random.choice(self.accounts[2:6]), self.random.choice(self.watched[1:])
         amount = self.random.randint(1, 10**12)
         match kind:
@@ -81,6 +88,9 @@ class World:
                 await send(self.node, customer, to=address, value=amount)
             case "token":
                 await send(self.node, customer, to=self.token, data=transfer_call(address, amount))
+            case "forward":
+                receipt = await send(self.node, customer, to=self.forwarder, data=forward_call(address), value=amount)
+                self.forwarded[receipt["transactionHash"]] = (address, amount)
             case "withdraw":
                 await send(self.node, self.watched[0], to=customer, value=amount)
             case "fail":
@@ -138,6 +148,8 @@ class World:
         if receipt["status"] == "0x0":
             return self._sides(coin, row["from"], to, value, block_hash, has_failed=True)
         found = self._sides(coin, row["from"], to, value, block_hash) if value else []
+        if row["hash"] in self.forwarded:
+            found += self._sides(coin, self.forwarder, *self.forwarded[row["hash"]], block_hash)
         for log in receipt["logs"]:
             if log["address"] == self.token and log["topics"][0] == "0x" + TRANSFER_TOPIC:
                 sender, recipient = ("0x" + topic[-40:] for topic in log["topics"][1:])
@@ -212,18 +224,21 @@ async def lying_world(
         accounts = [account.lower() for account in await node.rpc("eth_accounts")]
         token = await deploy(node, accounts[1])
         reverting = await deploy(node, accounts[1], REVERTING_CODE)
+        forwarder = await deploy(node, accounts[1], FORWARDER_CODE)
         watched = [accounts[9], *(f"0x{random.getrandbits(160):040x}" for _ in range(5))]
         profile = add_tokens(load_profile(PROFILE), (make_token(load_profile(PROFILE).chain_id, token, "TST", 6),))
         engine = connect(database_url, application="test", pool_size=5)
         stack.push_async_callback(engine.dispose)
         first_height = await node.height()
         nodes = [Node(each.url) for each in (liar, *others)]
-        adapter = EvmAdapter(profile, nodes)
+        adapter = EvmAdapter(profile, nodes, internal=Internal.AUTO, quorum=min(2, len(nodes)))
         stack.push_async_callback(adapter.close)
         followed = await _registered(engine, profile, quorum=min(2, len(nodes)), watched=watched)
         course = Course(profile.slug, first_height, profile.has_finality_tags)
         follower = Follower(engine, adapter, followed, course)
-        yield World(node, token, engine, profile, liar, follower, random, accounts, watched, first_height, reverting)
+        yield World(
+            node, token, engine, profile, liar, follower, random, accounts, watched, first_height, reverting, forwarder
+        )
 
 
 async def _registered(engine: AsyncEngine, profile: ChainProfile, *, quorum: int, watched: Sequence[str]) -> Followed:
