@@ -72,6 +72,9 @@ class ChainAdapter(Protocol):
     async def fetch_head(self) -> NodeHead:
         """Head and finality tags of the first node that answers, in order of preference."""
 
+    async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
+        """Head and finality tags of one node of each host; absent where none answers."""
+
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded. Raises `BlockNotFound` when no node
         has it yet."""

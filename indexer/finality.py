@@ -7,7 +7,7 @@ block below it too; so one height for each host is all there is to remember.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chains.model import BlockRef
@@ -69,3 +69,13 @@ def lowest_reorg_height(
 def is_claim_ours(claim: BlockRef | None, ours: BlockRef | None) -> bool:
     """True when a tag's block is in our chain."""
     return claim is not None and ours is not None and claim.hash == ours.hash
+
+
+def quorum_claim(claims: Sequence[BlockRef | None], ours: Mapping[int, BlockRef], quorum: int) -> BlockRef | None:
+    """The highest block of ours that at least `quorum` of the tags cover; None when there are too few such tags.
+
+    One claim for each host. A tag on a block covers all blocks below it, so the `quorum`-th highest is what so many hosts
+    say; a tag on a block that is not ours says nothing of our chain."""
+    about_ours = [claim for claim in claims if claim is not None and is_claim_ours(claim, ours.get(claim.height))]
+    ordered = sorted(about_ours, key=lambda claim: claim.height, reverse=True)
+    return ordered[quorum - 1] if len(ordered) >= quorum else None

@@ -31,11 +31,11 @@ from chains.packing import PackedTransfers
 from indexer.branch import traced_addresses
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.errors import BranchChanged, DeepReorg
-from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height
+from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height, quorum_claim
 from indexer.metrics import BLOCKS, EVENTS, REORG_DEPTH, REORGS
 from indexer.prefetch import prefetch
 from indexer.reconcile import Linkage, Relation, link, look_back, narrow, relate
-from ledger.blocks import find_canonical
+from ledger.blocks import find_canonical, find_canonical_at
 from ledger.chains import find_chain, lock_chain, remember_tracers
 from ledger.database import Engine, transaction
 from ledger.errors import CheckpointMoved
@@ -59,6 +59,9 @@ BATCH_TRANSFERS_MAX = 20_000
 
 CATCH_UP_BLOCKS = 8
 """A gap larger than this is catch-up: contiguous batches; a smaller one is committed block by block."""
+
+TAGS_ASKED_EVERY = 20
+"""Cycles after which all hosts are asked for their finality tags, though the first one has no news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Follower:
         self.agreement = Agreement({})
         self.tip_hash: BlockHash | None = None
         self.head_height: int | None = None
+        self.cycles_unasked = TAGS_ASKED_EVERY
         self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
         """Who traces and what is read, as the ledger has it."""
 
@@ -335,17 +339,36 @@ class Follower:
             return
         newest_first = [recent[height] for height in sorted(recent, reverse=True)]
         self.agreement = await self._ask_agreement(self.agreement, newest_first)
-        finalized = head.finalized if self.course.has_finality_tags else depth_ref
-        if not self._is_news(chain, head.safe, finalized):
+        safe, finalized = await self._final_by_tags(chain, head) if self.course.has_finality_tags else (None, depth_ref)
+        if not self._is_news(chain, safe, finalized):
             return
         has_more = True
         while has_more:
             committed = await settle_heights(
-                self.engine, self.followed, safe=head.safe, finalized=finalized, agreement=self.agreement
+                self.engine, self.followed, safe=safe, finalized=finalized, agreement=self.agreement
             )
             has_more = committed.has_more_due
             for event_type, count in committed.event_counts.items():
                 EVENTS.labels(event_type).inc(count)
+
+    async def _final_by_tags(self, chain: ChainRow, head: NodeHead) -> tuple[BlockRef | None, BlockRef | None]:
+        """The blocks that are safe and finalized: by the tags of as many hosts as the quorum asks for. The others are
+        asked when the first one has news, and now and then, for its tags may stand still or be missing."""
+        if chain.quorum < 2:
+            return head.safe, head.finalized
+        self.cycles_unasked += 1
+        claims = ((head.safe, chain.safe_height), (head.finalized, chain.finalized_height))
+        has_news = any(claim is not None and (known is None or claim.height > known) for claim, known in claims)
+        if self.cycles_unasked < TAGS_ASKED_EVERY and not has_news:
+            return None, None
+        self.cycles_unasked = 0
+        others = await self.adapter.fetch_heads([host for host in self.adapter.hosts if host != head.host])
+        heads = [head, *others.values()]
+        safe, finalized = [one.safe for one in heads], [one.finalized for one in heads]
+        heights = sorted({claim.height for claim in (*safe, *finalized) if claim is not None})
+        async with transaction(self.engine) as connection:
+            ours = await find_canonical_at(connection, chain.chain_id, heights)
+        return quorum_claim(safe, ours, chain.quorum), quorum_claim(finalized, ours, chain.quorum)
 
     def _final_by_depth(self, chain: ChainRow) -> int | None:
         if self.course.has_finality_tags or chain.tip_height is None:

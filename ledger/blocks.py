@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -76,14 +76,22 @@ async def find_canonical(
     connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int
 ) -> dict[int, BlockRef]:
     """Our canonical blocks in a range of heights, both ends included."""
-    rows = await connection.execute(
-        select(blocks.c.height, blocks.c.hash, blocks.c.parent_hash).where(
-            blocks.c.chain_id == chain_id,
-            blocks.c.height.between(from_height, to_height),
-            blocks.c.state == BlockState.CANONICAL.value,
-        )
-    )
-    return {row.height: BlockRef(row.height, row.hash, row.parent_hash) for row in rows}
+    return await _find_canonical(connection, chain_id, blocks.c.height.between(from_height, to_height))
+
+
+async def find_canonical_at(
+    connection: AsyncConnection, chain_id: ChainId, heights: Collection[int]
+) -> dict[int, BlockRef]:
+    """Our canonical blocks at these heights."""
+    return await _find_canonical(connection, chain_id, blocks.c.height.in_(heights))
+
+
+async def _find_canonical(
+    connection: AsyncConnection, chain_id: ChainId, condition: ColumnElement[bool]
+) -> dict[int, BlockRef]:
+    is_ours = (blocks.c.chain_id == chain_id, blocks.c.state == BlockState.CANONICAL.value)
+    statement = select(blocks.c.height, blocks.c.hash, blocks.c.parent_hash).where(*is_ours, condition)
+    return {row.height: BlockRef(row.height, row.hash, row.parent_hash) for row in await connection.execute(statement)}
 
 
 async def is_canonical(connection: AsyncConnection, chain_id: ChainId, height: int, block_hash: BlockHash) -> bool:

@@ -7,7 +7,7 @@ Here they meet: an answer that fails its proof is a failing of the node that gav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -82,6 +82,11 @@ class EvmAdapter:
     async def fetch_head(self) -> NodeHead:
         """Head and finality tags of the first node that answers, asked in one batch."""
         return await self._pool.first_answer("head", self._ask_head)
+
+    async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
+        """Head and finality tags by host; a host that does not answer is absent."""
+        answers = await asyncio.gather(*(self._head_of(host) for host in hosts))
+        return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer is not None}
 
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded."""
@@ -229,14 +234,19 @@ class EvmAdapter:
         return proven(upstream, lambda: read_ref(self.profile.proof, raw, place, self.profile.dialect))
 
     async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
+        found = await self._of_host(host, described(ref.height), lambda upstream: self._ask_ref(upstream, ref.height))
+        return None if found is None else found.hash == ref.hash
+
+    async def _head_of(self, host: str) -> NodeHead | None:
+        return await self._of_host(host, "head", self._ask_head)
+
+    async def _of_host(self, host: str, subject: str, ask: Callable[[Upstream], Awaitable[T]]) -> T | None:
+        """What one node of the host answers; None where none does, which the pool has counted and logged."""
         among = [upstream for upstream in self._pool.upstreams if upstream.host == host]
         try:
-            found = await self._pool.first_answer(
-                described(ref.height), lambda upstream: self._ask_ref(upstream, ref.height), among
-            )
+            return await self._pool.first_answer(subject, ask, among)
         except ChainError:
-            return None  # counted and logged by the pool
-        return found.hash == ref.hash
+            return None
 
     async def _admit(self, upstream: Upstream) -> None:
         answer = await upstream.client.call("eth_chainId")

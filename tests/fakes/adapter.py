@@ -103,6 +103,10 @@ class FakeChain:
             raise NodeUnavailable("node-a: connection refused")
         return NodeHead(self.host, self.host, self.blocks[-1].ref, self._ref(self.safe), self._ref(self.finalized))
 
+    async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
+        asked = {host: self.other_hosts[host] for host in hosts}
+        return {host: await chain.fetch_head() for host, chain in asked.items() if not chain.is_down}
+
     async def fetch_block(self, height: int) -> Block:
         self.fetched.append(height)
         if height >= len(self.blocks):

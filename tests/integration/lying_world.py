@@ -59,6 +59,7 @@ class World:
     token: str
     engine: AsyncEngine
     profile: ChainProfile
+    nodes: Sequence[Node]
     liar: LyingNode
     follower: Follower
     random: Random
@@ -134,8 +135,19 @@ class World:
 
     async def truth(self) -> list[Movement]:
         """What really happened to watched addresses, by the real node's blocks and receipts."""
+        return await self._truth_up_to(await self.node.height())
+
+    async def truth_up_to_our_tip(self) -> list[Movement]:
+        """What really happened in the blocks that the follower took. It must not have taken the branch's last word from
+        a node that was behind: then there is nothing to compare with, and nothing is."""
+        row = await self.row()
+        tip = await self.node.rpc("eth_getBlockByNumber", hex(row.tip_height or 0), False)
+        is_ours = tip is not None and row.tip_hash is not None and tip["hash"] == "0x" + row.tip_hash.hex()
+        return await self._truth_up_to(row.tip_height or 0) if is_ours else await self.told()
+
+    async def _truth_up_to(self, height_max: int) -> list[Movement]:
         found: list[Movement] = []
-        for height in range(self.first_height + 1, await self.node.height() + 1):
+        for height in range(self.first_height + 1, height_max + 1):
             block = await self.node.rpc("eth_getBlockByNumber", hex(height), True)
             receipts = await self.node.rpc("eth_getBlockReceipts", hex(height))
             for row, receipt in zip(block["transactions"], receipts, strict=True):
@@ -202,6 +214,13 @@ class World:
                 assert row.sequence == len(story), f"{row.subject}: event {row.sequence} after {story}"
         return stories
 
+    async def restart(self) -> None:
+        """A new process: nothing that was learnt of the nodes is left."""
+        await self.follower.adapter.close()
+        self.follower = Follower(
+            self.engine, make_adapter(self.profile, self.nodes), self.follower.followed, self.follower.course
+        )
+
     def last_reason(self) -> str | None:
         """Why the follower did not go on, if it did not."""
         held = [outcome for outcome in self.outcomes if isinstance(outcome, Holding | Halted)]
@@ -231,14 +250,22 @@ async def lying_world(
         stack.push_async_callback(engine.dispose)
         first_height = await node.height()
         nodes = [Node(each.url) for each in (liar, *others)]
-        adapter = EvmAdapter(profile, nodes, internal=Internal.AUTO, quorum=min(2, len(nodes)))
-        stack.push_async_callback(adapter.close)
         followed = await _registered(engine, profile, quorum=min(2, len(nodes)), watched=watched)
         course = Course(profile.slug, first_height, profile.has_finality_tags)
-        follower = Follower(engine, adapter, followed, course)
-        yield World(
-            node, token, engine, profile, liar, follower, random, accounts, watched, first_height, reverting, forwarder
-        )
+        follower = Follower(engine, make_adapter(profile, nodes), followed, course)
+        world = World(
+            node, token, engine, profile, nodes, liar, follower, random, accounts, watched, first_height, reverting,
+            forwarder,
+        )  # fmt: skip
+        try:
+            yield world
+        finally:
+            await world.follower.adapter.close()
+
+
+def make_adapter(profile: ChainProfile, nodes: Sequence[Node]) -> EvmAdapter:
+    """The adapter of one process."""
+    return EvmAdapter(profile, nodes, internal=Internal.AUTO, quorum=min(2, len(nodes)))
 
 
 async def _registered(engine: AsyncEngine, profile: ChainProfile, *, quorum: int, watched: Sequence[str]) -> Followed:

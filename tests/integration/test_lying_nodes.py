@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from chainbell.demo.anvil import AnvilNode, anvil
+from indexer.follower import Halted
 from tests.fakes.liar import LIES, Lie
 from tests.integration.lying_world import World, lying_world
 
@@ -38,15 +39,37 @@ async def test_with_two_honest_hosts_a_lie_changes_nothing(node: AnvilNode, data
         await check(world)
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
-async def test_with_nobody_else_to_ask_the_chain_holds_and_goes_on_when_the_lie_ends(
+ALONE = [lie for lie in LIES if lie.name not in ("hides what contracts sent on", "claims that all is final")]
+"""What a chain's only node can be caught at. What it hides of its traces takes an audit of balances; what it calls final
+halts the chain when its branch changes after all."""
+
+
+@pytest.mark.parametrize("lie", ALONE, ids=lambda lie: lie.name)
+async def test_with_nobody_else_to_ask_nothing_false_is_told_and_nothing_is_missed_when_the_lie_ends(
     node: AnvilNode, database_url: str, lie: Lie
 ) -> None:
     async with lying_world(node, database_url, [lie], seed=2, honest=0) as world:
         await world.traffic(STEPS)
+        await world.converge()
+        behind = await world.truth_up_to_our_tip()
+        assert await world.told() == behind, world.last_reason()
         world.liar.lies = ()
+        await world.restart()
         await world.settle()
         await check(world)
+
+
+async def test_a_false_finality_of_the_only_node_halts_and_tells_why(node: AnvilNode, database_url: str) -> None:
+    (lie,) = [lie for lie in LIES if lie.name == "claims that all is final"]
+    async with lying_world(node, database_url, [lie], seed=2, honest=0) as world:
+        await world.traffic(2)
+        await world.settle()
+        await world.node.mine(1)
+        await world.converge()
+        await world.node.reorg(1)
+        outcome = await world.converge()
+        assert isinstance(outcome, Halted)
+        assert "deeper than finality" in outcome.reason
 
 
 @pytest.mark.parametrize("seed", range(6))
