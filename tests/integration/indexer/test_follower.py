@@ -10,7 +10,7 @@ import pytest
 
 from chains.model import BlockRef, Locator, LocatorKind, Movement, TraceProof
 from indexer.commit import Committed, commit_blocks
-from indexer.follower import Extended, Halted, Holding, Nothing, Reorged
+from indexer.follower import TAGS_ASKED_EVERY, Extended, Halted, Holding, Nothing, Reorged
 from ledger.chains import lock_chain, register_chain
 from ledger.database import transaction
 from ledger.errors import CheckpointMoved
@@ -452,3 +452,37 @@ async def test_traces_that_balances_contradict_hold_the_chain_and_nothing_is_wri
     ledger.chain.contradiction = None
     await ledger.converge()
     assert await ledger.story() == [("deposit.detected", 1, None)]
+
+
+async def test_one_hosts_tag_makes_nothing_final_where_two_must_agree(database_url: str) -> None:
+    hasty, sober = FakeChain(), FakeChain(host="node-b")
+    sober.blocks = hasty.blocks
+    hasty.other_hosts = {"node-b": sober}
+    hasty.mine()
+    ledger = await make_ledger(database_url, hasty, credit_at="1", quorum=2)
+    await ledger.watch(ALICE)
+    hasty.mine(payment("one", ALICE), count=4)
+    await ledger.converge(4)
+    hasty.safe = hasty.finalized = 4
+    await ledger.converge()
+    assert (await ledger.row()).finalized_height is None
+    sober.safe = sober.finalized = 2
+    await ledger.converge()
+    assert ((await ledger.row()).safe_height, (await ledger.row()).finalized_height) == (2, 2)
+    assert [kind for kind, _, _ in await ledger.story()] == [
+        "deposit.detected", "deposit.confirmed", "deposit.finalized",
+    ]  # fmt: skip
+    await ledger.engine.dispose()
+
+
+async def test_the_first_hosts_tags_may_be_missing(database_url: str) -> None:
+    silent, *others = FakeChain(), FakeChain(host="node-b"), FakeChain(host="node-c")
+    for other in others:
+        other.blocks = silent.blocks
+        other.finalized = 1
+    silent.other_hosts = {other.host: other for other in others}
+    silent.mine(count=4)
+    ledger = await make_ledger(database_url, silent, quorum=2)
+    await ledger.converge(4 + TAGS_ASKED_EVERY)
+    assert (await ledger.row()).finalized_height == 1
+    await ledger.engine.dispose()

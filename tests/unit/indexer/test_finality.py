@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.model import BlockRef
-from indexer.finality import Agreement, finalized_by_depth, is_claim_ours, lowest_reorg_height, raised_height
+from indexer.finality import (
+    Agreement,
+    finalized_by_depth,
+    is_claim_ours,
+    lowest_reorg_height,
+    quorum_claim,
+    raised_height,
+)
 
 heights = st.integers(0, 1000)
 
@@ -64,3 +71,14 @@ def test_a_tag_counts_only_for_a_block_of_ours() -> None:
     assert not is_claim_ours(BlockRef(5, b"theirs", b"p"), ours)
     assert not is_claim_ours(ours, None)
     assert not is_claim_ours(None, ours)
+
+
+@given(st.lists(st.integers(0, 9), max_size=5), st.integers(1, 3), st.sets(st.integers(0, 9)))
+def test_a_tag_counts_as_far_as_so_many_hosts_go_on_our_chain(
+    heights: list[int], quorum: int, foreign: set[int]
+) -> None:
+    ours = {height: BlockRef(height, bytes([height]), b"") for height in range(10)}
+    claims = [BlockRef(h, b"other" if h in foreign else ours[h].hash, b"") for h in heights]
+    claim = quorum_claim(claims, ours, quorum)
+    covering = [h for h in range(10) if sum(1 for c in claims if c.hash != b"other" and c.height >= h) >= quorum]
+    assert (claim.height if claim else None) == (max(covering) if covering else None)
