@@ -7,7 +7,8 @@ asking each for a trace of a recent block, since a node may offer the method and
 **Nothing weakens by itself.** A host that was once seen to trace counts for ever (the ledger remembers it): from then on
 a block without its traces is not taken, unless other tracing hosts are as many as are needed. A host that begins to
 trace later only makes more of them. The operator alone can ask for less: by `internal = "off"`, or by taking the host
-out of the configuration.
+out of the configuration. And nothing begins weak by accident: as long as no host is known to trace, a block is taken
+only from a node that has said clearly that it does not.
 
 **Not at the cost of blocks.** A node that refuses a trace, or is slow with it, is left for the next tracing one for a
 while, and keeps its place in the line for blocks. Only a trace that others contradict is a failing of the node.
@@ -29,7 +30,16 @@ from chains.evm.fetching import described, fetch_recent_ref, fetch_traces
 from chains.evm.reading import RawBlock
 from chains.evm.traces import RawTraces, TraceMethod, TracesDiffer, TracesRefused
 from chains.model import Block, BlockHash, BlockRef, Slug
-from chains.node.errors import MethodNotSupported, NodeError, NodeLacks, NodeUnproven
+from chains.node.errors import (
+    AnswerTooLarge,
+    MethodNotSupported,
+    NodeDenied,
+    NodeError,
+    NodeFailed,
+    NodeLacks,
+    NodeUnproven,
+    RpcError,
+)
 from chains.node.naming import one_line
 from chains.node.pool import Pool, Upstream
 
@@ -51,6 +61,9 @@ PATIENCE_S = (0.25, 0.5, 1.0)
 DISTRUST_S = 60.0
 """For this long a node is not asked again for the traces of a block that it told falsely."""
 
+_REFUSALS = (RpcError, NodeDenied, AnswerTooLarge)
+"""What a node says that does not trace, or not for us. Anything else may be an accident."""
+
 Read = Callable[[RawBlock, int | None], Awaitable[Block]]
 """Proves and decodes a block with so many equal answers about its traces (None: without traces)."""
 
@@ -64,6 +77,8 @@ class _Tracer:
     """By which it was seen to trace."""
     reason: str = "not asked yet"
     """Why it is not known to trace."""
+    is_undecided: bool = True
+    """It has not said yet whether it traces: it was not asked, or could not be understood."""
     paused_until: float = 0.0
 
 
@@ -124,6 +139,8 @@ class Tracers:
         """
         await self._look_for_tracers(ref)
         if self.needed == 0 and self._internal is not Internal.REQUIRED:
+            await self._require_decision(first, ref)
+        if self.needed == 0 and self._internal is not Internal.REQUIRED:
             return await read(raw, None)
         hearing = _Hearing(max(1, self.needed))
         waiting = self._line(first.host, ref.hash)
@@ -164,6 +181,15 @@ class Tracers:
         self._has_searched = True
         self._search_at = self._clock() + (SEARCH_AGAIN_HOLDING_S if is_holding else SEARCH_AGAIN_S)
 
+    async def _require_decision(self, first: Upstream, ref: BlockRef) -> None:
+        """The node that gave the block has to say whether it traces, or its block is left for another's: a node that
+        fails just when it is asked for traces must not make the chain go on without them. Raises `NodeFailed`."""
+        (tracer,) = [tracer for tracer in self._tracers if tracer.upstream is first]
+        if tracer.is_undecided:
+            await self._search_one(tracer, ref)
+        if tracer.is_undecided:
+            raise NodeFailed(first.name, f"it cannot be told whether it traces: {tracer.reason}")
+
     async def _search_one(self, tracer: _Tracer, ref: BlockRef) -> None:
         """Ask one node for a trace of a recent block of its own, or else of the block that is wanted."""
         try:
@@ -171,21 +197,24 @@ class Tracers:
         except NodeError as failure:
             tracer.reason = str(failure)
             return
+        refusals = 0
         for method in TraceMethod:
             try:
                 await fetch_traces(tracer.upstream, method, recent)
             except NodeError as failure:
                 tracer.reason = str(failure)
+                refusals += isinstance(failure, _REFUSALS)
             else:
                 self._note_method(tracer, method)
                 return
+        tracer.is_undecided = refusals < len(TraceMethod)
 
     def _note_method(self, tracer: _Tracer, method: TraceMethod) -> None:
         host = tracer.upstream.host
         if self._methods.get(host) is not method:
             log.info("node traces", chain=self._chain, node=tracer.upstream.name, method=method.value)
             self._methods[host] = method
-        tracer.method = method
+        tracer.method, tracer.is_undecided = method, False
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

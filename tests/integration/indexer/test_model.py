@@ -192,7 +192,7 @@ class Machine(RuleBasedStateMachine):
     async def _insert_watch(self, tenant: str, place: bytes) -> tuple[str, int]:
         async with transaction(self.ledger.engine) as connection:
             asked = [NewWatch(CHAIN_ID, place, None, {}, None)]
-            (made,) = await insert_watches(connection, TenantId(tenant), asked, NOW)
+            (made,), _ = await insert_watches(connection, TenantId(tenant), asked, NOW)
         return made.row.id, made.row.covered_from.get(CHAIN_ID, 0)
 
     @precondition(lambda self: any(key not in self.eternal for key in self.live))

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chains.adapter import Internal
-from chains.errors import ChainHolds
+from chains.errors import ChainHolds, NodeUnavailable
 from chains.evm import tracing
 from chains.evm.adapter import EvmAdapter
 from chains.evm.fetching import outline_of
@@ -23,7 +23,7 @@ from chains.model import Block, LocatorKind, ProofLevel, Slug, TraceProof, hex_o
 from chains.node.client import NodeClient, open_session
 from chains.node.pool import Upstream
 from chains.profile import load_profile
-from tests.fakes.node import Json, RecordedNode, drop_one_log, null, refuse
+from tests.fakes.node import Json, RecordedNode, drop_one_log, html, null, refuse
 from tests.unit.chains.evm.recorded import internal_moves, recorded, recorded_traces
 
 HEIGHT = 13_998_626
@@ -185,6 +185,17 @@ async def test_a_node_that_has_the_method_and_no_tracer_does_not_trace(town: Tow
     adapter = town.adapter(node)
     assert internal_transfers(await adapter.fetch_block(HEIGHT)) == []
     assert dict(adapter.tracers) == {}
+
+
+async def test_a_node_that_fails_just_when_it_is_asked_for_traces_gives_no_block(town: Town) -> None:
+    node = await town.node(1)
+    adapter = town.adapter(node)
+    for method in (TRACE, "trace_block"):
+        node.misbehave(html, method=method)
+    with pytest.raises(NodeUnavailable, match="cannot be told whether it traces: node-1: answered HTML"):
+        await adapter.fetch_block(HEIGHT)
+    node.behave()
+    assert internal_proofs(await adapter.fetch_block(HEIGHT)) == {TraceProof.TRACE}
 
 
 async def test_a_host_that_once_traced_holds_the_chain_without_its_traces(town: Town) -> None:
