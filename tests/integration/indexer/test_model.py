@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -70,7 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.ledger = self.run(make_ledger(self.stack.enter_context(open_database()), self.chain, credit_at="2"))
         self.transactions = 0
         self.credit_at = 2
-        self.lost: list[Movement] = []
+        self.lost: list[list[Movement]] = []
         self.known_blocks: dict[BlockHash, Block] = {}
         self.live: dict[tuple[str, bytes], tuple[str, int]] = {}
         self.seen: set[BlockHash] = set()
@@ -94,8 +95,7 @@ class Machine(RuleBasedStateMachine):
         made = []
         for _ in range(random.choice([0, 0, 1, 1, 2, 3])):
             if self.lost and random.random() < 0.6:
-                movement = self.lost.pop(random.randrange(len(self.lost)))
-                made.append(replace(movement, has_failed=movement.has_failed ^ (random.random() < 0.2)))
+                made += self.again(self.lost.pop(random.randrange(len(self.lost))), random)
                 continue
             self.transactions += 1
             sender, recipient = random.sample([*PLACES, address(77), address(78)], 2)
@@ -104,6 +104,13 @@ class Machine(RuleBasedStateMachine):
                 [1, 1, 1, 2]
             )
         return made
+
+    def again(self, lost: list[Movement], random: Random) -> list[Movement]:
+        """A transaction that lost its block comes again, whole; or it fails this time, or no more."""
+        has_failed = lost[0].has_failed ^ (random.random() < 0.2)
+        if has_failed or lost[0].has_failed:
+            return [replace(lost[0], asset_id=COIN.id, has_failed=has_failed)]
+        return lost
 
     @rule(random=st.randoms(use_true_random=False), count=st.integers(1, 3))
     def blocks_are_mined(self, random: Random, count: int) -> None:
@@ -119,10 +126,12 @@ class Machine(RuleBasedStateMachine):
         gone = self.chain.blocks[ancestor + 1 :]
         for block in gone:
             self.known_blocks[block.ref.hash] = block
-            self.lost += [
-                Movement(t.asset_id, t.sender, t.recipient, t.amount_atomic, t.locator, t.transaction, t.has_failed)
-                for t in block.transfers
-            ]
+            carried: dict[Any, list[Movement]] = defaultdict(list)
+            for t in block.transfers:
+                carried[t.transaction].append(
+                    Movement(t.asset_id, t.sender, t.recipient, t.amount_atomic, t.locator, t.transaction, t.has_failed)
+                )
+            self.lost += carried.values()
         self.chain.drop_to(ancestor)
         for _ in range(max(0, len(gone) + longer)):
             self.chain.mine(*self.movements(random), salt=str(random.random()))
