@@ -148,12 +148,13 @@ def _judge_announcements(chain: ConfiguredChain, name: str, refusal: str | None)
 
 def _judge_value_paths(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> Finding:
     """What is read of the chain, and how far contract-sent value is proven with these nodes."""
-    verdict, internal = _judge_traces(chain, probes)
+    verdict, internal = judge_traces(chain, probes)
     text = f"native, logs ({len(chain.profile.tokens)} tokens), validator withdrawals; {internal}"
     return Finding(f"{chain.slug} value paths", verdict, text)
 
 
-def _judge_traces(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> tuple[Verdict, str]:
+def judge_traces(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> tuple[Verdict, str]:
+    """Whether contract-sent value is read with these nodes, by whom, and how far it is proven then."""
     if chain.internal is Internal.OFF:
         return Verdict.OK, "contract-sent value is not read: internal is off"
     tracing = [probe for probe in probes if probe.trace_methods]

@@ -200,7 +200,7 @@ class EvmAdapter:
             self._accounts.keep(block, traced)
             return block
 
-        outline = outline_of(upstream, raw.block) if self._tracers.is_wanted else None
+        outline = outline_of(upstream, raw.block) if self._tracers.is_due else None
         if outline is None or outline.traced_count == 0:
             return await _read(raw, None)
         return await self._tracers.settle(upstream, raw, outline.ref, _read)

@@ -108,6 +108,12 @@ class Tracers:
         return self._internal is not Internal.OFF
 
     @property
+    def is_due(self) -> bool:
+        """A block that is read now has to be settled: somebody traces or has to, or it is time to ask who does."""
+        is_bound = self.needed > 0 or self._internal is Internal.REQUIRED
+        return self.is_wanted and (is_bound or self._clock() >= self._search_at)
+
+    @property
     def methods(self) -> Mapping[str, str]:
         """By host, the method by which it traces, or was once seen to."""
         configured = dict.fromkeys(tracer.upstream.host for tracer in self._tracers)

@@ -195,7 +195,7 @@ def child_of(installation: Installation, role: str) -> int:
 
 async def complains(installation: Installation, role: str) -> bool:
     """True once the supervisor has seen that role die twice: of the kill, and of the database that is away."""
-    return installation.log_text().count(f'"role": "{role}", "status"') >= 2
+    return installation.log_text().count(f'"role":"{role}","status"') >= 2
 
 
 @pytest.mark.parametrize("seed", [1])

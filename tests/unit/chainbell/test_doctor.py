@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from chainbell.cli.doctor import Verdict, tell_proof
+from chainbell.cli.doctor import Verdict, judge_traces, tell_proof
 from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.settings import load_settings
+from chains.evm.probe import NodeProbe
 from chains.profile import load_profile, profile_names
 
 
@@ -31,3 +32,38 @@ def test_a_weaker_proof_than_the_profiles_is_a_warning(tmp_path: Path) -> None:
     proof, *_ = tell_proof(configured(tmp_path, "polygon", 'proof = "bloom"'))
     assert proof.verdict is Verdict.WARNING
     assert proof.detail.startswith('bloom: below "roots", as the profile has it, a node can hide or alter a deposit')
+
+
+TWO_HOSTS = 'nodes = [{ url = "http://127.0.0.1:1" }, { url = "http://127.0.0.2:1" }]\n'
+TRACING = NodeProbe("one", "127.0.0.1", trace_methods=("trace_block",))
+TRACING_TOO = NodeProbe("two", "127.0.0.2", trace_methods=("debug_traceBlockByHash", "trace_block"))
+PROVING = NodeProbe("three", "127.0.0.3", has_state_proofs=True)
+SILENT = NodeProbe("four", "127.0.0.4", has_state_proofs=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "probes", "verdict", "words"),
+    [
+        ('internal = "off"', [TRACING], Verdict.OK, "not read: internal is off"),
+        ("", [SILENT], Verdict.WARNING, "not read: no node traces"),
+        ('internal = "required"', [SILENT], Verdict.FAILED, "required, and no node traces: the chain will hold"),
+        (
+            "",
+            [TRACING, SILENT],
+            Verdict.WARNING,
+            "one (trace_block): one host's word (`trace`), and no node has account",
+        ),
+        ("", [TRACING, PROVING], Verdict.WARNING, "one host's word (`trace`), raised to `state` where account proofs"),
+        ("quorum = 1", [TRACING, TRACING_TOO], Verdict.WARNING, "one host's word"),
+        ("", [TRACING, TRACING_TOO], Verdict.OK, "two (debug_traceBlockByHash): two hosts are compared (`agreed`)"),
+    ],
+)
+def test_doctor_says_who_traces_and_how_far_that_proves(
+    tmp_path: Path, more: str, probes: list[NodeProbe], verdict: Verdict, words: str
+) -> None:
+    file = tmp_path / "chainbell.toml"
+    file.write_text(f"[chains.ethereum]\n{TWO_HOSTS}{more}\n")
+    (chain,) = configure_chains(load_settings(file))
+    found, text = judge_traces(chain, probes)
+    assert found is verdict
+    assert words in text
