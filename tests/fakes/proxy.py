@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class ProxyNode:
     """By method, what becomes of its result."""
     lacks: set[str] = field(default_factory=set)
     """Methods that it does not offer."""
+    hangs: set[str] = field(default_factory=set)
+    """Methods that it never answers."""
     calls: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -35,6 +38,8 @@ class ProxyNode:
         async with self.session.post(self.behind, data=body, headers={"Content-Type": "application/json"}) as response:
             answer = msgspec.json.decode(await response.read())
         asked = msgspec.json.decode(body)
+        if self.hangs & {row["method"] for row in (asked if isinstance(asked, list) else [asked])}:
+            await asyncio.Event().wait()
         if isinstance(asked, list):
             by_id = {reply["id"]: reply for reply in answer}
             spoilt: Json = [self._spoilt(row["method"], by_id[row["id"]]) for row in asked]

@@ -45,10 +45,29 @@ def factory_of(runtime: str) -> str:
     return copy + "6000" + size + "6000" + "34" + "f5" + "00" + code
 
 
+ENDING = "33ff"
+"""Creation code of a contract that is over at once: it destroys itself in favour of its creator."""
+
+BURNER = (
+    f"61{ENDING}600052"  # memory[30:32] = the code
+    "60006002601e6000f5"  # create2 with that code, without value, with salt 0
+    + _NO_DATA
+    + "34"  # the call's value
+    + "85"  # the created contract's address, from below
+    + "5af100"
+)
+"""Sends its call's value to a contract that was created and destroyed before: at the transaction's end it is burned."""
+
+
 def address_made_by(factory: str, runtime: str) -> str:
-    """Where that factory puts its contract (EIP-1014)."""
-    code = bytes.fromhex(creating(runtime).removeprefix("0x"))
-    fields = b"\xff" + bytes.fromhex(factory.removeprefix("0x")) + bytes(32) + keccak_256(code).digest()
+    """Where that factory puts its contract."""
+    return address_of_creation(factory, creating(runtime))
+
+
+def address_of_creation(creator: str, code: str) -> str:
+    """Where a contract with that creation code is put by `CREATE2` with salt 0 (EIP-1014)."""
+    hashed = keccak_256(bytes.fromhex(code.removeprefix("0x"))).digest()
+    fields = b"\xff" + bytes.fromhex(creator.removeprefix("0x")) + bytes(32) + hashed
     made: bytes = keccak_256(fields).digest()[12:]
     return "0x" + made.hex()
 

@@ -21,10 +21,13 @@ from tests.fakes.receiver import Receiver, running_receiver
 from tests.outside.installation import LOCAL_ENDPOINTS, Installation, Tenant, installed
 from tests.outside.payments import deploy, height_of, new_address, send
 from tests.outside.sending_contracts import (
+    BURNER,
     DESTROYER,
+    ENDING,
     FORWARDER,
     REVERTER,
     address_made_by,
+    address_of_creation,
     batch_of,
     creating,
     factory_of,
@@ -227,6 +230,17 @@ async def test_value_that_a_contract_is_created_with_by_create2_is_a_deposit(wor
     await world.settle()
     assert await world.local.node.rpc("eth_getCode", address, "latest") == "0x00"
     assert await world.deposits(address) == [(factory, "19", "trace", "state")]
+
+
+async def test_what_an_account_burned_that_destroyed_itself_holds_no_chain(world: World) -> None:
+    burner = await world.local.put(BURNER)
+    address = address_of_creation(burner, ENDING)
+    await world.shop.watch("local", address)
+    await world.shop.until_followed("local", await world.local.node.mine())
+    await send(world.local.node, world.local.payer, to=burner, value=31)
+    await world.settle()
+    assert int(await world.local.node.rpc("eth_getBalance", address, "latest"), 16) == 0
+    assert await world.deposits(address) == [(burner, "31", "trace", "trace")]
 
 
 async def test_a_transaction_to_the_watched_address_itself_is_counted_once(world: World) -> None:
