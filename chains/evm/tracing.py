@@ -109,9 +109,11 @@ class Tracers:
 
     @property
     def is_due(self) -> bool:
-        """A block that is read now has to be settled: somebody traces or has to, or it is time to ask who does."""
+        """A block that is read now has to be settled: somebody traces or has to, a node has not said yet whether it does,
+        or it is time to ask again."""
         is_bound = self.needed > 0 or self._internal is Internal.REQUIRED
-        return self.is_wanted and (is_bound or self._clock() >= self._search_at)
+        is_open = any(tracer.is_undecided for tracer in self._tracers) or self._clock() >= self._search_at
+        return self.is_wanted and (is_bound or is_open)
 
     @property
     def methods(self) -> Mapping[str, str]:
