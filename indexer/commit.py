@@ -10,6 +10,7 @@ called in here: blocks come in complete.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from ledger.entries import (
     write_entries,
 )
 from ledger.errors import CheckpointMoved
-from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, NewEvent, record_events
+from ledger.events import EVENTS_AT_ONCE, LATE_PRIORITY, LIVE_PRIORITY, NewEvent, record_events
 from ledger.ids import OPS_TENANT, TenantId, WatchId
 from ledger.matching import match_watches
 from ledger.model import ChainRow, Entry
@@ -282,21 +283,25 @@ async def _new_events(connection: Connection, chain: ChainRow, changes: Sequence
     keys = {(TenantId(c.after.tenant_id), WatchId(c.after.watch_id)) for c in changes}
     labels = await find_labels(connection, keys)
     assets = await list_assets(connection, list({c.after.asset_id for c in changes}))
-    return [
-        NewEvent(
-            tenant_id=c.after.tenant_id,
-            type=c.event_type,
-            subject=c.after.id,
-            livemode=chain.livemode,
-            data=entry_document(
-                c.after, chain, assets[c.after.asset_id], labels[(c.after.tenant_id, c.after.watch_id)]
-            ),
-            sequence=c.after.sequence,
-            previous_state=c.before.state.value if c.before else None,
-            priority=_priority_of(c.after),
+    events = []
+    for number, change in enumerate(changes, 1):
+        if number % EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        after = change.after
+        label = labels[(after.tenant_id, after.watch_id)]
+        events.append(
+            NewEvent(
+                tenant_id=after.tenant_id,
+                type=change.event_type,
+                subject=after.id,
+                livemode=chain.livemode,
+                data=entry_document(after, chain, assets[after.asset_id], label),
+                sequence=after.sequence,
+                previous_state=change.before.state.value if change.before else None,
+                priority=_priority_of(after),
+            )
         )
-        for c in changes
-    ]
+    return events
 
 
 def _priority_of(entry: Entry) -> int:

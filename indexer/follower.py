@@ -33,7 +33,7 @@ from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height, quorum_claim
 from indexer.metrics import BLOCKS, EVENTS, REORG_DEPTH, REORGS
-from indexer.prefetch import prefetch
+from indexer.prefetch import prefetch, recent_sizes
 from indexer.reconcile import Linkage, Relation, link, look_back, narrow, relate
 from ledger.blocks import find_canonical, find_canonical_at
 from ledger.chains import find_chain, lock_chain, remember_tracers
@@ -126,6 +126,7 @@ class Follower:
         self.tip_hash: BlockHash | None = None
         self.head_height: int | None = None
         self.cycles_unasked = TAGS_ASKED_EVERY
+        self.answer_sizes = recent_sizes()
         self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
         """Who traces and what is read, as the ledger has it."""
 
@@ -196,7 +197,8 @@ class Follower:
         fetch = self.adapter.fetch_block_ahead if is_far else self.adapter.fetch_block
         batch_max = BATCH_BLOCKS_MAX if is_far else 1
         began = time.monotonic()
-        async with prefetch(fetch, tip.height + 1, min(last, tip.height + CYCLE_BLOCKS_MAX)) as blocks:
+        stop_at = min(last, tip.height + CYCLE_BLOCKS_MAX)
+        async with prefetch(fetch, tip.height + 1, stop_at, sizes=self.answer_sizes) as blocks:
             batch: list[Block] = []
             async for block in blocks:
                 linkage = link(batch[-1].ref if batch else tip, [block.ref])

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from chains.model import Block
 
-IN_FLIGHT_MAX = 16
-"""Blocks asked for at one time: enough to hide a node's latency and to keep the cores busy."""
+IN_FLIGHT_MAX = 8
+"""Blocks asked for at one time: enough to hide a node's latency and to keep the cores busy; few, because nobody knows how
+large an answer is before it has come."""
 
 IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of the answers that are under way, as far as the last ones tell."""
@@ -41,14 +42,16 @@ class Bounds:
 class Prefetch:
     """Blocks of a range of heights in their order: an asynchronous iterator."""
 
-    def __init__(self, fetch: Callable[[int], Awaitable[Block]], heights: range, bounds: Bounds) -> None:
+    def __init__(
+        self, fetch: Callable[[int], Awaitable[Block]], heights: range, bounds: Bounds, sizes: deque[int]
+    ) -> None:
         self._fetch = fetch
         self._heights = deque(heights)
         self._bounds = bounds
         self._tasks: deque[asyncio.Task[Block]] = deque()
         self._asking = 0
         self._ready_transfers = 0
-        self._sizes: deque[int] = deque(maxlen=SIZES_REMEMBERED)
+        self._sizes = sizes
         self._ask_more()
 
     def __aiter__(self) -> Prefetch:
@@ -102,13 +105,22 @@ class Prefetch:
         return block
 
 
+def recent_sizes() -> deque[int]:
+    """A memory for the sizes of a chain's last answers, in bytes."""
+    return deque(maxlen=SIZES_REMEMBERED)
+
+
 @asynccontextmanager
 async def prefetch(
-    fetch: Callable[[int], Awaitable[Block]], first: int, last: int, bounds: Bounds | None = None
+    fetch: Callable[[int], Awaitable[Block]],
+    first: int,
+    last: int,
+    bounds: Bounds | None = None,
+    sizes: deque[int] | None = None,
 ) -> AsyncIterator[Prefetch]:
     """Blocks from `first` to `last` in order. Leaving the context cancels what is still on its way; the first failed
-    fetch is raised at its place in the order."""
-    ahead = Prefetch(fetch, range(first, last + 1), bounds or Bounds())
+    fetch is raised at its place in the order. `sizes`, from `recent_sizes`, is what is known of the chain's answers."""
+    ahead = Prefetch(fetch, range(first, last + 1), bounds or Bounds(), recent_sizes() if sizes is None else sizes)
     try:
         yield ahead
     finally:

@@ -9,6 +9,7 @@ chain's row and before anything else, so that two followers cannot wait for each
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from ledger.states import DeliveryState, EndpointState
 LIVE_PRIORITY = 0
 LATE_PRIORITY = 1
 """Priority of what was found in catch-up or backfill: it never delays live news."""
+
+EVENTS_AT_ONCE = 200
+"""A catch-up tells thousands of events in one commit: after so many the loop serves others, such as another chain's head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,9 @@ async def record_events(connection: AsyncConnection, new_events: Sequence[NewEve
     told = await _find_endpoints(connection, sorted(positions))
     event_rows: list[dict[str, Any]] = []
     delivery_rows: list[dict[str, Any]] = []
-    for event in new_events:
+    for number, event in enumerate(new_events, 1):
+        if number % EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         row = _event_row(event, next(positions[event.tenant_id]), now)
         event_rows.append(row)
         delivery_rows.extend(_delivery_rows(event, row, told[event.tenant_id], now))

@@ -10,7 +10,7 @@ import pytest
 
 from chains.errors import NodeUnavailable
 from chains.model import Block
-from indexer.prefetch import Bounds, prefetch
+from indexer.prefetch import Bounds, prefetch, recent_sizes
 from tests.fakes.adapter import FakeChain, address, payment
 
 
@@ -132,3 +132,14 @@ async def test_after_stop_only_what_is_under_way_still_comes() -> None:
         rest = [block.ref.height async for block in blocks]
     assert (first.ref.height, rest) == (0, list(range(1, len(chain.fetched))))
     assert len(chain.fetched) < 10
+
+
+async def test_what_is_known_of_answers_outlasts_a_cycle() -> None:
+    chain = FakeChain()
+    chain.mine(count=30)
+    fetch, gates = gate(chain, answer_bytes=30)
+    sizes = recent_sizes()
+    sizes.append(50)
+    async with prefetch(fetch, 0, 29, Bounds(in_flight=8, in_flight_bytes=100), sizes):
+        await turn()
+        assert sorted(gates) == [0, 1]
