@@ -55,7 +55,7 @@ SEARCH_AGAIN_HOLDING_S = 10.0
 PAUSE_S = 30.0
 """A node that failed to trace is the last one to be asked for this long."""
 
-PATIENCE_S = (0.25, 0.5, 1.0)
+PATIENCE_S = (0.25, 0.5, 1.0, 2.0)
 """Pauses for a node that does not have the block yet: it may be a moment behind the one that gave it."""
 
 DISTRUST_S = 60.0

@@ -104,6 +104,22 @@ class World:
         await self.shop.watch(slug, address)
         return address
 
+    async def pay_signed(self, contract: str, value: int, recipient: str) -> str:
+        """A customer's payment through a contract of the honest chain; its bytes as hex, to be mined again."""
+        await self.shop.until_followed("local", await self.local.node.height())
+        customer = Account.from_key(CUSTOMER)
+        return await sign_and_send(self.local.node, customer, to=contract, value=value, data=word(recipient))
+
+    async def until_told(self, address: str, *types: str) -> None:
+        """Wait until the whole story of the deposits to an address is `types`, numbered from 1 on."""
+        wanted = [(f"deposit.{name}", number) for number, name in enumerate(types, start=1)]
+
+        def is_told() -> bool:
+            events = [request.document for request in self.receiver.requests]
+            return [(e["type"], e["sequence"]) for e in events if e["data"].get("to") == address] == wanted
+
+        await self.receiver.wait_until(f"{address}: {wanted}", is_told, 20)
+
     async def deposits(self, address: str) -> list[Summary]:
         """Every deposit to an address, sorted."""
         rows = await self.shop.rows("/v1/deposits", address=address)
@@ -252,26 +268,29 @@ async def test_a_transaction_to_the_watched_address_itself_is_counted_once(world
 
 async def test_a_contract_sent_deposit_lost_in_a_reorg_comes_back_as_the_same_deposit(world: World) -> None:
     address, forwarder = await world.watched(), await world.local.put(FORWARDER)
-    await world.shop.until_followed("local", await world.local.node.height())
-    raw = await sign_and_send(world.local.node, Account.from_key(CUSTOMER), to=forwarder, value=29, data=word(address))
-
-    def story() -> list[tuple[str, int]]:
-        events = [request.document for request in world.receiver.requests]
-        return [(event["type"], event["sequence"]) for event in events if event["data"].get("to") == address]
-
-    await world.receiver.wait_until("it is told", lambda: len(story()) == 1, 20)
+    raw = await world.pay_signed(forwarder, 29, address)
+    await world.until_told(address, "detected")
     await world.local.node.reorg(1)
-    await world.receiver.wait_until("its loss is told", lambda: len(story()) == 2, 20)
+    await world.until_told(address, "detected", "reorged")
     await broadcast(world.local.node, raw)
     await world.local.node.mine()
-    await world.receiver.wait_until("it is credited", lambda: len(story()) == 4, 20)
-    assert story() == [
-        ("deposit.detected", 1),
-        ("deposit.reorged", 2),
-        ("deposit.detected", 3),
-        ("deposit.confirmed", 4),
-    ]
+    await world.until_told(address, "detected", "reorged", "detected", "confirmed")
     assert await world.deposits(address) == [(forwarder, "29", "trace", "state")]
+
+
+async def test_a_contract_sent_deposit_that_a_reorg_moves_stays_and_is_proven_where_it_is(world: World) -> None:
+    address, forwarder = await world.watched(), await world.local.put(FORWARDER)
+    raw = await world.pay_signed(forwarder, 37, address)
+    await world.until_told(address, "detected")
+    (before,) = await world.shop.rows("/v1/deposits", address=address)
+    await world.local.node.mine()
+    await world.until_told(address, "detected", "confirmed")
+    await world.local.node.reorg(2, [(raw, 1)])
+    await world.until_told(address, "detected", "confirmed", "moved")
+    (after,) = await world.shop.rows("/v1/deposits", address=address)
+    assert (after["id"], after["transfer_id"]) == (before["id"], before["transfer_id"])
+    assert after["block"]["height"] == before["block"]["height"] + 1
+    assert (after["state"], after["proof"]["level"]) == ("confirmed", "state")
 
 
 # --- nodes that lie, and nodes that lose their tracer -----------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""What a real node's traces tell, judged by its proofs of accounts: borne out, untold or contradicted."""
+"""What a real node's traces tell, in both of their forms, and judged by its proofs of accounts: borne out, untold or
+contradicted."""
 
 from __future__ import annotations
 
@@ -19,7 +20,17 @@ from chains.profile import load_profile
 from tests.fakes.node import Json
 from tests.fakes.proxy import ProxyNode, proxy_before
 from tests.outside.payments import deploy, height_of, send
-from tests.outside.sending_contracts import FORWARDER, batch_of, creating, word
+from tests.outside.sending_contracts import (
+    DESTROYER,
+    FORWARDER,
+    REVERTER,
+    batch_of,
+    creating,
+    factory_of,
+    forwarding_creation,
+    tolerant_of,
+    word,
+)
 
 TRACER = "debug_traceBlockByHash"
 ALICE, BOB = bytes.fromhex("a11ce0" * 6 + "a11c"), bytes.fromhex("b0b0" * 10)
@@ -45,11 +56,11 @@ class Bench:
     far: ProxyNode
     payer: str
 
-    def adapter(self, *nodes: ProxyNode, proof: ProofLevel = ProofLevel.ROOTS) -> EvmAdapter:
+    def adapter(self, *nodes: ProxyNode, proof: ProofLevel = ProofLevel.ROOTS, quorum: int = 1) -> EvmAdapter:
         """An adapter over the proxies, `near` alone by default."""
         profile = replace(load_profile("anvil"), proof=proof)
         given = [Settings(node.url, "near" if node is self.near else "far") for node in nodes or (self.near,)]
-        adapter = EvmAdapter(profile, given, internal=Internal.AUTO)
+        adapter = EvmAdapter(profile, given, internal=Internal.AUTO, quorum=quorum)
         self.stack.push_async_callback(adapter.close)
         return adapter
 
@@ -58,6 +69,26 @@ class Bench:
         runtime = batch_of([("0x" + address.hex(), amount) for address, amount in payments])
         contract = await deploy(self.node, self.payer, creating(runtime))
         return height_of(await send(self.node, self.payer, to=contract, value=sum(amount for _, amount in payments)))
+
+    async def sent(self, name: str) -> tuple[int, list[int]]:
+        """Value sent by a contract in that way; the height, and the amounts that moved."""
+        alice = word("0x" + ALICE.hex())
+        if name == "batch":
+            return await self.pay((ALICE, 3), (BOB, 5), (ALICE, 3)), [3, 5, 3]
+        if name == "while_created":
+            code = forwarding_creation("0x" + ALICE.hex())
+            return height_of(await send(self.node, self.payer, data=code, value=7)), [7]
+        reverter = await deploy(self.node, self.payer, creating(REVERTER))
+        runtime = {
+            "forwarded": FORWARDER,
+            "destroyed": DESTROYER,
+            "under_a_revert": tolerant_of(reverter),
+            "created": factory_of("00"),
+        }[name]
+        contract = await deploy(self.node, self.payer, creating(runtime))
+        receipt = await send(self.node, self.payer, to=contract, value=7, data=alice)
+        assert receipt["status"] == "0x1"
+        return height_of(receipt), [] if name == "under_a_revert" else [7]
 
 
 @pytest.fixture
@@ -75,6 +106,18 @@ def traced(block: Block) -> list[Transfer]:
 def proofs_of(block: Block) -> list[tuple[int, object]]:
     """Amount and level of what only traces tell."""
     return [(transfer.amount_atomic, transfer.proof) for transfer in traced(block)]
+
+
+@pytest.mark.parametrize("name", ["forwarded", "while_created", "destroyed", "under_a_revert", "batch", "created"])
+async def test_two_hosts_that_trace_by_different_methods_tell_the_same(bench: Bench, name: str) -> None:
+    bench.near.lacks.add("trace_block")
+    bench.far.lacks.add(TRACER)
+    height, expected = await bench.sent(name)
+    adapter = bench.adapter(bench.near, bench.far, quorum=2)
+    block = await adapter.fetch_block(height)
+    assert adapter.tracers == {"127.0.0.2": TRACER, "127.0.0.3": "trace_block"}
+    assert block.traced_by == ("near", "far")
+    assert proofs_of(block) == [(amount, TraceProof.AGREED) for amount in expected]
 
 
 async def judged(adapter: EvmAdapter, height: int, *watched: bytes) -> Block:
