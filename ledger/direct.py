@@ -22,8 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 class Direct:
     """A statement as the driver takes it. Parameters are plain values that the driver knows; JSON comes as text."""
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: Executable, *, is_prepared: bool = True) -> None:
+        """One that is not prepared is planned anew at each execution, with its parameters known."""
         self.statement = statement
+        self.is_prepared = is_prepared
 
     @cached_property
     def _compiled(self) -> tuple[bytes, Mapping[str, Any]]:
@@ -52,7 +54,7 @@ async def run_direct(
         async with driver.pipeline():
             for statement, given in steps:
                 cursor = await driver.execute(
-                    statement.text(), statement.with_parameters(given), prepare=True, binary=True
+                    statement.text(), statement.with_parameters(given), prepare=statement.is_prepared, binary=True
                 )
             return await cursor.fetchall()
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -189,13 +190,18 @@ async def test_run_outlives_a_postgres_and_a_follower_that_are_killed_together(
 
 def child_of(installation: Installation, role: str) -> int:
     """Process id of a supervised role, as the log tells it."""
+    return [int(line["pid"]) for line in logged(installation, "role started") if line["role"] == role][-1]
+
+
+def logged(installation: Installation, event: str) -> list[dict[str, Any]]:
+    """The lines of the log that tell of one kind of event."""
     lines = [json.loads(line) for line in installation.log_text().splitlines() if line.startswith("{")]
-    return [int(line["pid"]) for line in lines if line["event"] == "role started" and line["role"] == role][-1]
+    return [line for line in lines if line["event"] == event]
 
 
 async def complains(installation: Installation, role: str) -> bool:
     """True once the supervisor has seen that role die twice: of the kill, and of the database that is away."""
-    return installation.log_text().count(f'"role":"{role}","status"') >= 2
+    return len([line for line in logged(installation, "role died") if line["role"] == role]) >= 2
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Executable
@@ -65,16 +66,26 @@ async def full(post: Post) -> Post:
 
 async def test_a_claim_reads_by_index(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        plan = await plan_of(connection, deliveries._claim_with_bodies, TO_CLAIM)
+        plan = await plan_of(connection, deliveries._claim_with_urls, TO_CLAIM)
     assert "ix_deliveries_due" in plan
     assert "ix_deliveries_lane" in plan
-    assert "Index Scan using events_" in plan
     assert "Seq Scan on deliveries" not in plan
+
+
+async def test_bodies_are_read_by_index_from_the_days_that_are_asked_for(full: Post) -> None:
+    told = json.dumps([{"tenant_id": TENANT, "id": "evt_50001", "created_at": "2026-01-01T00:00:00Z"}])
+    now = datetime.now(UTC)
+    async with transaction(full.engine) as connection:
+        await connection.execute(deliveries._read_by_index)
+        parameters = {"told_rows": told, "first": now - timedelta(minutes=1), "last": now}
+        plan = await plan_of(connection, deliveries._bodies, parameters)
+    assert "Index Scan using events_" in plan
+    assert len(set(re.findall(r"on (events_\d+)", plan))) <= 2, plan
 
 
 async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        statement = deliveries._claim_with_bodies
+        statement = deliveries._claim_with_urls
         plan = await plan_of(connection, statement, TO_CLAIM)
     choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
     assert "Nested Loop Anti Join" in choice
@@ -102,7 +113,7 @@ async def test_settling_reads_by_index(full: Post) -> None:
     assert "Seq Scan on deliveries" not in plan
 
 
-@pytest.mark.parametrize("statement", [deliveries._claim_with_bodies, deliveries._settle_all], ids=["claim", "settle"])
+@pytest.mark.parametrize("statement", [deliveries._claim_with_urls, deliveries._settle_all], ids=["claim", "settle"])
 async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Post, statement: Executable) -> None:
     """Statistics are old whenever a queue has just filled: the plan must be the right one without them."""
     async with running_receiver() as receiver:
