@@ -46,7 +46,8 @@ def show_event(event: dict[str, Any]) -> None:
         f"  [green]verified[/green]  {subject:<10} [{_COLOURS.get(verb, 'white')}]{verb:<9}[/]"
         f"  {data['watch']['reference']:<10} {data['amount']:>5} {data['asset']['symbol']:<3}"
         f"  [dim]no. {event['sequence']}  block {height}, {confirmations['current']}/{confirmations['required']}"
-        f"  {data['proof']['level']}[/dim]"
+        f"  {data['proof']['level']}[/dim]",
+        soft_wrap=True,
     )
 
 
