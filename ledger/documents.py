@@ -66,7 +66,9 @@ class ConfirmationsDocument(msgspec.Struct, frozen=True):
 
 
 class ProofDocument(msgspec.Struct, frozen=True):
-    """How far the block proved itself, and how many hosts name it."""
+    """How far the block proved itself (`roots`, `bloom`, `structure` or `off`), and how many hosts name it. What traces
+    alone tell has levels of its own: `trace` (one host's word), `agreed` (two hosts told the same), `state` (the account's
+    proven balances bear it out)."""
 
     level: str
     agreed_by: int
@@ -145,7 +147,8 @@ class NodeDocument(msgspec.Struct, frozen=True):
 
 
 class ChainDocument(msgspec.Struct, frozen=True):
-    """A chain as operators and backends see it: a row of `status` and of `GET /v1/chains`."""
+    """A chain as operators and backends see it: a row of `status` and of `GET /v1/chains`. `value_paths` names what is read:
+    `native`, `logs`, `validator_withdrawals`, and `traces` where nodes trace: value that contracts send on."""
 
     chain: str
     chain_id: str
