@@ -48,9 +48,12 @@ log = structlog.get_logger(__name__)
 COMPARED_HOSTS = 2
 """As many hosts have to tell the same of a block, where as many trace and the quorum asks for it."""
 
-SEARCH_AGAIN_S = 60.0
-"""Until nodes that are not known to trace are asked again; in the background, where the chain goes on without them."""
+SEARCH_AGAIN_S = 600.0
+"""Until nodes that are not known to trace are asked again, beside the work: it costs each of them about a dozen calls."""
+SEARCH_AGAIN_UNDECIDED_S = 60.0
+"""The same where one has not said yet whether it traces."""
 SEARCH_AGAIN_HOLDING_S = 10.0
+"""The same while the chain holds for it."""
 
 PAUSE_S = 30.0
 """A node that failed to trace is the last one to be asked for this long."""
@@ -185,9 +188,13 @@ class Tracers:
     async def _search_all(self, ref: BlockRef) -> None:
         unknown = [tracer for tracer in self._tracers if tracer.method is None]
         await asyncio.gather(*(self._search_one(tracer, ref) for tracer in unknown))
-        is_holding = self.needed == 0 and self._internal is Internal.REQUIRED
         self._has_searched = True
-        self._search_at = self._clock() + (SEARCH_AGAIN_HOLDING_S if is_holding else SEARCH_AGAIN_S)
+        if self.needed == 0 and self._internal is Internal.REQUIRED:
+            pause_s = SEARCH_AGAIN_HOLDING_S
+        else:
+            is_undecided = any(tracer.is_undecided for tracer in self._tracers)
+            pause_s = SEARCH_AGAIN_UNDECIDED_S if is_undecided else SEARCH_AGAIN_S
+        self._search_at = self._clock() + pause_s
 
     async def _require_decision(self, first: Upstream, ref: BlockRef) -> None:
         """The node that gave the block has to say whether it traces, or its block is left for another's: a node that

@@ -354,6 +354,16 @@ async def test_a_node_that_begins_to_trace_is_found_beside_the_work(
     assert adapter.tracers == {"127.0.0.1": TRACE}
 
 
+async def test_nodes_that_said_that_they_do_not_trace_are_left_alone_for_a_while(town: Town) -> None:
+    node = await town.node(1, has_traces=False)
+    adapter = town.adapter(node)
+    await adapter.fetch_block(HEIGHT)
+    node.calls.clear()
+    for _ in range(3):
+        await adapter.fetch_block(LATER)
+    assert {method for method, _ in node.calls} == {"eth_getBlockByNumber", "eth_getBlockReceipts"}
+
+
 async def test_a_host_that_lost_one_method_is_asked_by_the_other(town: Town) -> None:
     node = await town.node(1)
     adapter = town.adapter(node)
