@@ -51,11 +51,13 @@ def rate_rows(names: dict[str, Usage], baseline: Usage, unit: str) -> list[Row]:
     ]
 
 
-def following_rows(usages: dict[str, FollowingUsage], baseline: FollowingUsage) -> list[Row]:
-    """Rows of catch-up, with what the workers did."""
-    rows = rate_rows(dict(usages), baseline, "blocks/s")
-    for row, usage in zip(rows[1:], usages.values(), strict=True):
+def following_rows(pairs: dict[str, tuple[FollowingUsage, FollowingUsage]]) -> list[Row]:
+    """Rows of catch-up, each beside the bare loop that ran just before it, with what the workers did."""
+    rows: list[Row] = []
+    for name, (bare, usage) in pairs.items():
+        baseline, row = rate_rows({name: usage}, bare, "blocks/s")
         row.workers_cpu_ms = usage.workers_cpu_s * 1000 / usage.count
+        rows += [row] if rows else [baseline, row]
     return rows
 
 

@@ -197,12 +197,13 @@ class NodeClient:
 
     async def _read(self, response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
         """The body, uncompressed, and never more of it than the bound."""
-        parts = bytearray()
+        parts, size = [], 0
         async for part in response.content.iter_any():
-            parts += part
-            if len(parts) > bytes_max:
+            parts.append(part)
+            size += len(part)
+            if size > bytes_max:
                 raise AnswerTooLarge(self.name, f"an answer of more than {bytes_max} bytes")
-        return bytes(parts)
+        return b"".join(parts)
 
     def _encoding(self) -> dict[str, str]:
         """Unpacking a block costs more than parsing it: worth it over a network, not over loopback."""
