@@ -64,15 +64,16 @@ log = structlog.get_logger()
 SLOTS = 64
 """Deliveries in flight: throughput of one process falls beyond this, so more come from more processes."""
 
-CLAIM_MAX = 100
+CLAIM_MAX = 200
 """Deliveries of one claim: Postgres is three times as fast with a hundred as with ten, and hardly faster with more."""
 
-AHEAD = 2.0
+AHEAD = 3.0
 """Deliveries that may be claimed before there is a slot for them, in numbers of slots. They are begun within milliseconds
 while exchanges end; when none does, none is claimed ahead."""
 
-REFILL_AT = 0.75
-"""How few of those may be left, in numbers of slots, before more are claimed: they must last for one claim."""
+REFILL_AT = 1.5
+"""How few of those may be left, in numbers of slots, before more are claimed: they must last for one claim, which takes its
+turns with all that is being sent."""
 
 AHEAD_MAX_S = 1.0
 """How long a claimed delivery may wait for a slot before it is given back: slots that hang must not hold what another
@@ -97,7 +98,7 @@ retry may be. The shortest wait before one is 5 s, of which jitter is more than 
 DATABASE_RETRY_S = 1.0
 """Pause after the database did not answer."""
 
-UNSETTLED_MAX = 4 * SLOTS
+UNSETTLED_MAX = 6 * SLOTS
 """Outcomes that may wait to be settled before no more is claimed: who cannot say what became of a delivery makes no more."""
 
 UNOPENED_RETRY = timedelta(minutes=1)
