@@ -26,7 +26,7 @@ from chains.evm import workers as module
 from chains.evm.errors import ProofFailure
 from chains.evm.reading import BlocksMixed, RawBlock, ReadingRules, read_block
 from chains.evm.traces import TracesDiffer, TracesRefused
-from chains.evm.worker import answer_to, unpickled
+from chains.evm.worker import NICENESS, answer_to, unpickled
 from chains.evm.workers import WorkerDied, Workers, pickled_rules, usable_cores
 from chains.model import Block, ProofLevel
 from chains.packing import PackedTransfers, pack, parties_of, transfers_of
@@ -278,6 +278,13 @@ async def test_signals_that_stop_a_parent_do_not_stop_a_worker() -> None:
             os.kill(before[0], number)
         await workers.read(PICKLED, START, CHAIN[0])
         assert workers.process_ids == before
+
+
+async def test_a_worker_steps_back_for_whoever_is_waited_for() -> None:
+    async with running() as workers:
+        await workers.read(PICKLED, START, CHAIN[0])
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, workers.process_ids[0]) == min(19, ours + NICENESS)
 
 
 PARENT = """
