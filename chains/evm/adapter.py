@@ -70,6 +70,7 @@ class EvmAdapter:
         self._workers = workers
         self._pickled: dict[int | None, bytes] = {}
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
+        self._quorum = quorum
         self._tracers = Tracers(profile.slug, self._pool, internal, quorum)
         self._accounts = Accounts(profile.slug, self._pool, self._tracers, self._rules)
 
@@ -84,9 +85,10 @@ class EvmAdapter:
         return await self._pool.first_answer("head", self._ask_head)
 
     async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
-        """Head and finality tags by host; a host that does not answer is absent."""
-        answers = await asyncio.gather(*(self._head_of(host) for host in hosts))
-        return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer is not None}
+        """Head and finality tags by host; a host that does not answer, or is left alone for a while, is absent."""
+        asked = self._worth_asking(hosts)
+        answers = await asyncio.gather(*(self._head_of(host) for host in asked))
+        return {host: answer for host, answer in zip(asked, answers, strict=True) if answer is not None}
 
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded."""
@@ -110,9 +112,11 @@ class EvmAdapter:
             return None
 
     async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
-        """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer is absent."""
-        answers = await asyncio.gather(*(self._agreement(ref, host) for host in hosts))
-        return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer is not None}
+        """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer, or is left alone for
+        a while, is absent."""
+        asked = self._worth_asking(hosts)
+        answers = await asyncio.gather(*(self._agreement(ref, host) for host in asked))
+        return {host: answer for host, answer in zip(asked, answers, strict=True) if answer is not None}
 
     def listen(self) -> AbstractAsyncContextManager[HintBox]:
         """Hear the announcements of every node that has a `ws`."""
@@ -239,6 +243,12 @@ class EvmAdapter:
 
     async def _head_of(self, host: str) -> NodeHead | None:
         return await self._of_host(host, "head", self._ask_head)
+
+    def _worth_asking(self, hosts: Sequence[str]) -> list[str]:
+        """The hosts without those that failed lately, as long as the others are enough for the quorum: a host that hangs
+        would delay every block by as much as it may take to answer."""
+        well = {upstream.host for upstream in self._pool.upstreams if not self._pool.is_paused(upstream)}
+        return [host for host in hosts if host in well or len(well) < self._quorum]
 
     async def _of_host(self, host: str, subject: str, ask: Callable[[Upstream], Awaitable[T]]) -> T | None:
         """What one node of the host answers; None where none does, which the pool has counted and logged."""

@@ -115,9 +115,12 @@ class Pool:
             self._note_success(upstream)
         return answer
 
+    def is_paused(self, upstream: Upstream) -> bool:
+        """True while a node that failed is left alone, as far as others can do."""
+        return upstream.paused_until > self._clock()
+
     def _in_order(self, upstreams: Sequence[Upstream]) -> list[Upstream]:
-        now = self._clock()
-        return sorted(upstreams, key=lambda upstream: upstream.paused_until > now)
+        return sorted(upstreams, key=self.is_paused)
 
     def note_failure(self, upstream: Upstream, failure: NodeError) -> None:
         """Count a failing of this node, say it, and ask the others before it for a while."""

@@ -431,7 +431,6 @@ LIES: tuple[Lie, ...] = (
     Lie("claims a head that is not there", _false_head),
     Lie("claims that all is final", _false_finality),
     Lie("claims a final block of another chain", _foreign_finality),
-    Lie("stalls", exchange=_stall, rate=0.2),
     Lie("answers 429", exchange=_status(429, "slow down"), rate=0.5),
     Lie("answers 503", exchange=_status(503, "no backend"), rate=0.5),
     Lie("answers HTML with 200", exchange=_status(200, "<html>maintenance</html>"), rate=0.5),
@@ -441,3 +440,6 @@ LIES: tuple[Lie, ...] = (
     Lie("answers a short batch", exchange=_short_batch, rate=0.5),
 )
 """Every way to lie about blocks, receipts, traces and heads."""
+
+STALLS = Lie("stalls", exchange=_stall, rate=0.2)
+"""Says nothing for longer than anybody waits: a scenario with it takes minutes."""
