@@ -85,9 +85,9 @@ class _Outcome(Struct, gc=False):
 
 class _Row(Struct, rename="camel", gc=False):
     action: _Action
-    type: str
     block_hash: str
     trace_address: tuple[int, ...]
+    type: str | None = None
     transaction_hash: str | None = None
     transaction_position: int | None = None
     result: _Outcome | None = None
@@ -197,12 +197,14 @@ def _frame_of(position: int, row: _Row) -> Frame | None:
 
 
 def _frame(row: _Row) -> Frame:
-    """The row in callTracer's words."""
+    """The row in callTracer's words. Reth has called the end of a contract by its newer name; Nethermind makes up a root
+    row for a transaction that ran no code, without a type and with the call type of a creation."""
     action, path = row.action, ".".join(map(str, row.trace_address))
-    if row.type == "suicide":
+    if row.type in ("suicide", "selfdestruct"):
         return Frame(path, "SELFDESTRUCT", action.address, action.refund_address, action.balance)
-    if row.type == "create":
+    if row.type == "create" or (row.type is None and action.call_type == "init"):
         created = row.result.address if row.result else None
         return Frame(path, "CREATE", action.sender, created, action.value)
-    kind = (action.call_type or "").upper() if row.type == "call" else row.type
-    return Frame(path, kind, action.sender, action.to, action.value)
+    if row.type not in ("call", None):
+        raise ProofFailure("traces", f"a trace of an unknown type, {row.type!r:.80}")
+    return Frame(path, (action.call_type or "").upper(), action.sender, action.to, action.value)

@@ -11,6 +11,11 @@ What counts (value above zero, in a frame that did not fail, under none that did
   that created the contract, the value is burned instead.
 - Never the root frame: that is the transaction's own value, which the transaction itself proves.
 
+**Value for a precompiled contract** is lost for ever. callTracer tells of it; `trace_block` of Reth and of Besu leaves those
+calls out (paradigmxyz/revm-inspectors `builder/parity.rs`, hyperledger/besu `FlatTraceGenerator.java`), other nodes' does
+not. Anybody can send some, so it must not hold a chain: where hosts are compared and one of them was asked for
+`trace_block`, such movements are neither compared nor told.
+
 **Transactions without a trace.** Polygon's state sync (`chains.evm.polygon`) is traced by some nodes and not by others
 (Bor's option `borTraceEnabled`), so it counts as without a trace, and one that is there is not read.
 
@@ -37,6 +42,10 @@ from chains.evm.errors import ProofFailure
 from chains.evm.frames import Frame, Trace, call_traces, flat_traces
 from chains.evm.wire import WireBlock, WireReceipt, bytes_of, quantity_of
 from chains.model import Address, TraceProof, hex_of
+
+PRECOMPILED_MAX = 0x1FF
+"""The last address that may be that of a precompiled contract: 0x01 to 0x11 are, and 0x100 (EIP-2537, RIP-7212); BNB Chain
+has some from 0x64 on."""
 
 _RUNS_NO_CODE = frozenset({0x64, 0x69, 0x6A})
 """Arbitrum's transactions whose root frame tells of no failure."""
@@ -75,6 +84,16 @@ class InternalMove:
 
 
 Moves = tuple[InternalMove, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Hosts that tell the same, and what they tell."""
+
+    moves: Moves
+    hosts: set[str]
+
+
 _Told = tuple[int, Address, Address, int]
 """A movement without its path, which another node may number differently."""
 
@@ -124,15 +143,30 @@ def settle_traces(
     hosts = sorted({raw.host for raw in answers})
     if len(hosts) < max(needed, 1):
         raise ProofFailure("traces", f"{len(hosts)} hosts gave traces, {needed} have to")
-    groups: dict[frozenset[tuple[_Told, int]], tuple[Moves, set[str]]] = {}
-    for raw in answers:
-        moves = read_traces(raw, block, receipts)
-        groups.setdefault(_told(moves), (moves, set()))[1].add(raw.host)
-    ranked = sorted(groups.values(), key=lambda group: -len(group[1]))
-    moves, agreeing = ranked[0]
-    if len(ranked) > 1 and (len(agreeing) < max(needed, 2) or len(agreeing) == len(ranked[1][1])):
+    groups: dict[frozenset[tuple[_Told, int]], _Group] = {}
+    for raw, moves in _comparable(answers, block, receipts):
+        group = groups.setdefault(frozenset(_count(moves).items()), _Group(moves, set()))
+        group.hosts.add(raw.host)
+    ranked = sorted(groups.values(), key=lambda group: -len(group.hosts))
+    agreeing = len(ranked[0].hosts)
+    if len(ranked) > 1 and (agreeing < max(needed, 2) or agreeing == len(ranked[1].hosts)):
         raise TracesDiffer(tuple(hosts), _difference(ranked[0], ranked[1], block))
-    return moves, TraceProof.AGREED if len(agreeing) > 1 else TraceProof.TRACE
+    return ranked[0].moves, TraceProof.AGREED if agreeing > 1 else TraceProof.TRACE
+
+
+def _comparable(
+    answers: Sequence[RawTraces], block: WireBlock, receipts: list[WireReceipt]
+) -> list[tuple[RawTraces, Moves]]:
+    """What each answer tells, without what only some nodes tell. Where all were asked for the same tree, that is all."""
+    read = [(raw, read_traces(raw, block, receipts)) for raw in answers]
+    is_whole = len(read) == 1 or all(raw.method is TraceMethod.CALL_TRACER for raw in answers)
+    if is_whole:
+        return read
+    return [(raw, tuple(move for move in moves if not _is_precompiled(move.recipient))) for raw, moves in read]
+
+
+def _is_precompiled(address: Address) -> bool:
+    return 0 < int.from_bytes(address, "big") <= PRECOMPILED_MAX
 
 
 def _moves_of(traces: list[Trace], carriers: list[Carrier]) -> Moves:
@@ -200,21 +234,17 @@ def _amount(index: int, text: str) -> int:
     return amount
 
 
-def _told(moves: Moves) -> frozenset[tuple[_Told, int]]:
-    """The movements as a set with counts: neither their order nor their paths enter an identity."""
-    return frozenset(_count(moves).items())
-
-
 def _count(moves: Moves) -> Counter[_Told]:
+    """How often each movement is told: neither order nor paths enter an identity."""
     return Counter((m.transaction_index, m.sender, m.recipient, m.amount_atomic) for m in moves)
 
 
-def _difference(one: tuple[Moves, set[str]], other: tuple[Moves, set[str]], block: WireBlock) -> str:
+def _difference(one: _Group, other: _Group, block: WireBlock) -> str:
     """The first movement that one side tells and the other does not."""
-    counts = _count(one[0]), _count(other[0])
+    counts = _count(one.moves), _count(other.moves)
     rows = [(*told, True) for told in counts[0] - counts[1]] + [(*told, False) for told in counts[1] - counts[0]]
     index, sender, recipient, amount, is_ones = min(rows)
-    tellers, deniers = (one[1], other[1]) if is_ones else (other[1], one[1])
+    tellers, deniers = (one.hosts, other.hosts) if is_ones else (other.hosts, one.hosts)
     return (
         f"{_names(tellers)} and {_names(deniers)} differ about transaction {index} {block.transactions[index].hash}: "
         f"only {_names(tellers)} tells that {amount} went from {hex_of(sender)} to {hex_of(recipient)}"

@@ -239,6 +239,14 @@ def test_flat_traces_are_read_and_rewards_are_not() -> None:
     ]
 
 
+def test_the_names_that_nodes_have_for_one_thing_are_read_alike() -> None:
+    rows_of = rows(root(frame("SELFDESTRUCT", value=1)), root())
+    rows_of[0] = {key: value for key, value in rows_of[0].items() if key != "type"}
+    rows_of[1] |= {"type": "selfdestruct"}
+    (move,) = read_traces(raw_traces(rows_of, method=TraceMethod.TRACE_BLOCK), BLOCK, RECEIPTS)
+    assert (move.amount_atomic, move.is_destruction) == (1, True)
+
+
 def test_nothing_under_a_failed_row_counts() -> None:
     inner = frame("CALL", CAROL, DAVE, 1, frame(value=2))
     answer = rows(root(frame("CALL", BOB, CAROL, 0, inner, error="Reverted")), root())
@@ -256,7 +264,9 @@ def test_flat_traces_that_contradict_the_block_or_themselves_are_refused() -> No
     assert "doubled or has no parent" in flat_refusal([*good[:3], good[2]])
     assert "belongs to no transaction" in flat_refusal([good[0] | {"transactionPosition": None}, *good[1:]])
     assert "is of transaction" in flat_refusal([good[0] | {"transactionHash": word(9)}, *good[1:]])
-    assert "an unknown kind of frame, 'authcall'" in flat_refusal([good[0], good[1] | {"type": "authcall"}, *good[2:]])
+    assert "an unknown type, 'authcall'" in flat_refusal([good[0], good[1] | {"type": "authcall"}, *good[2:]])
+    strange = good[1] | {"action": good[1]["action"] | {"callType": "authcall"}}
+    assert "an unknown kind of frame, 'AUTHCALL'" in flat_refusal([good[0], strange, *good[2:]])
     silent = good[1] | {"action": {"from": hex_of(BOB), "callType": "call"}}
     assert "a CALL without a value" in flat_refusal([good[0], silent, *good[2:]])
     assert "malformed" in flat_refusal([good[0] | {"traceAddress": "0"}])

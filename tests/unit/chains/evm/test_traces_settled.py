@@ -84,6 +84,20 @@ def test_order_and_paths_do_not_tell_two_answers_apart_and_counts_do() -> None:
         settle(("a", one), ("b", [*SIX, *FIVE]), needed=2)  # type: ignore[arg-type]
 
 
+def test_value_for_a_precompiled_contract_tells_apart_only_answers_of_one_kind() -> None:
+    """Reth's and Besu's `trace_block` leave such calls out, value or not."""
+    block, receipts = make_block(make_transaction()), [make_receipt()]
+    burned = frame("CALL", BOB, bytes(19) + b"\x04", 9)
+    whole, partial = [root(burned, *FIVE)], [root(*FIVE)]
+    flat = raw_traces(flat_form(partial, block.hash), "flat", TraceMethod.TRACE_BLOCK)
+    moves, proof = settle_traces([raw_traces(whole, "tree"), flat], block, receipts, needed=2)
+    assert ([move.amount_atomic for move in moves], proof) == ([5], TraceProof.AGREED)
+    moves, proof = settle_traces([raw_traces(whole, "tree")], block, receipts, needed=1)
+    assert ([move.amount_atomic for move in moves], proof) == ([9, 5], TraceProof.TRACE)
+    with pytest.raises(TracesDiffer, match="only tree tells that 9 went"):
+        settle_traces([raw_traces(whole, "tree"), raw_traces(partial, "other")], block, receipts, needed=2)
+
+
 def test_traces_that_are_worth_nothing_are_their_nodes_failing_whatever_the_others_tell() -> None:
     block, receipts = make_block(make_transaction()), [make_receipt()]
     answers = [raw_traces([root()], "a"), raw_traces([], "b"), raw_traces([root()], "c")]
