@@ -19,7 +19,7 @@ from dataclasses import replace
 import msgspec
 
 from chains.errors import ChainHolds
-from chains.evm.account import decode_account_proof, prove_account
+from chains.evm.account import NO_CODE, decode_account_proof, prove_account
 from chains.evm.balance import expected_change
 from chains.evm.contradiction import Bearing, bearing_of
 from chains.evm.errors import ProofFailure
@@ -91,10 +91,11 @@ class Accounts:
 
     async def _judge(self, block: Block, raw: RawBlock, address: Address, expected: int) -> Bearing:
         """What the account's proven balances say. Raises `ChainHolds` where they contradict the traces."""
-        change = await self._change(block, address)
-        if change is None:
+        found = await self._change(block, address)
+        if found is None:
             return Bearing.UNTOLD
-        bearing = bearing_of(expected, change, address, raw.traces, self._rules.dialect)
+        change, has_code = found
+        bearing = bearing_of(expected, change, address, raw.traces, self._rules.dialect, has_code=has_code)
         if bearing is not Bearing.CONTRADICTED:
             return bearing
         detail = (
@@ -104,8 +105,9 @@ class Accounts:
         self._tracers.distrust(block.ref.hash, block.traced_by, "state", detail)
         raise ChainHolds(f"{self._chain}: {detail}; traced by {', '.join(block.traced_by)}")
 
-    async def _change(self, block: Block, address: Address) -> int | None:
-        """By how much the account's balance changed in a block, proven by the first node that can; None where none can."""
+    async def _change(self, block: Block, address: Address) -> tuple[int, bool] | None:
+        """By how much the account's balance changed in a block, and whether it has code, proven by the first node that can;
+        None where none can."""
         for upstream in self._pool.upstreams:
             try:
                 return await self._ask_change(upstream, block, address)
@@ -113,17 +115,17 @@ class Accounts:
                 continue  # counted by the client; another node may offer proofs, have the state, or be on our branch
         return None
 
-    async def _ask_change(self, upstream: Upstream, block: Block, address: Address) -> int:
+    async def _ask_change(self, upstream: Upstream, block: Block, address: Address) -> tuple[int, bool]:
         ref = block.ref
         places = ((ref.hash, ref.height), (ref.parent_hash, ref.height - 1))
         headers = [block_call(block_hash, has_transactions=False) for block_hash, _ in places]
         proofs: list[Call] = [("eth_getProof", [hex_of(address), [], hex(height)]) for _, height in places]
         answers = [_result(answer) for answer in await upstream.client.batch([*headers, *proofs])]
         after, before = [
-            prove_account(self._state_root(header, block_hash), address, decode_account_proof(proof)).balance
+            prove_account(self._state_root(header, block_hash), address, decode_account_proof(proof))
             for header, proof, (block_hash, _) in zip(answers[:2], answers[2:], places, strict=True)
         ]
-        return after - before
+        return after.balance - before.balance, after.code_hash != NO_CODE
 
     def _state_root(self, answer: msgspec.Raw, block_hash: BlockHash) -> bytes:
         """The state root of the header that has that hash. Raises `ProofFailure`."""

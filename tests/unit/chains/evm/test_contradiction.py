@@ -86,3 +86,11 @@ def test_a_call_to_the_account_explains_nothing() -> None:
     row = {"type": "call", "action": {"from": hex_of(CUSTOMER), "to": hex_of(OTHER), "value": "0x5"}}
     call = {"type": "CALL", "from": hex_of(CUSTOMER), "to": hex_of(OTHER), "value": "0x5"}
     assert bearing_of(5, 0, CUSTOMER, [flat_traces(row), call_traces(call)]) is Bearing.CONTRADICTED
+
+
+def test_a_contract_may_have_sent_value_to_a_precompiled_one_where_trace_block_was_asked() -> None:
+    """Some nodes' `trace_block` leaves those calls out."""
+    both = [call_traces(), flat_traces()]
+    assert bearing_of(5, 4, CUSTOMER, both, has_code=True) is Bearing.UNTOLD
+    assert bearing_of(5, 6, CUSTOMER, both, has_code=True) is Bearing.CONTRADICTED
+    assert bearing_of(5, 4, CUSTOMER, [call_traces()], has_code=True) is Bearing.CONTRADICTED
