@@ -139,6 +139,8 @@ def test_every_decision_is_listed() -> None:
         link.partition("/")[2] for link in read_links(ROOT / "docs/architecture.md") if link.startswith("decisions/")
     }
     assert listed == {file.name for file in (ROOT / "docs/decisions").iterdir()}
+    numbers = sorted(int(name[:4]) for name in listed)
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 # --- commands, settings, routes ---------------------------------------------------------------------------------------
