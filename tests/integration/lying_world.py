@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chainbell.demo.anvil import AnvilNode
 from chainbell.demo.contracts import FORWARDER_CODE, TRANSFER_TOPIC, forward_call, transfer_call
+from chainbell.settings_model import NodeSettings
 from chains.adapter import Internal
 from chains.evm.adapter import EvmAdapter
 from chains.profile import ChainProfile, add_tokens, load_profile, make_token
@@ -37,16 +38,6 @@ REORG_DEPTH_MAX = CREDIT_AT - 1
 PROFILE = "anvil"
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node's settings."""
-
-    url: str
-    name: str | None = None
-    rps: float | None = None
-    ws: str | None = None
-
-
 Movement = tuple[str, str, str | None, str | None, int, str]
 """Side, asset, from, to, amount, block hash: what an entry says, and what the chain says."""
 
@@ -59,7 +50,7 @@ class World:
     token: str
     engine: AsyncEngine
     profile: ChainProfile
-    nodes: Sequence[Node]
+    nodes: Sequence[NodeSettings]
     liar: LyingNode
     follower: Follower
     random: Random
@@ -249,7 +240,7 @@ async def lying_world(
         engine = connect(database_url, application="test", pool_size=5)
         stack.push_async_callback(engine.dispose)
         first_height = await node.height()
-        nodes = [Node(each.url) for each in (liar, *others)]
+        nodes = [NodeSettings(url=each.url) for each in (liar, *others)]
         followed = await _registered(engine, profile, quorum=min(2, len(nodes)), watched=watched)
         course = Course(profile.slug, first_height, profile.has_finality_tags)
         follower = Follower(engine, make_adapter(profile, nodes), followed, course)
@@ -263,7 +254,7 @@ async def lying_world(
             await world.follower.adapter.close()
 
 
-def make_adapter(profile: ChainProfile, nodes: Sequence[Node]) -> EvmAdapter:
+def make_adapter(profile: ChainProfile, nodes: Sequence[NodeSettings]) -> EvmAdapter:
     """The adapter of one process."""
     return EvmAdapter(profile, nodes, internal=Internal.AUTO, quorum=min(2, len(nodes)))
 
