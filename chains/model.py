@@ -158,6 +158,8 @@ class Transfer:
     """Where it is not proven as its block is; None: as its block."""
     n: int = 0
     """How many equal movements of its transaction came before it."""
+    is_destruction: bool = False
+    """By its trace a contract destroyed itself and left this. Tracers are known to tell of such that never was."""
 
     @property
     def id(self) -> TransferId:
@@ -199,6 +201,7 @@ class Movement:
     transaction: Transaction | None
     has_failed: bool = False
     proof: ProofLevel | TraceProof | None = None
+    is_destruction: bool = False
 
 
 def hex_of(value: bytes) -> str:
@@ -251,6 +254,7 @@ def identify_transfers(chain_id: ChainId, movements: Iterable[Movement]) -> tupl
                 m.has_failed,
                 m.proof,
                 n,
+                m.is_destruction,
             )
         )
     return tuple(transfers)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from chains.model import Address, AssetId, Block, LocatorKind, Transfer, TransferId
 from chains.packing import parties_of, transfers_of
-from indexer.policy import Policy
+from indexer.policy import Policy, reasons_against_transfer
 from indexer.story import Change, Inclusion, advance, detect, include_again, lose, move
 from ledger.ids import EntryId, Side, TenantId, entry_id_of
 from ledger.matching import MatchedWatch
@@ -124,7 +124,7 @@ class _Story:
             credit_point=self.policy.credit_point(transfer.asset_id, transfer.amount_atomic),
             origin=Origin.CATCH_UP if is_late else Origin.LIVE,
             now=self.now,
-            reasons=self.branch.reasons.get(transfer.asset_id, ()),
+            reasons=(*self.branch.reasons.get(transfer.asset_id, ()), *reasons_against_transfer(transfer)),
         )
 
     def _tell_and_advance(self, change: Change) -> None:

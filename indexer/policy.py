@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chains.model import Asset, AssetId, Slug
+from chains.model import Asset, AssetId, Slug, TraceProof, Transfer
 from ledger.states import Reason
 
 TAGS = frozenset({"safe", "finalized"})
@@ -93,3 +93,10 @@ def rules_as_json(rules: Sequence[CreditRule]) -> tuple[Mapping[str, Any], ...]:
         }
         for rule in rules
     )
+
+
+def reasons_against_transfer(transfer: Transfer) -> tuple[Reason, ...]:
+    """Why one transfer counts for nothing, whatever its asset; empty for all but what only a tracer claims of a contract's
+    end."""
+    is_claim = transfer.is_destruction and transfer.proof is not TraceProof.STATE
+    return (Reason.UNPROVEN_DESTRUCTION,) if is_claim else ()

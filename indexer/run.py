@@ -89,7 +89,8 @@ class _Watchkeeper:
         """Write the state when it changed or the last sign of life is old."""
         state, reason = self._state_of(outcome)
         if self.shown is None or self.shown[:2] != (state, reason):
-            log.info("chain state", chain=self.follower.course.slug, state=state.value, reason=reason)
+            tell = log.warning if state in (ChainState.HOLDING, ChainState.HALTED) else log.info
+            tell("chain state", chain=self.follower.course.slug, state=state.value, reason=reason)
         current = (state, reason, self.follower.head_height)
         if current != self.shown or time.monotonic() - self.shown_at > SIGN_OF_LIFE_INTERVAL_S:
             await self._write(state, reason)

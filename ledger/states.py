@@ -68,6 +68,9 @@ class Reason(StrEnum):
     """The token may keep a part of what it moves: the amount told is not what arrived."""
     REBASING = "rebasing"
     """The token changes balances without a transfer: the amount told does not stay what it was."""
+    UNPROVEN_DESTRUCTION = "unproven_destruction"
+    """By a trace a contract destroyed itself and left this, and no proof of the account's balance bears it out: tracers are
+    known to tell of such that never was."""
 
 
 class BlockState(StrEnum):

@@ -95,7 +95,10 @@ class Accounts:
         if found is None:
             return Bearing.UNTOLD
         change, has_code = found
-        bearing = bearing_of(expected, change, address, raw.traces, self._rules.dialect, has_code=has_code)
+        inherited = [t.amount_atomic for t in block.transfers if t.is_destruction and t.recipient == address]
+        bearing = bearing_of(
+            expected, change, address, raw.traces, self._rules.dialect, has_code=has_code, inherited=inherited
+        )
         if bearing is not Bearing.CONTRADICTED:
             return bearing
         detail = (

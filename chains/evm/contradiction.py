@@ -9,6 +9,9 @@ nothing; it must not make a chain hold, or anybody could make it hold who watche
   emptied without a transaction.
 - Elsewhere than on Ethereum an account that got more than transfers say: fees are paid out to accounts of the chain's own.
 - Arbitrum moves value before and after transactions.
+- What contracts that destroyed themselves are said to have left to the account. The tracer of Foundry's and Reth's EVM tells
+  of it where nothing was left (it takes the last movement before the end for it). If the balance lacks just such
+  movements and nothing else, they are the ones that never were; they are not borne out, and not credited.
 - An account with code that has less than transfers say, where a node was asked for `trace_block`: it may have sent value
   to a precompiled contract, which that leaves out (`chains.evm.traces`).
 """
@@ -27,6 +30,8 @@ SYSTEM_BYTES_MIN = 10
 """So many bytes of nothing but zeros or ones make an account one of the protocol's: nobody finds a key, or a creator's
 nonce, whose address has as many."""
 
+SUMS_MAX = 4096
+
 
 class Bearing(Enum):
     """What an account's proven balances say of a block's transfers."""
@@ -44,11 +49,14 @@ def bearing_of(
     dialect: Dialect = Dialect.ETHEREUM,
     *,
     has_code: bool = False,
+    inherited: Sequence[int] = (),
 ) -> Bearing:
     """What it means that the balance of `address` should have changed by `expected` and did change by `proven`, both in
-    the native coin's smallest unit."""
+    the native coin's smallest unit. `inherited` are the amounts that contracts which destroyed themselves left to it."""
     if expected == proven:
         return Bearing.BORNE_OUT
+    if expected - proven in _sums_of(inherited):
+        return Bearing.UNTOLD
     if dialect is Dialect.ARBITRUM or (dialect is not Dialect.ETHEREUM and proven > expected):
         return Bearing.UNTOLD
     if _is_of_the_protocol(address) or any(_tells_destruction(answer, address) for answer in traces):
@@ -56,6 +64,15 @@ def bearing_of(
     if has_code and proven < expected and any(answer.method is TraceMethod.TRACE_BLOCK for answer in traces):
         return Bearing.UNTOLD
     return Bearing.CONTRADICTED
+
+
+def _sums_of(amounts: Sequence[int]) -> set[int]:
+    """What some of the amounts come to together, as far as there are not too many ways to add them up."""
+    sums: set[int] = set()
+    for amount in amounts:
+        if len(sums) < SUMS_MAX:
+            sums |= {amount} | {amount + other for other in sums}
+    return sums
 
 
 def _is_of_the_protocol(address: Address) -> bool:

@@ -319,7 +319,7 @@ class Tracers:
         wanted = (
             f"{hearing.needed} of the tracing hosts have to tell the same traces" if hearing.needed > 1 else "no traces"
         )
-        told = "; ".join(hearing.reasons) or "each of them told what the accounts' balances contradict"
+        told = "; ".join(hearing.reasons) or "what they told was refused or contradicted; asked again in a minute"
         return f"{wanted}; known to trace: {hosts}: {told}"
 
 

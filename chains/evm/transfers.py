@@ -92,7 +92,14 @@ def _movements_of(
         locator = Locator(LocatorKind.TRACE, move.path)
         movements.append(
             Movement(
-                native.id, move.sender, move.recipient, move.amount_atomic, locator, transaction, proof=trace_proof
+                native.id,
+                move.sender,
+                move.recipient,
+                move.amount_atomic,
+                locator,
+                transaction,
+                proof=trace_proof,
+                is_destruction=move.is_destruction,
             )
         )
     for found in logs:

@@ -38,6 +38,7 @@ from tests.outside.sending_contracts import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ETHER = 10**18
 TRACER = "debug_traceBlockByHash"
 TRACE_METHODS = {TRACER, "trace_block"}
 Summary = tuple[str, str, str, str]
@@ -394,3 +395,17 @@ async def test_a_chain_that_was_read_with_traces_holds_without_them_until_the_op
     await world.shop.until_followed("bare", await bare.pay(forwarder, 5, word(address)))
     assert not TRACE_METHODS & {method for proxy in bare.proxies for method in proxy.calls}
     assert "traces" not in (await world.shop.chain("bare"))["value_paths"]
+
+
+async def test_what_a_tracer_makes_up_at_a_contracts_end_is_told_and_not_credited(world: World) -> None:
+    """It pays one ether and destroys itself in its own favour, which moves nothing; this node's tracer tells of another."""
+    address = await world.watched()
+    pays = f"600060006000600067{ETHER:016x}73{address[2:]}5af150"
+    contract = await world.local.put(pays + "30ff")
+    await world.local.pay(contract, 3 * ETHER)
+    await world.settle()
+    rows = await world.shop.rows("/v1/deposits", address=address)
+    credited = [int(row["amount_atomic"]) for row in rows if row["disposition"] == "credit"]
+    assert sum(credited) == int(await world.local.node.rpc("eth_getBalance", address, "latest"), 16) == ETHER
+    ignored = [row["reasons"] for row in rows if row["disposition"] == "ignore"]
+    assert ignored == [["unproven_destruction"]], "the tracer has been mended: then this test has nothing to show"

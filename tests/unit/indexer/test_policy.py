@@ -6,8 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from chains.model import AssetId, Slug
-from indexer.policy import CreditPoint, CreditRule, Policy, reasons_against, rules_as_json
+from chains.model import AssetId, ChainId, Locator, LocatorKind, Slug, TraceProof, Transfer
+from indexer.policy import (
+    CreditPoint,
+    CreditRule,
+    Policy,
+    reasons_against,
+    reasons_against_transfer,
+    rules_as_json,
+)
 from ledger.states import Reason
 from tests.fakes.adapter import COIN, TOKEN
 
@@ -53,3 +60,23 @@ def test_only_assets_whose_amounts_are_not_to_be_believed_have_reasons() -> None
     flagged = replace(TOKEN, is_fee_on_transfer=True)
     assert reasons_against((COIN, flagged)) == {TOKEN.id: (Reason.FEE_ON_TRANSFER,)}
     assert reasons_against((replace(flagged, is_rebasing=True),))[TOKEN.id] == (Reason.FEE_ON_TRANSFER, Reason.REBASING)
+
+
+@pytest.mark.parametrize(
+    ("is_destruction", "proof", "reasons"),
+    [
+        (True, TraceProof.TRACE, (Reason.UNPROVEN_DESTRUCTION,)),
+        (True, TraceProof.AGREED, (Reason.UNPROVEN_DESTRUCTION,)),
+        (True, TraceProof.STATE, ()),
+        (False, TraceProof.TRACE, ()),
+    ],
+)
+def test_what_a_contracts_end_left_counts_only_where_the_balance_bears_it_out(
+    is_destruction: bool, proof: TraceProof, reasons: tuple[Reason, ...]
+) -> None:
+    chain_id, address = ChainId("eip155:1"), b"\x01" * 20
+    locator = Locator(LocatorKind.TRACE, "0")
+    transfer = Transfer(
+        chain_id, AssetId("coin"), None, address, 1, locator, None, proof=proof, is_destruction=is_destruction
+    )
+    assert reasons_against_transfer(transfer) == reasons

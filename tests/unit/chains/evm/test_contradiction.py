@@ -94,3 +94,18 @@ def test_a_contract_may_have_sent_value_to_a_precompiled_one_where_trace_block_w
     assert bearing_of(5, 4, CUSTOMER, both, has_code=True) is Bearing.UNTOLD
     assert bearing_of(5, 6, CUSTOMER, both, has_code=True) is Bearing.CONTRADICTED
     assert bearing_of(5, 4, CUSTOMER, [call_traces()], has_code=True) is Bearing.CONTRADICTED
+
+
+@pytest.mark.parametrize(
+    ("expected", "proven", "bearing"),
+    [
+        (2, 1, Bearing.UNTOLD),  # the one that a contract is said to have left never was
+        (5, 2, Bearing.UNTOLD),  # neither of the two was
+        (5, 1, Bearing.CONTRADICTED),  # something else is false besides
+        (2, 3, Bearing.CONTRADICTED),  # more came than is told
+    ],
+)
+def test_only_what_was_left_by_a_contracts_end_excuses_what_is_missing(
+    expected: int, proven: int, bearing: Bearing
+) -> None:
+    assert bearing_of(expected, proven, b"\x77" * 20, [], inherited=[1, 2]) is bearing
