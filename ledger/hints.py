@@ -67,6 +67,7 @@ class _Hinter:
         self.task: asyncio.Task[None] | None = None
 
     def send(self, engine: AsyncEngine) -> None:
+        """Want a hint; it is sent at once, or when the pause after the one before is over."""
         self.is_wanted = True
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self._send_while_wanted(engine, engine.pool))

@@ -188,6 +188,7 @@ class _Room:
 
     @asynccontextmanager
     async def taken(self, size: int) -> AsyncIterator[None]:
+        """Hold so many bytes for as long as the block lasts; waits until there is room."""
         while self._held and self._held + size > self._size:
             self._freed.clear()
             await self._freed.wait()
