@@ -9,9 +9,9 @@ nothing; it must not make a chain hold, or anybody could make it hold who watche
   emptied without a transaction.
 - Elsewhere than on Ethereum an account that got more than transfers say: fees are paid out to accounts of the chain's own.
 - Arbitrum moves value before and after transactions.
-- What contracts that destroyed themselves are said to have left to the account. The tracer of Foundry's and Reth's EVM tells
-  of it where nothing was left (it takes the last movement before the end for it). If the balance lacks just such
-  movements and nothing else, they are the ones that never were; they are not borne out, and not credited.
+- What contracts that destroyed themselves are said to have left to the account. Anvil's tracer tells of it where nothing
+  was left (it takes the last movement before the end for it), and others that share its EVM may do so too. If the balance
+  lacks just such movements and nothing else, they are the ones that never were: not borne out, and not credited.
 - An account with code that has less than transfers say, where a node was asked for `trace_block`: it may have sent value
   to a precompiled contract, which that leaves out (`chains.evm.traces`).
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import pytest
@@ -38,7 +37,7 @@ from tests.unit.chains.evm.test_arbitrum import UNSIGNED, internal
 from tests.unit.chains.evm.test_headers import GRANITE
 from tests.unit.chains.evm.test_op_stack import deposit
 from tests.unit.chains.evm.test_polygon import state_sync
-from tests.unit.chains.evm.test_proof_refusals import ALPHABET, change, flip_last_bit, leaves
+from tests.unit.chains.evm.test_proof_refusals import alter_somewhere, change, flip_last_bit
 
 
 @pytest.mark.parametrize(("chain", "height"), ELSEWHERE)
@@ -142,24 +141,7 @@ def test_any_change_of_any_character_is_refused_or_changes_nothing_that_we_tell(
     original, sync = WHOLE[name]
     answer = copy.deepcopy(original)
     root = {"block": answer.block, "receipts": answer.receipts}
-    path = data.draw(st.sampled_from(sorted(leaves(root), key=repr)))
-    kind = data.draw(st.sampled_from(["replace", "insert", "delete", "null", "shift"]))
-    character = data.draw(st.sampled_from(ALPHABET))
-    at = data.draw(st.integers(min_value=0, max_value=70))
-
-    def _alter(value: Any) -> Any:  # noqa: ANN401 - JSON
-        if isinstance(value, bool):
-            return not value
-        place = at % (len(value) + 1)
-        return {
-            "replace": value[:place] + character + value[place + 1 :],
-            "insert": value[:place] + character + value[place:],
-            "delete": value[:place] + value[place + 1 :],
-            "null": None,
-            "shift": value[:2] + "00" + value[2:],
-        }[kind]
-
-    change(root, path, _alter)
+    alter_somewhere(root, data)
     try:
         found = told(answer, sync, original)
     except ProofFailure:
