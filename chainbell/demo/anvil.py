@@ -9,6 +9,8 @@ What Anvil 1.7.1 does, as far as it matters here (each seen, most of it in `test
 - `anvil_rollback [depth]` only takes blocks off: the head goes down.
 - Two blocks with the same parent, content and second may be equal to the last bit, and then a reorg is none:
   `AnvilNode.reorg` changes the miner first and checks that the hashes changed.
+- Three or more `debug_traceBlockByHash` at once while it mines can lock it up: it never answers anything again. Two at once
+  never did, nor `trace_block`. What follows it at its head traces one block at a time; what catches up may trace more.
 """
 
 from __future__ import annotations

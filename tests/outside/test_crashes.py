@@ -150,6 +150,8 @@ async def kill_at_random(
 
 
 def settings(node: AnvilNode) -> str:
+    """Without traces: a follower that is killed and comes back traces many blocks at once, which locks Anvil up while it
+    mines (`chainbell.demo.anvil`)."""
     return f"""{LOCAL_ENDPOINTS}
 [chains.local]
 profile = "anvil"
@@ -157,6 +159,7 @@ chain_id = "eip155:31337"
 nodes = [ {{ url = "{node.url}" }} ]
 start = 0
 poll_interval_s = 0.1
+internal = "off"
 """
 
 
