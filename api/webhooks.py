@@ -113,6 +113,7 @@ def _entry(family: str, name: str) -> DepositDocument | WithdrawalDocument:
         "confirmed_at": time_of(_LATER) if is_credited else None,
         "finalized_at": time_of(_LATER) if state == "finalized" else None,
         "updated_at": time_of(_LATER),
+        "replaced_by": "0x" + "7d" * 32 if state in ("dropped", "replaced") else None,
     }
     if is_deposit:
         return DepositDocument(**common)

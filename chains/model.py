@@ -132,7 +132,8 @@ class Transaction:
     hash: TransactionHash
     index: int
     sender: Address
-    nonce: int
+    nonce: int | None
+    """Its sender's nonce; None where its hash does not commit to one, so that nothing can take its place."""
     fee_atomic: int | None
     """Fee in the native coin's smallest unit; None where it cannot be derived from proven data."""
 
@@ -187,6 +188,8 @@ class Block:
     """Names of the nodes whose traces were read; none where none were, or where there is nothing to trace."""
     answer_bytes: int = 0
     """Size of the node's answers that it was read from."""
+    spends: bytes = b""
+    """The nonces that its transactions spend (`chains.spends`)."""
 
 
 @dataclass(frozen=True, slots=True)

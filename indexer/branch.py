@@ -19,7 +19,7 @@ from indexer.story import Change, Inclusion, advance, detect, include_again, los
 from ledger.ids import EntryId, Side, TenantId, entry_id_of
 from ledger.matching import MatchedWatch
 from ledger.model import ChainRow, Entry
-from ledger.states import LOST_STATES, EntryState, Origin, Reason
+from ledger.states import LOST_STATES, SPENT_STATES, EntryState, Origin, Reason
 
 Key = tuple[TenantId, EntryId]
 
@@ -99,7 +99,7 @@ class _Story:
     def _seat(self, entry: Entry, inclusion: Inclusion) -> None:
         """Put a known entry into the block that now includes its transfer; nothing when it sits there already."""
         has_failed = inclusion.transfer.has_failed
-        if entry.state in LOST_STATES or (entry.state is EntryState.FAILED and not has_failed):
+        if entry.state in (*LOST_STATES, *SPENT_STATES) or (entry.state is EntryState.FAILED and not has_failed):
             if entry.side is Side.WITHDRAWAL or not has_failed:
                 self._tell_and_advance(include_again(entry, inclusion, self.now))
         elif entry.block_hash is not None and entry.block_hash != inclusion.block.ref.hash:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from chains.model import AssetId, Block, BlockHash, BlockRef, ChainId, hex_of
+from chains.model import Address, AssetId, Block, BlockHash, BlockRef, ChainId, hex_of
 from indexer.branch import Branch, addresses_of, inclusions_of, tell_branch
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, is_claim_ours, lowest_reorg_height, raised_height
 from indexer.policy import Policy
+from indexer.replacement import awaited_after, give_up, spent_in
 from indexer.story import Change, advance
 from ledger.blocks import CommittedBlock, find_canonical, insert_blocks, orphan_blocks, raise_agreement
 from ledger.chains import Checkpoint, list_assets, lock_chain, move_checkpoint, update_chain
@@ -32,7 +33,7 @@ from ledger.entries import (
     find_entries_above,
     find_entries_of,
     find_labels,
-    find_lost_addresses,
+    find_lost,
     write_entries,
 )
 from ledger.errors import CheckpointMoved
@@ -40,6 +41,7 @@ from ledger.events import EVENTS_AT_ONCE, LATE_PRIORITY, LIVE_PRIORITY, NewEvent
 from ledger.ids import OPS_TENANT, TenantId, WatchId
 from ledger.matching import match_watches
 from ledger.model import ChainRow, Entry
+from ledger.spent_nonces import find_spent_entries, insert_spent_nonces
 from ledger.states import Origin, Reason
 
 DUE_ENTRIES_MAX = 5_000
@@ -87,14 +89,18 @@ async def commit_blocks(
         chain, now = await lock_chain(connection, followed.chain_id)
         _require_tip(chain, expected)
         unseated: list[Entry] = []
+        before = chain
         if ancestor_height is not None:
             await _require_ancestor(connection, chain, followed, ancestor_height, blocks[0].ref)
             unseated = await find_entries_above(connection, chain.chain_id, ancestor_height)
             await orphan_blocks(connection, chain.chain_id, ancestor_height, now)
             chain = _chain_cut(chain, ancestor_height, blocks[0].ref.parent_hash)
         after = _chain_after(chain, blocks, agreement)
-        branch = await _read_branch(connection, followed, blocks, agreement, unseated)
+        lost = await find_lost(connection, chain.chain_id, is_below_finality=_is_cut(before, chain))
+        branch = await _read_branch(connection, followed, blocks, agreement, unseated, lost.addresses)
         changes = tell_branch(branch, after, followed.policy, now=now, live_window=followed.live_window)
+        spent = spent_in(blocks, awaited_after(lost.nonces, changes))
+        await insert_spent_nonces(connection, chain.chain_id, spent)
         committed = await _write_changes(connection, after, agreement, changes, now)
         await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement), now)
         if ancestor_height is not None and expected is not None:
@@ -124,11 +130,15 @@ async def settle_heights(
         chain, now = await lock_chain(connection, followed.chain_id)
         after = await _raise_heights(connection, chain, safe, finalized, agreement)
         await update_chain(connection, chain.chain_id, _heights(after))
+        given_up: list[Change] = []
+        if after.finalized_height != chain.finalized_height:
+            spent = await find_spent_entries(connection, after, DUE_ENTRIES_MAX)
+            given_up = [give_up(entry, by, now) for entry, by in spent]
         if after.agreed_height is not None and after.agreed_height != chain.agreed_height:
             lowest = chain.agreed_height if chain.agreed_height is not None else (after.first_height or 0)
             count = agreement.agreed_by(after.agreed_height)
             await raise_agreement(connection, chain.chain_id, lowest, after.agreed_height, count)
-        return await _write_changes(connection, after, agreement, [], now)
+        return await _write_changes(connection, after, agreement, given_up, now)
 
 
 def _require_tip(chain: ChainRow, expected: BlockRef | None) -> None:
@@ -207,6 +217,11 @@ async def _is_news(connection: Connection, chain: ChainRow, known_height: int | 
     return is_claim_ours(claim, ours.get(claim.height))
 
 
+def _is_cut(before: ChainRow, after: ChainRow) -> bool:
+    """True when blocks that were final are being undone."""
+    return before.finalized_height != after.finalized_height
+
+
 def _heights(chain: ChainRow) -> Mapping[str, Any]:
     return {
         "first_height": chain.first_height,
@@ -219,17 +234,21 @@ def _heights(chain: ChainRow) -> Mapping[str, Any]:
 
 
 async def _read_branch(
-    connection: Connection, followed: Followed, blocks: Sequence[Block], agreement: Agreement, unseated: Sequence[Entry]
+    connection: Connection,
+    followed: Followed,
+    blocks: Sequence[Block],
+    agreement: Agreement,
+    unseated: Sequence[Entry],
+    lost: Collection[Address] | None,
 ) -> Branch:
     """What the blocks may change, and what the ledger knows of it: who watches, and entries that they may bring back.
 
     Only transfers with a concerned party are looked at: one of a watch, of an entry whose block is being orphaned, or of an
     entry that lost its block. No other transfer can change anything, since an entry's address is a party of its transfer
-    in whatever block that lands.
+    in whatever block that lands. `lost` are the addresses of the last kind, None when they are too many.
     """
     chain_id = followed.chain_id
     matches = await match_watches(connection, chain_id, addresses_of(blocks))
-    lost = await find_lost_addresses(connection, chain_id)
     concerned = None if lost is None else {*matches, *lost, *(entry.address for entry in unseated)}
     inclusions = inclusions_of(blocks, concerned, agreement.agreed_by)
     transfer_ids = {inclusion.transfer.id for inclusion in inclusions}

@@ -78,6 +78,7 @@ def detect(
         transaction_index=carrier.index if carrier else None,
         transaction_sender=carrier.sender if carrier else None,
         transaction_nonce=carrier.nonce if carrier else None,
+        replaced_by=None,
         fee_atomic=_fee(transfer, side, watch.address),
         locator_kind=transfer.locator.kind,
         locator_path=transfer.locator.path,
@@ -175,6 +176,7 @@ def _place(entry: Entry, inclusion: Inclusion) -> dict[str, Any]:
         "proof": (transfer.proof or inclusion.block.proof).value,
         "agreed_by": inclusion.agreed_by,
         "confirm_height": point.confirm_height(ref.height),
+        "replaced_by": None,
     }
 
 

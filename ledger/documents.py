@@ -110,6 +110,7 @@ class EntryDocument(msgspec.Struct, frozen=True, tag_field="object"):
     confirmed_at: str | None
     finalized_at: str | None
     updated_at: str
+    replaced_by: str | None
 
 
 class DepositDocument(EntryDocument, frozen=True, tag="deposit"):
@@ -288,6 +289,7 @@ def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -
         "confirmed_at": time_of(entry.confirmed_at) if entry.confirmed_at else None,
         "finalized_at": time_of(entry.finalized_at) if entry.finalized_at else None,
         "updated_at": time_of(entry.updated_at),
+        "replaced_by": hex_of(entry.replaced_by) if entry.replaced_by is not None else None,
     }
 
 

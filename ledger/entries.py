@@ -7,7 +7,7 @@ new rows by COPY, changed ones by one compare-and-set UPDATE over their sequence
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
 
@@ -21,7 +21,8 @@ from ledger.ids import TenantId, WatchId
 from ledger.model import ChainRow, Entry, WatchLabel
 from ledger.rows import entry_from
 from ledger.schema import entries, watches
-from ledger.states import LOST_STATES, EntryState
+from ledger.spent_nonces import AwaitedNonce
+from ledger.states import LOST_STATES, SPENT_STATES, EntryState
 
 KEYS = ("tenant_id", "id")
 
@@ -42,6 +43,7 @@ CHANGING = (
     "confirmed_at",
     "finalized_at",
     "updated_at",
+    "replaced_by",
 )
 """Columns that an entry's story changes; every other one is fixed at detection."""
 
@@ -59,9 +61,7 @@ _by_transfer = (
 )
 
 _lost_states = tuple(state.value for state in LOST_STATES)
-
-# The literals must repeat the predicate of ix_entries_lost, or Postgres cannot use that index.
-_lost = and_(entries.c.chain_id == bindparam("chain_id"), entries.c.state.in_(_lost_states))
+_spent_states = tuple(state.value for state in SPENT_STATES)
 
 
 async def find_entries_of(
@@ -74,12 +74,30 @@ async def find_entries_of(
     return [entry_from(row) for row in await connection.execute(_by_transfer, parameters)]
 
 
-async def find_lost_addresses(connection: AsyncConnection, chain_id: ChainId) -> set[Address] | None:
-    """Whose entries are in no canonical block, so that a block may bring them back; None: those of too many addresses to
-    be named."""
-    statement = select(entries.c.address).where(_lost).distinct().limit(LOST_ADDRESSES_MAX + 1)
-    found = set((await connection.execute(statement, {"chain_id": chain_id})).scalars())
-    return found if len(found) <= LOST_ADDRESSES_MAX else None
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What concerns entries that are in no canonical block."""
+
+    addresses: set[Address] | None
+    """Whose they are: a block may bring them back. None: too many to be named."""
+    nonces: set[AwaitedNonce]
+    """What their transactions would spend."""
+
+
+async def find_lost(connection: AsyncConnection, chain_id: ChainId, *, is_below_finality: bool = False) -> Lost:
+    """What concerns the entries that a block may bring back. `is_below_finality`: final blocks are about to be undone by
+    an operator's leave, so that those which were given up count among them."""
+    states = (*_lost_states, *_spent_states) if is_below_finality else _lost_states
+    is_lost = and_(entries.c.chain_id == chain_id, entries.c.state.in_(states))
+    addresses = select(entries.c.address).where(is_lost).distinct().limit(LOST_ADDRESSES_MAX + 1)
+    found = set((await connection.execute(addresses)).scalars())
+    if not found:
+        return Lost(set(), set())
+    nonces = select(entries.c.transaction_sender, entries.c.transaction_nonce).where(
+        is_lost, entries.c.transaction_nonce.is_not(None)
+    )
+    awaited = {AwaitedNonce(sender, int(nonce)) for sender, nonce in await connection.execute(nonces.distinct())}
+    return Lost(found if len(found) <= LOST_ADDRESSES_MAX else None, awaited)
 
 
 async def find_entries_above(connection: AsyncConnection, chain_id: ChainId, height: int) -> list[Entry]:

@@ -35,6 +35,7 @@ class Entry:
     transaction_index: int | None
     transaction_sender: Address | None
     transaction_nonce: int | None
+    replaced_by: TransactionHash | None
     fee_atomic: int | None
     locator_kind: LocatorKind
     locator_path: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Row
@@ -10,6 +11,8 @@ from chains.model import AssetKind, LocatorKind
 from ledger.ids import Side
 from ledger.model import AssetRow, ChainRow, Entry
 from ledger.states import ChainState, Disposition, EntryState, Origin
+
+_ENTRY = tuple(field.name for field in fields(Entry))
 
 
 def chain_from(row: Row[Any]) -> ChainRow:
@@ -27,8 +30,8 @@ def asset_from(row: Row[Any]) -> AssetRow:
 
 
 def entry_from(row: Row[Any]) -> Entry:
-    """A row of `entries`, all columns."""
-    values = dict(row._mapping)
+    """A row that has all columns of `entries`, and perhaps others."""
+    values = {name: row._mapping[name] for name in _ENTRY}
     values["side"] = Side(values["side"])
     values["state"] = EntryState(values["state"])
     values["disposition"] = Disposition(values["disposition"])

@@ -170,6 +170,20 @@ blocks = Table(
     comment="a row for every block that we committed, the empty ones too: a reorg can move a deposit into an empty height",
 )
 
+spent_nonces = Table(
+    "spent_nonces",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("block_hash", LargeBinary, nullable=False),
+    Column("block_height", BigInteger, nullable=False),
+    Column("sender", LargeBinary, nullable=False),
+    Column("nonce", Numeric(20, 0), nullable=False, comment="what a lost entry's transaction would spend"),
+    Column("spent_nonce", Numeric(20, 0), nullable=False, comment="the same, or a higher one, which shows it as well"),
+    Column("transaction_hash", LargeBinary, nullable=False, comment="what the block has instead"),
+    PrimaryKeyConstraint("chain_id", "sender", "nonce", "block_hash"),
+    comment="blocks, canonical or orphaned since, after which a transaction that lost its block cannot come back",
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -249,7 +263,9 @@ entries = Table(
     Column("transaction_hash", LargeBinary, comment="null for a validator withdrawal"),
     Column("transaction_index", Integer),
     Column("transaction_sender", LargeBinary, comment="with the nonce: what could replace the transaction"),
-    Column("transaction_nonce", Numeric(20, 0)),
+    Column(
+        "transaction_nonce", Numeric(20, 0), comment="null where its hash commits to none: then nothing can replace it"
+    ),
     Column("fee_atomic", AMOUNT, comment="withdrawals only: in the native coin, where it can be derived"),
     Column("locator_kind", Text, nullable=False),
     Column("locator_path", Text, nullable=False),
@@ -267,6 +283,7 @@ entries = Table(
     Column("confirmed_at", TIME),
     Column("finalized_at", TIME),
     Column("updated_at", TIME, nullable=False),
+    Column("replaced_by", LargeBinary, comment="the transaction that spent the nonce of one that will not come back"),
     PrimaryKeyConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "watch_id"], ["watches.tenant_id", "watches.id"]),
     Index("ix_entries_transfer", "chain_id", "transfer_id"),
@@ -294,6 +311,7 @@ entries = Table(
     CheckConstraint("state NOT IN ('confirmed', 'finalized') OR confirmed_at IS NOT NULL", name="confirmed_at"),
     iff("finalized_at", "state", (EntryState.FINALIZED,)),
     CheckConstraint("state <> 'failed' OR side = 'withdrawal'", name="failed"),
+    CheckConstraint("replaced_by IS NULL OR state IN ('dropped', 'replaced')", name="replaced_by"),
     comment="one deposit or withdrawal of one tenant; its story is told by events, counted by sequence",
 )
 

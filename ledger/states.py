@@ -22,9 +22,11 @@ class EntryState(StrEnum):
     FAILED = "failed"
     """Enters when a withdrawal's transaction was included and failed. Leaves to detected or reorged by a reorg."""
     DROPPED = "dropped"
-    """Enters when a finalized block spent its nonce on another transaction. Final."""
+    """Enters when a finalized block has spent its transaction's nonce otherwise. Final, unless an operator accepts a reorg
+    of that block: then like reorged."""
     REPLACED = "replaced"
-    """Enters like dropped, when its sender replaced it by a transaction of the same nonce. Final."""
+    """Enters like dropped, when it is a withdrawal and the watched address itself sent the other transaction of that
+    nonce. Final like dropped."""
 
 
 ENTRY_TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
@@ -34,12 +36,15 @@ ENTRY_TRANSITIONS: dict[EntryState, frozenset[EntryState]] = {
     EntryState.REORGED: frozenset({EntryState.DETECTED, EntryState.FAILED, EntryState.DROPPED, EntryState.REPLACED}),
     EntryState.REVERSED: frozenset({EntryState.DETECTED, EntryState.FAILED, EntryState.DROPPED, EntryState.REPLACED}),
     EntryState.FAILED: frozenset({EntryState.DETECTED, EntryState.REORGED}),
-    EntryState.DROPPED: frozenset(),
-    EntryState.REPLACED: frozenset(),
+    EntryState.DROPPED: frozenset({EntryState.DETECTED, EntryState.FAILED}),
+    EntryState.REPLACED: frozenset({EntryState.DETECTED, EntryState.FAILED}),
 }
 
 LOST_STATES = (EntryState.REORGED, EntryState.REVERSED)
 """States of entries that are in no canonical block, and that a later block may bring back."""
+
+SPENT_STATES = (EntryState.DROPPED, EntryState.REPLACED)
+"""States of entries whose transaction cannot come any more, as far as the chain is final."""
 
 CREDITED_STATES = (EntryState.CONFIRMED, EntryState.FINALIZED)
 """States in which a deposit counts as credited: losing the block afterwards is a reversal, never silent."""

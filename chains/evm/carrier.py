@@ -62,6 +62,11 @@ class Carrier:
         """Its sender's nonce; None where the block does not commit to it."""
         return quantity_of(self.wire.nonce)
 
+    def bound_nonce(self) -> int | None:
+        """The nonce that its hash commits to: once another transaction has spent that, this one cannot come any more. None
+        where its hash does not depend on one."""
+        return self.nonce()
+
     def recipient(self) -> Address | None:
         """Whom its value goes to: the contract that it creates, where it names nobody; None where the block does not tell
         which."""
@@ -100,4 +105,4 @@ class Carrier:
 
     def to_transaction(self) -> Transaction:
         """The transaction as the ledger knows it."""
-        return Transaction(bytes_of(self.wire.hash), self.index, self.sender(), self.nonce() or 0, self.fee())
+        return Transaction(bytes_of(self.wire.hash), self.index, self.sender(), self.bound_nonce(), self.fee())

@@ -31,6 +31,10 @@ class OpStackCarrier(Carrier):
             return op_stack.proven_nonce(self.receipt)
         return quantity_of(self.wire.nonce)
 
+    def bound_nonce(self) -> int | None:
+        """A deposit comes from L1, at whatever nonce its sender has by then."""
+        return None if type_of(self.wire) == op_stack.DEPOSIT else self.nonce()
+
     def mint(self) -> Mint | None:
         """It stays even when the transaction fails."""
         minted = op_stack.mint_of(self.wire)

@@ -12,7 +12,7 @@ from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref, prove_header
 from chains.evm.proof import prove_block
 from chains.evm.traces import InternalMove, RawTraces, settle_traces
-from chains.evm.transfers import decode_transfers
+from chains.evm.transfers import decode_spends, decode_transfers
 from chains.evm.wire import (
     WireBlock,
     WireReceipt,
@@ -76,6 +76,7 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         prove_block(block, receipts, rules.proof, _state_sync_bytes(raw))
         internal, trace_proof = _internal(rules, block, receipts, raw.traces)
         transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native, internal, trace_proof)
+        spends = decode_spends(block, receipts)
         timestamp_s = quantity_of(block.timestamp)
     except ValueError as error:
         raise ProofFailure("structure", f"a field of the block is malformed: {error}") from error
@@ -89,6 +90,7 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         host=raw.host,
         rpc_calls=raw.rpc_calls,
         answer_bytes=len(raw.block) + len(raw.receipts) + sum(len(traces.answer) for traces in raw.traces),
+        spends=spends,
     )
 
 

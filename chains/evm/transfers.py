@@ -40,6 +40,7 @@ from chains.model import (
     Transfer,
     identify_transfers,
 )
+from chains.spends import Spend, pack_spends
 
 WEI_PER_GWEI = 10**9
 
@@ -72,6 +73,17 @@ def decode_transfers(
         movements += _movements_of(carrier, tokens, native, moves.get(carrier.index, []), trace_proof)
     movements += _withdrawals_of(block, native)
     return identify_transfers(chain_id, movements)
+
+
+def decode_spends(block: WireBlock, receipts: Sequence[WireReceipt]) -> bytes:
+    """The nonces that the block's transactions spend (`chains.spends`); one whose nonce nothing commits to is left out.
+
+    Raises `ProofFailure("structure")`, and `ValueError` for a nonce that cannot be."""
+    return pack_spends(
+        Spend(carrier.sender(), nonce, bytes_of(carrier.wire.hash))
+        for carrier in carriers_of(block, receipts)
+        if (nonce := carrier.nonce()) is not None
+    )
 
 
 def _movements_of(

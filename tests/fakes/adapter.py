@@ -27,6 +27,7 @@ from chains.model import (
 )
 from chains.node.newheads import HintBox
 from chains.packing import pack
+from chains.spends import Spend, pack_spends
 
 CHAIN_ID = ChainId("eip155:31337")
 COIN = Asset(AssetId(f"{CHAIN_ID}/slip44:60"), "ETH", 18, AssetKind.NATIVE)
@@ -47,11 +48,18 @@ def payment(
     sender: bytes = b"\x09" * 20,
     asset: Asset = COIN,
     has_failed: bool = False,
+    nonce: int | None = None,
 ) -> Movement:
-    """A transaction called `name` that moves something."""
-    carrier = Transaction(sha256(name.encode()).digest(), 0, sender, 7, 21_000)
+    """A transaction called `name` that moves something, sent by whom it moves it from; without `nonce` nothing can take its
+    place."""
+    carrier = Transaction(sha256(name.encode()).digest(), 0, sender, nonce, 21_000)
     kind = LocatorKind.TRANSACTION if has_failed else LocatorKind.NATIVE
     return Movement(asset.id, sender, recipient, amount_atomic, Locator(kind), carrier, has_failed)
+
+
+def _spends_of(movements: Sequence[Movement]) -> bytes:
+    carriers = {m.transaction.hash: m.transaction for m in movements if m.transaction is not None}
+    return pack_spends(Spend(t.sender, t.nonce, t.hash) for t in carriers.values() if t.nonce is not None)
 
 
 @dataclass
@@ -86,7 +94,16 @@ class FakeChain:
             ref = BlockRef(height, block_hash, parent)
             timestamp_s = self.start_s + height * 12
             self.blocks.append(
-                Block(ref, timestamp_s, transfers, ProofLevel.ROOTS, len(transfers), self.host, self.host)
+                Block(
+                    ref,
+                    timestamp_s,
+                    transfers,
+                    ProofLevel.ROOTS,
+                    len(transfers),
+                    self.host,
+                    self.host,
+                    spends=_spends_of(movements if index == 0 else ()),
+                )
             )
         return self.blocks[-1].ref
 

@@ -14,6 +14,7 @@ from eth_account import Account
 from chainbell.demo.anvil import AnvilNode, anvil
 from chainbell.demo.story import CUSTOMER, broadcast
 from chainbell.demo.story import send as sign_and_send
+from chains.evm.keccak import keccak
 from tests.fakes.receiver import Receiver, running_receiver
 from tests.outside.installation import LOCAL_ENDPOINTS, Installation, Tenant, installed
 from tests.outside.payments import new_address, send
@@ -184,6 +185,54 @@ def signed_payment(address: str, nonce: int) -> str:
         }
     )
     return "0x" + bytes(signed.raw_transaction).hex()
+
+
+async def test_a_deposit_whose_money_was_spent_otherwise_is_dropped_once_that_is_final(world: World) -> None:
+    address, other = new_address(), new_address()
+    await world.shop.watch("local", address)
+    nonce = int(await world.node.rpc("eth_getTransactionCount", customer(), "latest"), 16)
+    await world.pay(address)
+    await world.until_told(address, "detected")
+    instead = signed_payment(other, nonce)
+    await world.node.reorg(1, [(instead, 0)])
+    await world.until_told(address, "detected", "reorged")
+    await world.node.mine(10)
+    await world.until_told(address, "detected", "reorged", "dropped")
+    deposit = await world.deposit(address)
+    assert (deposit["state"], deposit["replaced_by"], deposit["block"]) == ("dropped", hash_of(instead), None)
+
+
+async def test_a_withdrawal_that_its_wallet_replaced_ends_as_replaced_and_the_other_one_goes_its_way(
+    world: World,
+) -> None:
+    wallet = customer()
+    (watch,) = await world.shop.watch("local", wallet)
+    nonce = int(await world.node.rpc("eth_getTransactionCount", wallet, "latest"), 16)
+    first = await world.pay(new_address())
+    await world.node.mine(CREDIT_AT - 1)
+    instead = signed_payment(new_address(), nonce)
+
+    async def states() -> dict[str, tuple[str, str | None]]:
+        rows = await world.shop.rows("/v1/withdrawals", address=wallet)
+        return {row["transaction"]["hash"]: (row["state"], row["replaced_by"]) for row in rows}
+
+    async def until(wanted: dict[str, tuple[str, str | None]]) -> None:
+        async def _is_so() -> bool:
+            return await states() == wanted
+
+        await world.installation.until(f"withdrawals are {wanted}", _is_so)
+
+    await until({hash_of(first): ("confirmed", None)})
+    await world.node.reorg(CREDIT_AT, [(instead, 0)])
+    await until({hash_of(first): ("reversed", None), hash_of(instead): ("confirmed", None)})
+    await world.node.mine(10)
+    await until({hash_of(first): ("replaced", hash_of(instead)), hash_of(instead): ("finalized", None)})
+    assert (await world.shop.ask("DELETE", f"/v1/watches/{watch['id']}")).status == 204
+
+
+def hash_of(raw: str) -> str:
+    """The hash of a signed transaction."""
+    return "0x" + keccak(bytes.fromhex(raw[2:])).hex()
 
 
 async def test_a_node_that_goes_back_below_our_tip_undoes_nothing(world: World) -> None:

@@ -77,6 +77,7 @@ def make_entry(tenant_id: TenantId, watch: WatchRow, number: int, side: Side = S
         transaction_hash=sha256(f"tx{number}".encode()).digest(),
         transaction_index=0,
         transaction_sender=b"\x01" * 20,
+        replaced_by=None,
         transaction_nonce=number,
         fee_atomic=21_000 if side is Side.WITHDRAWAL else None,
         locator_kind=LocatorKind.NATIVE,

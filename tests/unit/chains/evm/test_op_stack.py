@@ -189,3 +189,8 @@ def test_a_post_exec_transaction_proves_itself_and_moves_nothing() -> None:
         assert native(read(answer)) == [(SIGNER, BOB, 1, "native")]
     answer.block["transactions"][2]["input"] = "0x00"
     assert refusal(answer) == "transaction_hash"
+
+
+def test_nothing_can_take_the_place_of_a_deposit() -> None:
+    block = read(make_answer(Dialect.OP_STACK, [deposit(mint=7), signed(CAROL, 1, nonce=4)]))
+    assert [t.transaction.nonce for t in block.transfers if t.transaction] == [None, 4]

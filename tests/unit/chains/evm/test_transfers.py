@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from chains.evm.errors import ProofFailure
 from chains.evm.senders import created_address
 from chains.evm.tokens import TRANSFER_TOPIC
-from chains.evm.transfers import decode_transfers
+from chains.evm.transfers import decode_spends, decode_transfers
 from chains.evm.wire import WireBlock, WireLog, WireReceipt, WireTransaction, WireWithdrawal, bytes_of
 from chains.model import Asset, LocatorKind, Transfer, hex_of
+from chains.spends import Spend, unpack_spends
 from tests.unit.chains.evm.factories import (
     ALICE,
     BOB,
@@ -249,3 +250,11 @@ def test_recorded_token_transfers_equal_another_indexers(height: int) -> None:
     )
     assert ours == theirs
     assert ours
+
+
+def test_a_blocks_transactions_spend_their_senders_nonces_failed_ones_too() -> None:
+    block, receipts = recorded(WITH_EXPECTED_TRANSFERS[-1]).decode()
+    packed = decode_spends(block, receipts)
+    told = [Spend(bytes_of(row.sender), int(row.nonce, 16), bytes_of(row.hash)) for row in block.transactions]
+    assert list(unpack_spends(packed, {spend.sender for spend in told})) == told
+    assert any(receipt.status == "0x0" for receipt in receipts)
