@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from random import Random
@@ -23,7 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine, select
 
 import indexer.commit
-from chains.model import Block, BlockHash, Movement, TransferId
+from chains.model import Address, Block, BlockHash, Movement, TransferId
+from chains.spends import unpack_spends
 from indexer.branch import sides_of
 from indexer.follower import Halted, Nothing
 from indexer.policy import CreditRule, Policy, rules_as_json
@@ -46,12 +47,20 @@ TENANTS = ("ten_a", "ten_b")
 PLACES = [address(number) for number in range(1, 5)]
 """Addresses that may be watched; others pay them and are paid by them."""
 STEPS_OF_COMMIT = (
-    "lock_chain", "orphan_blocks", "match_watches", "write_entries", "record_events", "insert_blocks", "move_checkpoint",
+    "lock_chain", "orphan_blocks", "match_watches", "insert_spent_nonces", "write_entries", "record_events",
+    "insert_blocks", "move_checkpoint",
 )  # fmt: skip
 """Effects of one commit, in their order: a process may be killed before or after each of them."""
 
+SENDERS = [*PLACES, address(77), address(78)]
+
 Key = tuple[TenantId, Side, TransferId]
 T = TypeVar("T")
+
+
+def is_next(movement: Movement, spent: Mapping[Address, int]) -> bool:
+    """True when its transaction may be included: its sender's nonces have come that far, and no further."""
+    return movement.transaction is not None and movement.transaction.nonce == spent[movement.transaction.sender]
 
 
 class Killed(BaseException):
@@ -91,19 +100,28 @@ class Machine(RuleBasedStateMachine):
     # --- what happens to the chain ------------------------------------------------------------------------------------
 
     def movements(self, random: Random) -> list[Movement]:
-        """What a new block carries: new transactions, and ones that lost their block."""
+        """What a new block carries: new transactions, and ones that lost their block. Each spends its sender's next nonce,
+        so that a new one may take a lost one's place."""
         made = []
+        spent = Counter(spend.sender for block in self.chain.blocks for spend in unpack_spends(block.spends, SENDERS))
         for _ in range(random.choice([0, 0, 1, 1, 2, 3])):
-            if self.lost and random.random() < 0.6:
-                made += self.again(self.lost.pop(random.randrange(len(self.lost))), random)
-                continue
-            self.transactions += 1
-            sender, recipient = random.sample([*PLACES, address(77), address(78)], 2)
-            asset, amount = random.choice([COIN, TOKEN]), random.choice([1, 1, 5, 1000])
-            made += [payment(f"t{self.transactions}", recipient, amount, sender=sender, asset=asset)] * random.choice(
-                [1, 1, 1, 2]
-            )
+            waiting = [number for number, lost in enumerate(self.lost) if is_next(lost[0], spent)]
+            if waiting and random.random() < 0.6:
+                made += self.again(self.lost.pop(random.choice(waiting)), random)
+            else:
+                made += self.new_transaction(random, spent)
+            carrier = made[-1].transaction
+            assert carrier is not None
+            spent[carrier.sender] += 1
         return made
+
+    def new_transaction(self, random: Random, spent: Mapping[Address, int]) -> list[Movement]:
+        """One that nobody has seen, which moves something once or twice."""
+        self.transactions += 1
+        sender, recipient = random.sample(SENDERS, 2)
+        asset, amount = random.choice([COIN, TOKEN]), random.choice([1, 1, 5, 1000])
+        name, nonce = f"t{self.transactions}", spent[sender]
+        return [payment(name, recipient, amount, sender=sender, asset=asset, nonce=nonce)] * random.choice([1, 1, 1, 2])
 
     def again(self, lost: list[Movement], random: Random) -> list[Movement]:
         """A transaction that lost its block comes again, whole; or it fails this time, or no more."""
@@ -283,12 +301,29 @@ class Machine(RuleBasedStateMachine):
             transfer, block = included.get(transfer_id, (None, None))
             entry = standing.get(key)
             if transfer is None or block is None or (transfer.has_failed and side is Side.DEPOSIT):
-                assert entry is None or entry.state in LOST_STATES, entry
+                assert entry is None or entry.state in self.hopes_of(entry), entry
             else:
                 assert entry is not None, f"missed: {key} in block {block.ref.height}"
                 assert entry.block_hash == block.ref.hash
                 assert (entry.state is EntryState.FAILED) == transfer.has_failed
                 self.check_credit(entry)
+
+    def hopes_of(self, entry: Entry) -> tuple[EntryState, ...]:
+        """What an entry may be that is in no block: waiting, or given up once a final block has its nonce otherwise."""
+        finalized = self.run(self.ledger.row()).finalized_height
+        final = [block for block in self.canonical() if finalized is not None and block.ref.height <= finalized]
+        assert entry.transaction_sender is not None and entry.transaction_nonce is not None
+        others = [
+            spend
+            for block in final
+            for spend in unpack_spends(block.spends, [entry.transaction_sender])
+            if spend.nonce == entry.transaction_nonce and spend.transaction_hash != entry.transaction_hash
+        ]
+        if not others:
+            return LOST_STATES
+        assert entry.replaced_by == others[0].transaction_hash, entry
+        is_own = entry.side is Side.WITHDRAWAL and entry.address == entry.transaction_sender
+        return (EntryState.REPLACED if is_own else EntryState.DROPPED,)
 
     def check_credit(self, entry: Entry) -> None:
         """What has its confirmations is credited."""
