@@ -121,6 +121,10 @@ class ChainAdapter(Protocol):
     def value_paths(self) -> tuple[str, ...]:
         """Which paths of value are read (`chains.model.ValuePath`)."""
 
+    @property
+    def decoder_version(self) -> int:
+        """Which transfers are found in a block; another number finds others."""
+
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         """Each configured node as last seen."""
 

@@ -190,6 +190,10 @@ class Block:
     """Size of the node's answers that it was read from."""
     spends: bytes = b""
     """The nonces that its transactions spend (`chains.spends`)."""
+    trace_proof: TraceProof | None = None
+    """How far what its traces tell is proven, as a whole; None where none were read."""
+    untraced_count: int = 0
+    """Transactions whose inner calls were not read: none where there is nothing to trace."""
 
 
 @dataclass(frozen=True, slots=True)

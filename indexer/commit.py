@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import Any
 
 from chains.model import Address, AssetId, Block, BlockHash, BlockRef, ChainId, hex_of
@@ -26,6 +27,7 @@ from indexer.replacement import awaited_after, give_up, spent_in
 from indexer.story import Change, advance
 from ledger.blocks import CommittedBlock, find_canonical, insert_blocks, orphan_blocks, raise_agreement
 from ledger.chains import Checkpoint, list_assets, lock_chain, move_checkpoint, update_chain
+from ledger.coverage import orphan_coverage
 from ledger.database import Connection, Engine, transaction
 from ledger.documents import ChainReorgDocument, TipDocument, entry_document
 from ledger.entries import (
@@ -82,9 +84,11 @@ async def commit_blocks(
     blocks: Sequence[Block],
     agreement: Agreement,
     ancestor_height: int | None = None,
+    readings: Sequence[int] | None = None,
 ) -> Committed:
     """Commit a contiguous run of blocks on top of `expected`, or, with `ancestor_height`, in place of our blocks above
-    it. Raises `CheckpointMoved` when our tip is not `expected`, `DeepReorg` when the ancestor is too deep."""
+    it. `readings` says for each block what it was read for (`indexer.coverage.Readings`). Raises `CheckpointMoved` when our
+    tip is not `expected`, `DeepReorg` when the ancestor is too deep."""
     async with transaction(engine) as connection:
         chain, now = await lock_chain(connection, followed.chain_id)
         _require_tip(chain, expected)
@@ -94,6 +98,7 @@ async def commit_blocks(
             await _require_ancestor(connection, chain, followed, ancestor_height, blocks[0].ref)
             unseated = await find_entries_above(connection, chain.chain_id, ancestor_height)
             await orphan_blocks(connection, chain.chain_id, ancestor_height, now)
+            await orphan_coverage(connection, chain.chain_id, ancestor_height, blocks[0].ref.parent_hash, now)
             chain = _chain_cut(chain, ancestor_height, blocks[0].ref.parent_hash)
         after = _chain_after(chain, blocks, agreement)
         lost = await find_lost(connection, chain.chain_id, is_below_finality=_is_cut(before, chain))
@@ -102,7 +107,7 @@ async def commit_blocks(
         spent = spent_in(blocks, awaited_after(lost.nonces, changes))
         await insert_spent_nonces(connection, chain.chain_id, spent)
         committed = await _write_changes(connection, after, agreement, changes, now)
-        await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement), now)
+        await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement, readings), now)
         if ancestor_height is not None and expected is not None:
             await _tell_reorg(connection, after, expected, blocks[-1].ref, ancestor_height, now)
         await move_checkpoint(
@@ -330,13 +335,17 @@ def _priority_of(entry: Entry) -> int:
     return LATE_PRIORITY if is_late else LIVE_PRIORITY
 
 
-def _committed_blocks(blocks: Sequence[Block], changes: Sequence[Change], agreement: Agreement) -> list[CommittedBlock]:
+def _committed_blocks(
+    blocks: Sequence[Block], changes: Sequence[Change], agreement: Agreement, readings: Sequence[int] | None
+) -> list[CommittedBlock]:
     counts: dict[bytes | None, int] = {}
     for _, after in {(c.after.tenant_id, c.after.id): c.after for c in changes}.items():
         counts[after.block_hash] = counts.get(after.block_hash, 0) + 1
     return [
-        CommittedBlock(block, _time_of(block), agreement.agreed_by(block.ref.height), counts.get(block.ref.hash, 0))
-        for block in blocks
+        CommittedBlock(
+            block, _time_of(block), agreement.agreed_by(block.ref.height), counts.get(block.ref.hash, 0), reading
+        )
+        for block, reading in zip(blocks, readings or repeat(None, len(blocks)), strict=True)
     ]
 
 

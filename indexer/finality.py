@@ -79,3 +79,14 @@ def quorum_claim(claims: Sequence[BlockRef | None], ours: Mapping[int, BlockRef]
     about_ours = [claim for claim in claims if claim is not None and is_claim_ours(claim, ours.get(claim.height))]
     ordered = sorted(about_ours, key=lambda claim: claim.height, reverse=True)
     return ordered[quorum - 1] if len(ordered) >= quorum else None
+
+
+def compressible_height(
+    *, tip_height: int, finalized_height: int | None, agreed_height: int | None, kept_blocks: int
+) -> int | None:
+    """The highest block whose row nothing can ask for any more; None where there is none yet. The finalized block's own is
+    kept: it is where the deepest reorg that we follow grows out of. What fewer hosts name than have to is not settled."""
+    if finalized_height is None or agreed_height is None:
+        return None
+    height = min(finalized_height - 1, agreed_height, tip_height - kept_blocks)
+    return height if height >= 0 else None

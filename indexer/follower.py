@@ -30,6 +30,7 @@ from chains.model import Block, BlockHash, BlockRef, Slug
 from chains.packing import PackedTransfers
 from indexer.branch import traced_addresses
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
+from indexer.coverage import Readings
 from indexer.errors import BranchChanged, DeepReorg
 from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height, quorum_claim
 from indexer.metrics import BLOCKS, EVENTS, REORG_DEPTH, REORGS
@@ -127,6 +128,7 @@ class Follower:
         self.head_height: int | None = None
         self.cycles_unasked = TAGS_ASKED_EVERY
         self.answer_sizes = recent_sizes()
+        self.readings = Readings(engine, followed.chain_id, adapter)
         self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
         """Who traces and what is read, as the ledger has it."""
 
@@ -242,8 +244,11 @@ class Follower:
         )
         async with transaction(self.engine) as connection:
             ours = await find_canonical(connection, chain.chain_id, lowest, tip.height)
+        known = [height for height in sorted(ours) if height >= first_height]  # far below finality with gaps
+        if known[-1:] != [tip.height]:
+            raise BranchChanged(f"{chain.slug}: our tip is not {tip.height} any more")
         theirs: dict[int, BlockRef | None] = {}
-        for height in look_back(tip.height, max(lowest, first_height)):
+        for height in look_back(known):
             theirs[height] = await self.adapter.fetch_ref(height)
             if narrow(ours, theirs).agreed is not None:
                 break
@@ -252,14 +257,18 @@ class Follower:
             # A missing block is no other branch: a node that lacks it may be syncing, or have thrown it away.
             raise ChainHolds(f"{chain.slug}: a reorg, but the node does not have block {bracket.differing} to compare")
         if bracket.agreed is None and lowest >= first_height:
-            raise DeepReorg(_deep_reorg_reason(chain, lowest, head_height=self.head_height))
-        agreed, differing = bracket.agreed, bracket.differing
-        while agreed is not None and differing - agreed > 1:
-            middle = (agreed + differing) // 2
+            raise DeepReorg(_deep_reorg_reason(chain, known[0], head_height=self.head_height))
+        if bracket.agreed is None:
+            return first_height - 1
+        agreed = bracket.agreed
+        between = [height for height in known if agreed < height < bracket.differing]
+        while between:
+            place = len(between) // 2
+            middle = between[place]
             found = await self.adapter.fetch_ref(middle)
-            is_same = found is not None and middle in ours and found.hash == ours[middle].hash
-            agreed, differing = (middle, differing) if is_same else (agreed, middle)
-        return agreed if agreed is not None else first_height - 1
+            is_same = found is not None and found.hash == ours[middle].hash
+            agreed, between = (middle, between[place + 1 :]) if is_same else (agreed, between[:place])
+        return agreed
 
     async def _commit(
         self, tip: BlockRef | None, blocks: Sequence[Block], ancestor_height: int | None = None
@@ -280,6 +289,7 @@ class Follower:
             blocks=blocks,
             agreement=agreement,
             ancestor_height=ancestor_height,
+            readings=await self.readings.of(blocks),
         )
         self.agreement, self.tip_hash = agreement, blocks[-1].ref.hash
         self._count(committed, blocks)

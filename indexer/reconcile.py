@@ -55,18 +55,17 @@ def link(tip: BlockRef | None, batch: Sequence[BlockRef]) -> Linkage:
     return Linkage.REORG
 
 
-def look_back(tip_height: int, lowest: int) -> list[int]:
-    """Heights at which to compare branches, doubling the distance: 1, 3, 7, 15 ... below the tip, ending at `lowest`.
+def look_back(heights: Sequence[int]) -> list[int]:
+    """Of our heights (ascending, not none), those at which to compare branches: the 1st, 2nd, 4th, 8th ... from the top,
+    ending at the lowest.
 
     A deep reorg is found in a logarithmic number of calls to a node."""
-    heights = []
-    step = 1
-    height = tip_height
-    while height > lowest:
-        heights.append(height)
-        height -= step
-        step *= 2
-    return [*heights, lowest]
+    found = []
+    place = 1
+    while place < len(heights):
+        found.append(heights[-place])
+        place *= 2
+    return [*found, heights[0]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import structlog
 
+from indexer.coverage import Compression, kept_blocks_of
 from indexer.follower import Extended, Follower, Halted, Holding, Nothing, Outcome
 from indexer.pacing import RETRY_INTERVAL_S, Pacer
 from indexer.timing import PollTimer
@@ -58,12 +59,16 @@ async def follow(
 
 async def _lead(keeper: _Watchkeeper, leader: Connection, timer: PollTimer, stop: asyncio.Event) -> None:
     follower = keeper.follower
+    followed = follower.followed
+    kept_blocks = kept_blocks_of(followed.finality_depth)
+    compression = Compression(follower.engine, followed.chain_id, follower.course.slug, kept_blocks)
     async with follower.adapter.listen() as hints:
         pacer = Pacer(timer, follower, hints, stop)
         while not stop.is_set():
             await is_alive(leader)  # raises when the lock's connection is lost: then another may lead
             outcome = await pacer.poll()
             await keeper.show(outcome)
+            await compression.after(outcome.count if isinstance(outcome, Extended) else 0)
             await pacer.pause(outcome)
     await keeper.show_stopped()
 

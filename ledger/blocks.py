@@ -1,4 +1,7 @@
-"""Block rows: which blocks are in our chain, which were, and how many hosts named them."""
+"""Block rows: which blocks are in our chain, which were, and how many hosts named them.
+
+Far below finality most of them are gone, and ranges tell of their blocks (`ledger/coverage.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Block, BlockHash, BlockRef, ChainId
 from ledger.schema import blocks
 from ledger.states import BlockState
+
+_READ_AGAIN = ("state", "proof", "agreed_by", "node", "committed_at", "reading", "trace_proof")
+"""What a block that comes back is known by from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,8 @@ class CommittedBlock:
     block_at: datetime
     agreed_by: int
     entry_count: int
+    reading: int | None = None
+    """Version of the reading that it was read with (`ledger.coverage.Reading`)."""
 
 
 async def insert_blocks(
@@ -45,14 +53,18 @@ async def insert_blocks(
             "transaction_count": c.block.transaction_count,
             "entry_count": c.entry_count,
             "committed_at": now,
+            "reading": c.reading,
+            "trace_proof": c.block.trace_proof.value if c.block.trace_proof else None,
         }
         for c in committed
     ]
     statement = insert(blocks)
-    again = {name: statement.excluded[name] for name in ("state", "proof", "agreed_by", "node", "committed_at")}
+    again = {name: statement.excluded[name] for name in _READ_AGAIN}
+    entry_count = func.greatest(blocks.c.entry_count, statement.excluded.entry_count)
     await connection.execute(
         statement.on_conflict_do_update(
-            index_elements=[blocks.c.chain_id, blocks.c.hash], set_={**again, "orphaned_at": None}
+            index_elements=[blocks.c.chain_id, blocks.c.hash],
+            set_={**again, "entry_count": entry_count, "orphaned_at": None},
         ),
         rows,
     )

@@ -21,6 +21,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -146,6 +147,21 @@ policies = Table(
     comment="when a deposit counts; an entry keeps the version that was in force when it was detected",
 )
 
+readings = Table(
+    "readings",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column(
+        "value_paths", ARRAY(Text), nullable=False, comment="what was read: native, logs, validator_withdrawals, traces"
+    ),
+    Column("asset_ids", ARRAY(Text), nullable=False, comment="the assets that were listed, sorted"),
+    Column("decoder", Integer, nullable=False, comment="version of the code that read transfers"),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("chain_id", "version"),
+    comment="what blocks were read for: a block read for other assets or value paths may hold transfers that nobody saw",
+)
+
 blocks = Table(
     "blocks",
     metadata,
@@ -162,12 +178,41 @@ blocks = Table(
     Column("entry_count", Integer, nullable=False),
     Column("committed_at", TIME, nullable=False),
     Column("orphaned_at", TIME),
+    Column("reading", Integer, comment="version of readings that it was read with; null before they were recorded"),
+    Column("trace_proof", Text, comment="how far its traces are proven; null where there was nothing to trace"),
     PrimaryKeyConstraint("chain_id", "hash"),
     Index("uq_blocks_canonical", "chain_id", "height", unique=True, postgresql_where=text("state = 'canonical'")),
     Index("ix_blocks_height", "chain_id", "height"),
     one_of("state", BlockState),
     iff("orphaned_at", "state", (BlockState.ORPHANED,)),
-    comment="a row for every block that we committed, the empty ones too: a reorg can move a deposit into an empty height",
+    comment="a row for every block that we committed, the empty ones too: a reorg can move a deposit into an empty height;"
+    " far below finality only those with entries, every 1,024th, and orphaned ones, and the rest is told by coverage",
+)
+
+coverage = Table(
+    "coverage",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column("id", BigInteger, Identity(), nullable=False),
+    Column("from_height", BigInteger, nullable=False),
+    Column("to_height", BigInteger, nullable=False, comment="included"),
+    Column("parent_hash", LargeBinary, nullable=False, comment="of its first block: the hash of the block before it"),
+    Column("hash", LargeBinary, nullable=False, comment="of its last block: by parent hashes it fixes all the others"),
+    Column("state", Text, nullable=False),
+    Column("reading", Integer, comment="version of readings that its blocks were read with; null: not recorded"),
+    Column("proof", Text, nullable=False, comment="level that each of its blocks proved itself to"),
+    Column("trace_proof", Text, comment="how far its traces are proven; null where there was nothing to trace"),
+    Column("agreed_by", SmallInteger, nullable=False, comment="hosts, at least, that name each of its blocks"),
+    Column("nodes", ARRAY(Text), nullable=False, comment="nodes that supplied its blocks"),
+    Column("orphaned_at", TIME),
+    PrimaryKeyConstraint("chain_id", "id"),
+    ForeignKeyConstraint(["chain_id", "reading"], ["readings.chain_id", "readings.version"]),
+    Index("uq_coverage_canonical", "chain_id", "to_height", unique=True, postgresql_where=text("state = 'canonical'")),
+    one_of("state", BlockState),
+    iff("orphaned_at", "state", (BlockState.ORPHANED,)),
+    CheckConstraint("from_height <= to_height", name="heights"),
+    comment="runs of committed blocks whose rows are gone: canonical ranges follow each other without a hole or an overlap,"
+    " from the chain's first block on; block rows tell of every height above them",
 )
 
 spent_nonces = Table(

@@ -15,6 +15,7 @@ from chainbell.cli.context import context_of
 from chainbell.errors import UsageError
 from ledger.audit import COMMAND_LINE
 from ledger.chains import chain_state_of, list_chains, lock_chain
+from ledger.coverage import find_kept_at_or_below
 from ledger.database import database_now
 from ledger.deliveries import count_deliveries
 from ledger.documents import ChainDocument, chain_document
@@ -87,12 +88,26 @@ def resume(
                 f"--accept-reorg-to {accept_reorg_to}: it must be below what {chain} holds as final"
                 f" ({locked.finalized_height}); give the last block that both branches share"
             )
+        if accept_reorg_to is not None:
+            await _require_known_block(connection, locked, accept_reorg_to)
         await resume_chain(connection, locked, accept_reorg_to, COMMAND_LINE, now)
 
     ours = context_of(context)
     in_transaction(ours, _work)
     row = {"chain": chain, "resumed": True, "accept_reorg_to": accept_reorg_to}
     ours.print_object(row, f"{chain} is resumed")
+
+
+async def _require_known_block(connection: AsyncConnection, chain: ChainRow, height: int) -> None:
+    """A branch grows out of a block whose hash we know; far below finality few are kept."""
+    kept = await find_kept_at_or_below(connection, chain.chain_id, height)
+    first_height = chain.first_height or 0
+    if height >= first_height and kept != height:
+        nearest = first_height - 1 if kept is None else kept
+        raise UsageError(
+            f"--accept-reorg-to {height}: the hash of that block of ours is not kept any more; give {nearest}, below it, and"
+            " the blocks above that both branches share are read again and stay as they are"
+        )
 
 
 def _find(chains: list[ChainRow], slug: str) -> ChainRow:

@@ -22,7 +22,7 @@ from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
 from chains.evm.probe import NodeProbe, probe_node, with_lag
-from chains.evm.reading import BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
+from chains.evm.reading import DECODER_VERSION, BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
 from chains.evm.state_syncs import with_state_sync
 from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
@@ -156,6 +156,11 @@ class EvmAdapter:
         """Internal value (`traces`) is read where a node is known to trace."""
         paths = (ValuePath.NATIVE, ValuePath.LOGS, ValuePath.VALIDATOR_WITHDRAWALS)
         return tuple(path.value for path in (paths if not self.tracers else (*paths, ValuePath.TRACES)))
+
+    @property
+    def decoder_version(self) -> int:
+        """Which transfers are found in a block (`chains.evm.reading.DECODER_VERSION`)."""
+        return DECODER_VERSION
 
     @property
     def tracers(self) -> Mapping[str, str]:

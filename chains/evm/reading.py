@@ -24,6 +24,12 @@ from chains.evm.wire import (
 )
 from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, TraceProof, hex_of
 
+DECODER_VERSION = 1
+"""Which transfers are found in a proven block. Goes up when a release finds others in the same block: then blocks that an
+older one read may hold transfers that nobody saw."""
+
+_NOBODY = "0x" + "00" * 20
+
 Place = int | BlockHash
 """Which block was asked for: a height, or a hash."""
 
@@ -91,7 +97,14 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         rpc_calls=raw.rpc_calls,
         answer_bytes=len(raw.block) + len(raw.receipts) + sum(len(traces.answer) for traces in raw.traces),
         spends=spends,
+        trace_proof=trace_proof,
+        untraced_count=_traceable_count(block) if rules.traces_needed is None else 0,
     )
+
+
+def _traceable_count(block: WireBlock) -> int:
+    """The transactions with inner calls: all but Polygon's state sync, which is nobody's."""
+    return sum(transaction.sender != _NOBODY or transaction.to != _NOBODY for transaction in block.transactions)
 
 
 def _internal(

@@ -174,6 +174,10 @@ class FakeChain:
     def value_paths(self) -> tuple[str, ...]:
         return ("native", "logs", "traces") if self.tracers else ("native", "logs")
 
+    @property
+    def decoder_version(self) -> int:
+        return 1
+
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         return (NodeStatus(self.host, self.host, "ok", len(self.blocks) - 1, None),)
 

@@ -42,7 +42,7 @@ def test_a_batch_extends_reorganises_or_is_no_chain() -> None:
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_looking_back_begins_at_the_tip_ends_at_the_bound_and_takes_few_steps(tip: int, lowest: int) -> None:
     lowest = min(lowest, tip)
-    heights = look_back(tip, lowest)
+    heights = look_back(range(lowest, tip + 1))
     assert heights[0] == tip
     assert heights[-1] == lowest
     assert heights == sorted(set(heights), reverse=True)
@@ -54,7 +54,7 @@ def test_the_bracket_holds_the_ancestor(tip: int, data: st.DataObject) -> None:
     fork = data.draw(st.integers(0, tip - 1))
     ours = {ref.height: ref for ref in chain(tip + 1)}
     theirs = {ref.height: ref for ref in chain(tip + 1, "b", fork)}
-    compared: dict[int, BlockRef | None] = {height: theirs[height] for height in look_back(tip, 0)}
+    compared: dict[int, BlockRef | None] = {height: theirs[height] for height in look_back(range(tip + 1))}
     bracket = narrow(ours, compared)
     assert bracket.agreed is not None
     assert bracket.agreed <= fork < bracket.differing
