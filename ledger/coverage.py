@@ -138,6 +138,15 @@ def gaps_of(ranges: Iterable[CoverageRange], from_height: int, to_height: int) -
     return gaps
 
 
+def _above(last: CoverageRange, rows: Sequence[CoverageRange]) -> list[CoverageRange]:
+    """What is above a range, of others on the same chain that may overlap it."""
+    return [
+        one if one.from_height > last.to_height else replace(one, from_height=last.to_height + 1, parent_hash=last.hash)
+        for one in rows
+        if one.to_height > last.to_height
+    ]
+
+
 # --- readings ---------------------------------------------------------------------------------------------------------
 
 
@@ -191,8 +200,7 @@ async def find_coverage(
         .order_by(coverage.c.to_height)
     )
     ranges = [_range_from(row) for row in await connection.execute(statement)]
-    end = ranges[-1].to_height if ranges else -1
-    return join_all([*ranges, *(one for one in rows if one.from_height > end)])
+    return join_all([*ranges, *(_above(ranges[-1], rows) if ranges else rows)])
 
 
 async def _find_above_ranges(
