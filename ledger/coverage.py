@@ -23,7 +23,7 @@ from sqlalchemy import Row, and_, delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import AssetId, BlockHash, ChainId
-from ledger.schema import blocks, coverage, entries, readings
+from ledger.schema import blocks, coverage, entries, readings, spent_nonces
 from ledger.states import BlockState
 
 ANCHOR_INTERVAL = 1024
@@ -337,11 +337,17 @@ async def extend_coverage(connection: AsyncConnection, chain_id: ChainId, ranges
 
 async def delete_compressed(connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int) -> int:
     """Delete the canonical rows between two heights, both included, that a range tells of and nobody needs: those with
-    no entry, past or present, but one in `ANCHOR_INTERVAL`. Returns how many."""
+    no entry, past or present, that show no lost entry's nonce to be spent, and are not one in `ANCHOR_INTERVAL`. Returns how
+    many.
+
+    One of the statements that cross tenants."""
     has_entry = exists().where(
         entries.c.chain_id == blocks.c.chain_id,
         entries.c.block_height == blocks.c.height,
         entries.c.block_hash == blocks.c.hash,
+    )
+    shows_spent = select(spent_nonces.c.block_hash).where(
+        spent_nonces.c.chain_id == chain_id, spent_nonces.c.block_height.between(from_height, to_height)
     )
     result = await connection.execute(
         delete(blocks).where(
@@ -349,6 +355,7 @@ async def delete_compressed(connection: AsyncConnection, chain_id: ChainId, from
             blocks.c.entry_count == 0,
             blocks.c.height % ANCHOR_INTERVAL != 0,
             ~has_entry,
+            blocks.c.hash.not_in(shows_spent),
         )
     )
     return result.rowcount

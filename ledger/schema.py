@@ -11,21 +11,17 @@ A table that a tenant owns has `tenant_id` first in its primary key. Hashes and 
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -36,6 +32,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from chains.model import AssetKind, LocatorKind
+from ledger.columns import AMOUNT, TIME, iff, one_of
+from ledger.columns import metadata as metadata
 from ledger.ids import Side
 from ledger.states import (
     SETTLED_STATES,
@@ -48,32 +46,6 @@ from ledger.states import (
     Origin,
     Outcome,
 )
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-AMOUNT = Numeric(78, 0)
-TIME = DateTime(timezone=True)
-
-
-def one_of(column: str, members: type[StrEnum]) -> CheckConstraint:
-    """A CHECK that admits exactly the members of an enum: Postgres mirrors `ledger/states.py`."""
-    values = ", ".join(f"'{member.value}'" for member in members)
-    return CheckConstraint(f"{column} IN ({values})", name=column)
-
-
-def iff(column: str, state: str, members: tuple[StrEnum, ...]) -> CheckConstraint:
-    """A CHECK that `column` is set exactly while `state` is one of `members`."""
-    values = ", ".join(f"'{member.value}'" for member in members)
-    return CheckConstraint(f"({column} IS NOT NULL) = ({state} IN ({values}))", name=column)
-
 
 chains = Table(
     "chains",

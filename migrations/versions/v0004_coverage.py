@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from ledger.schema import API_ROLE
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 

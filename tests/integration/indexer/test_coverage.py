@@ -21,6 +21,7 @@ from ledger.coverage import CoverageRange, Gap, find_coverage, find_gaps, list_r
 from ledger.database import transaction
 from ledger.halts import resume_chain
 from ledger.schema import blocks, coverage, entries
+from ledger.spent_nonces import SpentNonce, insert_spent_nonces
 from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain, address, payment
 from tests.integration.indexer.conftest import Ledger, make_ledger
 
@@ -196,6 +197,16 @@ async def test_a_block_keeps_its_row_when_its_entry_came_later(grown: Ledger) ->
     async with transaction(grown.engine) as connection:
         await connection.execute(update(blocks).values(entry_count=0))
     await compress_all(grown)
+    await require_each_height_once(grown)
+
+
+async def test_a_block_that_shows_a_nonce_to_be_spent_keeps_its_row(grown: Ledger) -> None:
+    """`find_spent_entries` asks whether such a block is canonical, however long it takes until it is final."""
+    shown = SpentNonce(9, grown.chain.blocks[9].ref.hash, ALICE, 7, 7, b"\x01" * 32)
+    async with transaction(grown.engine) as connection:
+        await insert_spent_nonces(connection, CHAIN_ID, [shown])
+    await compress_all(grown)
+    assert 9 in (await told_of(grown)).rows
     await require_each_height_once(grown)
 
 

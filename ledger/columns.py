@@ -1,0 +1,32 @@
+"""What the tables of `ledger/schema.py` share: their registry, names for constraints, types, and checks over states."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import CheckConstraint, DateTime, MetaData, Numeric
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+AMOUNT = Numeric(78, 0)
+TIME = DateTime(timezone=True)
+
+
+def one_of(column: str, members: type[StrEnum]) -> CheckConstraint:
+    """A CHECK that admits exactly the members of an enum: Postgres mirrors `ledger/states.py`."""
+    values = ", ".join(f"'{member.value}'" for member in members)
+    return CheckConstraint(f"{column} IN ({values})", name=column)
+
+
+def iff(column: str, state: str, members: tuple[StrEnum, ...]) -> CheckConstraint:
+    """A CHECK that `column` is set exactly while `state` is one of `members`."""
+    values = ", ".join(f"'{member.value}'" for member in members)
+    return CheckConstraint(f"({column} IS NOT NULL) = ({state} IN ({values}))", name=column)
