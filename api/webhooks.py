@@ -172,6 +172,11 @@ def _chain(event_type: str) -> ChainNoticeDocument | ChainReorgDocument:
     facts: dict[str, Any] = {
         "chain.halted": {"reason": reason, "runbook": "docs/operations.md#a-chain-is-halted"},
         "chain.resumed": {"halted_for": reason, "accept_reorg_to": 18_999_930},
+        "chain.delayed": {
+            "reason": "ethereum: no new block for more than 120 s: the nodes' head stays at 19000001",
+            "runbook": "docs/operations.md#a-chain-stands-still",
+            "delayed_since": time_of(_LATER),
+        },
     }
     return ChainNoticeDocument("ethereum", "eip155:1", 19_000_001, 18_999_940, **facts.get(event_type, {}))
 

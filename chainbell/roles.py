@@ -144,6 +144,7 @@ async def _follow_chain(
             behind_limit_s=max(BEHIND_LIMIT_MIN_S, BEHIND_BLOCKS * profile.block_time_s),
             stop=stop,
             block_time_s=profile.block_time_s,
+            is_steady=not profile.mines_on_demand,
         )
     finally:
         await adapter.close()

@@ -56,6 +56,8 @@ class ChainProfile:
     """How its blocks are encoded."""
     native_aliases: tuple[Address, ...] = (ETHER_LOG_EMITTER,)
     """Contracts whose `Transfer` logs tell of the native coin once more: never read, and never to be listed."""
+    mines_on_demand: bool = False
+    """It has a block when somebody sends a transaction, and may be quiet for days."""
     unproven: tuple[str, ...] = ()
     """What of this chain no proof covers, and what is not read at all: a sentence each, for operators."""
 
@@ -102,6 +104,7 @@ class _ProfileFile(Struct, forbid_unknown_fields=True):
     dialect: Dialect
     native_aliases: list[str]
     unproven: list[str]
+    mines_on_demand: bool
 
 
 def make_native(chain_id: ChainId, symbol: str, decimals: int, slip44: int) -> Asset:
@@ -204,6 +207,7 @@ def _profile_of(name: str, row: _ProfileFile) -> ChainProfile:
         sources=tuple(row.sources),
         dialect=row.dialect,
         native_aliases=(ETHER_LOG_EMITTER, *(parse_address(alias) for alias in row.native_aliases)),
+        mines_on_demand=row.mines_on_demand,
         unproven=tuple(row.unproven),
     )
     return add_tokens(bare, tuple(_token_of(chain_id, token) for token in row.tokens))

@@ -6,7 +6,8 @@ be. So two steps: while an entry is lost, every committed block is searched for 
 written down with the block; when finality covers a canonical block of these, the entry is given up and the story ends.
 
 A *higher* nonce of the sender tells the same, since nonces are spent in order: the one that we wait for was spent by
-what we did not see, a block before the entry was lost in this ledger's time or an authorization (EIP-7702).
+what we did not see, a block before the entry was lost in this ledger's time or an authorization (EIP-7702). And the
+transaction itself may have spent it: included again, it failed, or moved something else than before.
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ def _spent_in_block(block: Block, awaited: Mapping[Address, Sequence[int]]) -> I
 def give_up(entry: Entry, spent: SpentNonce, now: datetime) -> Change:
     """The last step of a lost entry whose nonce a final block shows to be spent: `replaced` for a withdrawal whose own
     address sent the other transaction, else `dropped`. Raises `ValueError` when the entry is not lost."""
-    is_seen = spent.spent_nonce == spent.nonce
+    is_other = spent.spent_nonce == spent.nonce and spent.transaction_hash != entry.transaction_hash
     is_own = entry.side is Side.WITHDRAWAL and entry.address == entry.transaction_sender
-    state = EntryState.REPLACED if is_seen and is_own else EntryState.DROPPED
+    state = EntryState.REPLACED if is_other and is_own else EntryState.DROPPED
     if state not in ENTRY_TRANSITIONS[entry.state]:
         raise ValueError(f"{entry.id}: no step leads from {entry.state} to {state}")
     after = replace(
         entry,
         state=state,
         sequence=entry.sequence + 1,
-        replaced_by=spent.transaction_hash if is_seen else None,
+        replaced_by=spent.transaction_hash if is_other else None,
         updated_at=now,
     )
     return Change(entry, after, f"{entry.side}.{state}")

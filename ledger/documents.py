@@ -178,6 +178,7 @@ class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="
     runbook: str | UnsetType = UNSET
     halted_for: str | UnsetType | None = UNSET
     accept_reorg_to: int | UnsetType | None = UNSET
+    delayed_since: str | UnsetType = UNSET
 
 
 class TipDocument(msgspec.Struct, frozen=True):
@@ -316,7 +317,7 @@ def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocume
     if chain.head_height is not None and chain.tip_height is not None:
         lag_blocks = max(0, chain.head_height - chain.tip_height)
     lag_seconds = None if chain.tip_at is None else max(0, int((now - chain.tip_at).total_seconds()))
-    if lag_blocks == 0 and state in AT_WORK:
+    if lag_blocks == 0 and state in AT_WORK and chain.delayed_since is None:
         lag_seconds = 0  # a quiet chain; with no follower at work nobody knows the head, and the tip just grows older
     nodes = [NodeDocument(n["name"], n["state"], n["head"], n["reason"]) for n in chain.nodes]
     return ChainDocument(

@@ -22,7 +22,9 @@ RUNBOOK = "docs/operations.md#a-chain-is-halted"
 async def halt_chain(connection: AsyncConnection, chain: ChainRow, reason: str, now: datetime) -> None:
     """Stop committing on a chain until a person resumes it. The caller holds the chain's lock."""
     await update_chain(connection, chain.chain_id, {"state": ChainState.HALTED.value, "reason": reason})
-    await _tell(connection, chain, "chain.halted", replace(_notice(chain), reason=reason, runbook=RUNBOOK), now)
+    await tell_operator(
+        connection, chain, "chain.halted", replace(notice_of(chain), reason=reason, runbook=RUNBOOK), now
+    )
 
 
 async def resume_chain(
@@ -42,19 +44,21 @@ async def resume_chain(
         now=now,
         detail=detail,
     )
-    notice = replace(_notice(chain), halted_for=chain.reason, accept_reorg_to=accept_reorg_to)
-    await _tell(connection, chain, "chain.resumed", notice, now)
+    notice = replace(notice_of(chain), halted_for=chain.reason, accept_reorg_to=accept_reorg_to)
+    await tell_operator(connection, chain, "chain.resumed", notice, now)
 
 
-def _notice(chain: ChainRow) -> ChainNoticeDocument:
+def notice_of(chain: ChainRow) -> ChainNoticeDocument:
+    """How the chain stands."""
     return ChainNoticeDocument(
         chain=chain.slug, chain_id=chain.chain_id, tip=chain.tip_height, finalized=chain.finalized_height
     )
 
 
-async def _tell(
+async def tell_operator(
     connection: AsyncConnection, chain: ChainRow, event_type: str, notice: ChainNoticeDocument, now: datetime
 ) -> None:
+    """Tell the operator's tenant of a chain."""
     await record_event(
         connection,
         tenant_id=OPS_TENANT,

@@ -83,6 +83,7 @@ class ChainRow:
     """By host, the method by which it was seen to trace."""
     nodes: tuple[Mapping[str, Any], ...]
     heartbeat_at: datetime | None
+    delayed_since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ chains = Table(
         "nodes", JSONB, nullable=False, server_default="[]", comment="each node as last seen: name, state, head, reason"
     ),
     Column("heartbeat_at", TIME, comment="last sign of life of the follower"),
+    Column("delayed_since", TIME, comment="since when its tip has stood still for too long, as operators were told"),
     CheckConstraint("(tip_height IS NULL) = (tip_hash IS NULL)", name="tip"),
     CheckConstraint("(finalized_height IS NULL) = (finalized_hash IS NULL)", name="finalized"),
     CheckConstraint("finalized_height <= tip_height", name="finalized_below_tip"),

@@ -80,7 +80,6 @@ _final_spends = (
     .where(
         entries.c.chain_id == bindparam("chain_id"),
         entries.c.state.in_(_lost_states),
-        spent_nonces.c.transaction_hash != entries.c.transaction_hash,
         spent_nonces.c.block_height <= bindparam("finalized_height"),
         blocks.c.state == BlockState.CANONICAL.value,
     )

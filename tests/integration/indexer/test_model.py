@@ -313,17 +313,18 @@ class Machine(RuleBasedStateMachine):
         finalized = self.run(self.ledger.row()).finalized_height
         final = [block for block in self.canonical() if finalized is not None and block.ref.height <= finalized]
         assert entry.transaction_sender is not None and entry.transaction_nonce is not None
-        others = [
+        spends = [
             spend
             for block in final
             for spend in unpack_spends(block.spends, [entry.transaction_sender])
-            if spend.nonce == entry.transaction_nonce and spend.transaction_hash != entry.transaction_hash
+            if spend.nonce == entry.transaction_nonce
         ]
-        if not others:
+        if not spends:
             return LOST_STATES
-        assert entry.replaced_by == others[0].transaction_hash, entry
+        other = spends[0].transaction_hash if spends[0].transaction_hash != entry.transaction_hash else None
+        assert entry.replaced_by == other, entry
         is_own = entry.side is Side.WITHDRAWAL and entry.address == entry.transaction_sender
-        return (EntryState.REPLACED if is_own else EntryState.DROPPED,)
+        return (EntryState.REPLACED if is_own and other is not None else EntryState.DROPPED,)
 
     def check_credit(self, entry: Entry) -> None:
         """What has its confirmations is credited."""

@@ -106,6 +106,20 @@ async def test_a_higher_nonce_shows_that_a_lower_one_is_spent(ledger: Ledger) ->
     assert (lost.state, lost.replaced_by) == (EntryState.DROPPED, None)
 
 
+async def test_a_deposit_whose_transaction_came_again_and_failed_is_dropped_and_nobody_took_its_place(
+    ledger: Ledger,
+) -> None:
+    await ledger.watch(SHOP, covered_from=0)
+    await ledger.converge()
+    ledger.chain.mine(payment("paid", SHOP, sender=PAYER, nonce=4))
+    await ledger.converge()
+    await lose(ledger, payment("paid", SHOP, sender=PAYER, nonce=4, has_failed=True))
+    ledger.chain.finalized = 2
+    await ledger.converge()
+    kind, deposit = await end_of(ledger)
+    assert (kind, deposit["replaced_by"]) == ("deposit.dropped", None)
+
+
 async def test_what_only_waits_is_not_given_up(ledger: Ledger) -> None:
     await ledger.watch(SHOP, covered_from=0)
     await ledger.converge()

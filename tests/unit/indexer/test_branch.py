@@ -33,6 +33,7 @@ def chain_row(tip: BlockRef, finalized: int | None) -> ChainRow:
     return ChainRow(
         CHAIN_ID, Slug("local"), "anvil", False, COIN.id, ChainState.FOLLOWING, None, 0, tip.height, tip.hash, NOW,
         tip.height, None, finalized, b"f" if finalized is not None else None, tip.height, None, 1, "roots", (), {}, (), NOW,
+        None,
     )  # fmt: skip
 
 
