@@ -149,9 +149,13 @@ def _chain_gauges(chains: Sequence[ChainDocument]) -> list[Metric]:
                 family.add_metric([chain.chain], value)
         families.append(family)
     halted = GaugeMetricFamily("chainbell_chain_halted", "1 while a person has to decide", labels=["chain"])
+    enforced = GaugeMetricFamily(
+        "chainbell_chain_proof_enforced", "0 while a block that fails its proof is taken all the same", labels=["chain"]
+    )
     for chain in chains:
         halted.add_metric([chain.chain], float(chain.state == ChainState.HALTED.value))
-    return [*families, halted]
+        enforced.add_metric([chain.chain], float(chain.proof_enforced))
+    return [*families, halted, enforced]
 
 
 ROUTES = (

@@ -13,7 +13,7 @@ from chainbell.errors import SettingsError
 from chainbell.settings_model import AssetSettings, ChainSettings, CreditRuleSettings, NodeSettings, Settings
 from chains.adapter import Internal
 from chains.errors import ProfileError
-from chains.model import Asset, ChainId, Slug, hex_of
+from chains.model import Asset, ChainId, ProofLevel, Slug, hex_of
 from chains.node.naming import host_of
 from chains.profile import ChainProfile, add_tokens, load_profile, make_token, rename_profile
 from indexer.policy import CreditRule
@@ -114,9 +114,16 @@ def _with_overrides(slug: str, chain: ChainSettings, profile: ChainProfile) -> C
                 f'chains.{slug}.credit_at = "{point}": nodes of this chain do not say what is {point}, so nothing would '
                 f"ever be credited; give {known}a count of confirmations"
             )
+    proof = chain.proof or profile.proof
+    if proof is ProofLevel.OFF and not chain.proof_enforced:
+        raise SettingsError(
+            f'chains.{slug}.proof_enforced = false: with proof = "off" there is nothing to observe; '
+            'set proof to the level to try, as in "roots", or leave proof_enforced out'
+        )
     return replace(
         profile,
-        proof=chain.proof or profile.proof,
+        proof=proof,
+        is_proof_enforced=chain.proof_enforced,
         credit_at=chain.credit_at or profile.credit_at,
         poll_interval_s=chain.poll_interval_s or profile.poll_interval_s,
         finality_depth=chain.finality_depth or profile.finality_depth,

@@ -88,6 +88,7 @@ def configuration_of(chain: ConfiguredChain) -> ChainConfiguration:
         livemode=chain.profile.livemode,
         native_asset_id=chain.profile.native.id,
         proof=chain.profile.proof.value,
+        is_proof_enforced=chain.profile.is_proof_enforced,
         quorum=chain.quorum,
         value_paths=VALUE_PATHS,
         assets=chain.profile.assets,

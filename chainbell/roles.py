@@ -129,6 +129,8 @@ async def _follow_chain(
     """Follow one chain. A node of another chain stops a new installation with its sentence; later it is only a failing
     node, for a provider's mistake with one chain must not take the others down."""
     profile = chain.profile
+    if not profile.is_proof_enforced:
+        log.warning("proof is only observed", chain=chain.slug, proof=profile.proof.value)
     adapter = EvmAdapter(profile, chain.nodes, workers=workers, internal=chain.internal, quorum=chain.quorum)
     try:
         try:

@@ -210,6 +210,8 @@ class ChainSettings(_Section):
     chain_id: Annotated[str, _matching(_CHAIN_ID, 'a chain id, as in "eip155:1"')] | None = None
     start: Annotated[int | Literal["latest"], _one_of("latest", count_min=0)] = "latest"
     proof: Annotated[ProofLevel, _one_of(*(level.value for level in ProofLevel))] | None = None
+    proof_enforced: StrictBool = True
+    """False: proofs are only observed. A block that fails one is told of, and taken at the level that it reached."""
     quorum: Annotated[int | Literal["auto"], _one_of("auto", count_min=1)] = "auto"
     internal: Annotated[Literal["auto", "required", "off"], _one_of("auto", "required", "off")] = "auto"
     credit_at: CreditAt | None = None

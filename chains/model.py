@@ -42,6 +42,11 @@ class ProofLevel(StrEnum):
     BLOOM = "bloom"
     ROOTS = "roots"
 
+    @property
+    def rank(self) -> int:
+        """Higher is stronger."""
+        return list(ProofLevel).index(self)
+
 
 class TraceProof(StrEnum):
     """How far a transfer that only a trace tells of is proven, weakest first. No header commits to traces."""
@@ -170,6 +175,15 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """A check that a block failed and was not refused for, since the operator only observes."""
+
+    check: str
+    """Which one: a metric's label."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A proven and decoded block: its place, its time, and the transfers of known assets that it carries."""
 
@@ -194,6 +208,8 @@ class Block:
     """How far what its traces tell is proven, as a whole; None where none were read."""
     untraced_count: int = 0
     """Transactions whose inner calls were not read: none where there is nothing to trace."""
+    failed_checks: tuple[FailedCheck, ...] = ()
+    """Why it did not reach the level that was asked for, where proofs are only observed."""
 
 
 @dataclass(frozen=True, slots=True)

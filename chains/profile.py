@@ -49,6 +49,7 @@ class ChainProfile:
     """Blocks below the tip after which a block is final where there is no tag; also how many blocks the reorg window
     keeps at least."""
     proof: ProofLevel
+    """How far each block has to prove itself."""
     credit_at: CreditPoint
     sources: tuple[str, ...]
     """Where the facts were read."""
@@ -58,6 +59,8 @@ class ChainProfile:
     """Contracts whose `Transfer` logs tell of the native coin once more: never read, and never to be listed."""
     mines_on_demand: bool = False
     """It has a block when somebody sends a transaction, and may be quiet for days."""
+    is_proof_enforced: bool = True
+    """False where the operator only observes: then a block that fails its proof is taken at the level that it reached."""
     unproven: tuple[str, ...] = ()
     """What of this chain no proof covers, and what is not read at all: a sentence each, for operators."""
 

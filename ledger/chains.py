@@ -43,6 +43,8 @@ class ChainConfiguration:
     assets: tuple[Asset, ...]
     credit_rules: tuple[Mapping[str, Any], ...]
     """First-match rules as JSON: `name`, `credit_at`, and optional `asset_id`, `min_atomic`, `max_atomic`."""
+    is_proof_enforced: bool = True
+    """False where a block that fails its proof is taken all the same."""
     tracing_hosts: tuple[str, ...] = ()
     """The hosts whose traces are read if they are known to trace; none where the operator wants no traces."""
 
@@ -58,6 +60,7 @@ async def register_chain(connection: AsyncConnection, configuration: ChainConfig
         "livemode": configuration.livemode,
         "native_asset_id": configuration.native_asset_id,
         "proof": configuration.proof,
+        "proof_enforced": configuration.is_proof_enforced,
         "quorum": configuration.quorum,
         "value_paths": list(configuration.value_paths),
     }

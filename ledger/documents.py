@@ -68,10 +68,14 @@ class ConfirmationsDocument(msgspec.Struct, frozen=True):
 class ProofDocument(msgspec.Struct, frozen=True):
     """How far the block proved itself (`roots`, `bloom`, `structure` or `off`), and how many hosts name it. What traces
     alone tell has levels of its own: `trace` (one host's word), `agreed` (two hosts told the same), `state` (the account's
-    proven balances bear it out)."""
+    proven balances bear it out).
+
+    `enforced` is false while the operator only observes proofs on this chain: then a block that fails one is told of all
+    the same, at the level that it reached."""
 
     level: str
     agreed_by: int
+    enforced: bool
 
 
 class WatchLabelDocument(msgspec.Struct, frozen=True):
@@ -149,7 +153,8 @@ class NodeDocument(msgspec.Struct, frozen=True):
 
 class ChainDocument(msgspec.Struct, frozen=True):
     """A chain as operators and backends see it: a row of `status` and of `GET /v1/chains`. `value_paths` names what is read:
-    `native`, `logs`, `validator_withdrawals`, and `traces` where nodes trace: value that contracts send on."""
+    `native`, `logs`, `validator_withdrawals`, and `traces` where nodes trace: value that contracts send on.
+    `proof_enforced` is false where a block that fails its proof is taken at the level that it reached."""
 
     chain: str
     chain_id: str
@@ -160,6 +165,7 @@ class ChainDocument(msgspec.Struct, frozen=True):
     safe: int | None
     finalized: int | None
     proof: str
+    proof_enforced: bool
     quorum: int
     state: str
     reason: str | None
@@ -284,7 +290,7 @@ def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -
         "locator": LocatorDocument(entry.locator_kind.value, entry.locator_path, entry.log_index),
         "block": _block(entry),
         "confirmations": _confirmations(entry, chain),
-        "proof": ProofDocument(entry.proof, entry.agreed_by),
+        "proof": ProofDocument(entry.proof, entry.agreed_by, chain.proof_enforced),
         "watch": WatchLabelDocument(watch.id, watch.reference, dict(watch.metadata)),
         "detected_at": time_of(entry.detected_at),
         "confirmed_at": time_of(entry.confirmed_at) if entry.confirmed_at else None,
@@ -330,6 +336,7 @@ def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocume
         safe=chain.safe_height,
         finalized=chain.finalized_height,
         proof=chain.proof,
+        proof_enforced=chain.proof_enforced,
         quorum=chain.quorum,
         state=state,
         reason=chain.reason,

@@ -78,6 +78,7 @@ class ChainRow:
     accepted_reorg_height: int | None
     quorum: int
     proof: str
+    proof_enforced: bool
     value_paths: tuple[str, ...]
     tracers: Mapping[str, str]
     """By host, the method by which it was seen to trace."""

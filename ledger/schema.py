@@ -28,6 +28,7 @@ from sqlalchemy import (
     Table,
     Text,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
@@ -71,6 +72,13 @@ chains = Table(
     ),
     Column("quorum", SmallInteger, nullable=False, server_default="1", comment="hosts that must agree before credit"),
     Column("proof", Text, nullable=False, comment="configured proof level"),
+    Column(
+        "proof_enforced",
+        Boolean,
+        nullable=False,
+        server_default=true(),
+        comment="false: a block that fails its proof is taken at the level that it reached",
+    ),
     Column("value_paths", ARRAY(Text), nullable=False, server_default="{}"),
     Column(
         "tracers",

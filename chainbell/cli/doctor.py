@@ -22,7 +22,6 @@ from chains.adapter import Internal
 from chains.errors import ChainError
 from chains.evm.adapter import EvmAdapter
 from chains.evm.probe import NodeProbe
-from chains.model import ProofLevel
 from chains.profile import load_profile
 from ledger.database import database_now, transaction
 
@@ -174,11 +173,16 @@ def judge_traces(chain: ConfiguredChain, probes: Sequence[NodeProbe]) -> tuple[V
 def tell_proof(chain: ConfiguredChain) -> list[Finding]:
     """How far blocks of the chain prove themselves, and each thing that no proof covers or that is not read."""
     level, shipped = chain.profile.proof, load_profile(chain.profile_name).proof
-    is_weakened = list(ProofLevel).index(level) < list(ProofLevel).index(shipped)
-    warning = f'{level}: below "{shipped}", as the profile has it, a node can hide or alter a deposit'
-    proof = Finding(f"{chain.slug} proof", Verdict.WARNING, warning) if is_weakened else None
+    warnings = []
+    if level.rank < shipped.rank:
+        warnings.append(f'{level}: below "{shipped}", as the profile has it, a node can hide or alter a deposit')
+    if not chain.profile.is_proof_enforced:
+        warnings.append(
+            f"{level}, only observed: a block that fails is told of and taken all the same; remove proof_enforced = false"
+        )
+    findings = [Finding(f"{chain.slug} proof", Verdict.WARNING, warning) for warning in warnings]
     return [
-        proof or Finding(f"{chain.slug} proof", Verdict.OK, level.value),
+        *(findings or [Finding(f"{chain.slug} proof", Verdict.OK, level.value)]),
         *(Finding(f"{chain.slug} not proven", Verdict.OK, sentence) for sentence in chain.profile.unproven),
     ]
 

@@ -61,6 +61,9 @@ start = "latest"
 # How a block must prove itself before it is accepted, weakest first: "off", "structure", "bloom", "roots". Default: the
 # profile's, "roots" for Ethereum. Below "roots" a node can hide or alter a deposit.
 # proof = "roots"
+# false: proofs are only observed, to learn what a new chain does. A block that fails one is counted and told of, and taken
+# all the same, at the level that it reached: a node that leaves a deposit out is believed.
+proof_enforced = true
 # Hosts that must name the same block before anything in it is credited: a count, or "auto" (2 where there are two hosts,
 # else 1: then one host's word is enough).
 quorum = "auto"

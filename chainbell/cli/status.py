@@ -47,6 +47,11 @@ def status(context: typer.Context) -> None:
     for chain in chains:
         if chain.reason is not None:
             console.print(f"[bold]{chain.chain}[/bold]: {chain.reason}", highlight=False)
+        if not chain.proof_enforced:
+            console.print(
+                f"[yellow]{chain.chain}: proofs are only observed: a block that fails one is taken all the same[/yellow]",
+                highlight=False,
+            )
         if chain.quorum < 2 and chain.proof != "off":
             console.print(
                 f"[yellow]{chain.chain}: one host's word is enough for credit; configure nodes on two hosts[/yellow]",
@@ -60,7 +65,8 @@ def _table_of(chains: list[ChainDocument]) -> Table:
     for chain in chains:
         nodes = ", ".join(f"{node.name} {node.state}" for node in chain.nodes)
         lag = "-" if chain.lag_blocks is None else f"{chain.lag_blocks} blocks, {chain.lag_seconds} s"
-        cells: list[Any] = [chain.head, chain.tip, lag, chain.safe, chain.finalized, chain.proof, nodes]
+        proof = chain.proof if chain.proof_enforced else f"{chain.proof} (observed)"
+        cells: list[Any] = [chain.head, chain.tip, lag, chain.safe, chain.finalized, proof, nodes]
         state = f"[{_COLOURS[chain.state]}]{chain.state}[/]"
         table.add_row(chain.chain, state, *("-" if cell is None else str(cell) for cell in cells))
     return table

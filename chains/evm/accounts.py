@@ -58,7 +58,7 @@ class Accounts:
     def keep(self, block: Block, raw: RawBlock) -> None:
         """Keep what a block near the head was read from, for as long as it is news: where traces alone tell of something
         in it, and its header's state root is proven."""
-        if self._rules.proof is not ProofLevel.ROOTS or not any(map(_traced, block.transfers)):
+        if block.proof is not ProofLevel.ROOTS or not any(map(_traced, block.transfers)):
             return
         self._recent[block.ref.hash] = raw
         while len(self._recent) > RECENT_BLOCKS_MAX or sum(map(_size_of, self._recent.values())) > RECENT_BYTES_MAX:

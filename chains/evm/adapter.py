@@ -21,13 +21,14 @@ from chains.evm.accounts import Accounts
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
+from chains.evm.observing import ProofObserver
 from chains.evm.probe import NodeProbe, probe_node, with_lag
 from chains.evm.reading import DECODER_VERSION, BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
 from chains.evm.state_syncs import with_state_sync
 from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
 from chains.evm.workers import Workers, pickled_rules
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, ProofLevel, ValuePath
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, ProofLevel, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.jsonrpc import NULL, Call
@@ -64,7 +65,10 @@ class EvmAdapter:
         self._session = session or open_session()
         self._owns_session = session is None
         tokens = {token.contract: token for token in profile.tokens if token.contract is not None}
-        self._rules = ReadingRules(profile.chain_id, profile.proof, profile.native, tokens, profile.dialect)
+        self._rules = ReadingRules(
+            profile.chain_id, profile.proof, profile.native, tokens, profile.dialect, profile.is_proof_enforced
+        )
+        self._observer = ProofObserver(profile.slug)
         named = zip(names, nodes, strict=True)
         self._sockets = [(name, self._socket(name, node.ws)) for name, node in named if node.ws is not None]
         self._workers = workers
@@ -177,7 +181,10 @@ class EvmAdapter:
 
     def node_statuses(self) -> tuple[NodeStatus, ...]:
         """Each configured node as last seen."""
-        return tuple(upstream.status() for upstream in self._pool.upstreams)
+        statuses = [upstream.status() for upstream in self._pool.upstreams]
+        return tuple(
+            replace(status, reason=status.reason or self._observer.reason_of(status.name)) for status in statuses
+        )
 
     async def close(self) -> None:
         """End what is being asked, and close the session, where it is the adapter's own."""
@@ -191,10 +198,12 @@ class EvmAdapter:
     async def _ask_block(self, upstream: Upstream, place: Place, *, is_ahead: bool = False) -> Block:
         """One node's block; asked once more, quietly, where its answer fell between two blocks."""
         try:
-            return await self._ask_block_once(upstream, place, is_ahead=is_ahead)
+            block = await self._ask_block_once(upstream, place, is_ahead=is_ahead)
         except NodeUnsettled:
             await asyncio.sleep(UNSETTLED_PAUSE_S)
-            return await self._ask_block_once(upstream, place, is_ahead=is_ahead)
+            block = await self._ask_block_once(upstream, place, is_ahead=is_ahead)
+        self._observer.note(block.node, block.failed_checks, described(place))
+        return block
 
     async def _ask_block_once(self, upstream: Upstream, place: Place, *, is_ahead: bool) -> Block:
         raw = await fetch_raw_block(upstream, place)
@@ -240,7 +249,16 @@ class EvmAdapter:
         return self._read_ref(upstream, present(upstream, answer, height), height)
 
     def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef:
-        return proven(upstream, lambda: read_ref(self.profile.proof, raw, place, self.profile.dialect))
+        profile = self.profile
+        if profile.is_proof_enforced:
+            return proven(upstream, lambda: read_ref(profile.proof, raw, place, profile.dialect))
+        ref = proven(upstream, lambda: read_ref(ProofLevel.STRUCTURE, raw, place, profile.dialect))
+        try:
+            return read_ref(profile.proof, raw, place, profile.dialect)
+        except ProofFailure as failure:
+            failed = FailedCheck(failure.check, failure.detail)
+            self._observer.note(upstream.name, [failed], f"header {ref.height}")
+            return ref
 
     async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
         found = await self._of_host(host, described(ref.height), lambda upstream: self._ask_ref(upstream, ref.height))

@@ -15,6 +15,9 @@ everything of the one before it:
 Dialects (`chains.evm.dialect`) differ in how things are encoded, not in what is checked, with one exception: Polygon's state
 syncs before Madhugiri are under no commitment (`chains.evm.polygon`). They are checked for their place alone.
 
+Where an operator only observes (`observe_block`), all checks run, nothing is refused but what cannot be decoded, and the
+level is the one that was really reached.
+
 What is *not* under any commitment is derived where it is needed and never read: the address of a created contract
 (`chains.evm.senders`), gas used by a transaction and the price it paid (`chains.evm.transfers`). Below `roots` the
 sender is the node's word. A log's and a receipt's place (indexes, hashes) is checked for order at every level.
@@ -22,8 +25,10 @@ sender is the node's word. A log's and a receipt's place (indexes, hashes) is ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from chains.evm import arbitrum, op_stack, polygon
 from chains.evm.bloom import bloom_of
@@ -34,7 +39,7 @@ from chains.evm.header import prove_header
 from chains.evm.receipt import receipt_bytes, withdrawal_bytes
 from chains.evm.senders import senders_of
 from chains.evm.trie import EMPTY_ROOT, ordered_root
-from chains.evm.wire import WireBlock, WireReceipt, WireTransaction, bytes_of, quantity_of
+from chains.evm.wire import WireBlock, WireLog, WireReceipt, WireTransaction, bytes_of, quantity_of
 from chains.model import ProofLevel
 
 Encoder = Callable[[WireTransaction], Envelope]
@@ -61,22 +66,97 @@ def prove_block(
 ) -> None:
     """Check a block and its receipts up to `level`. `state_sync` are the bytes of the block's last transaction where it is a
     Polygon state sync (`polygon.STATE_SYNC`). Raises `ProofFailure`, whose `check` names what did not hold."""
+    checks = _Checks(block, receipts, state_sync)
+    for _, check in checks.up_to(level):
+        check()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the checks find where they are not enforced."""
+
+    level: ProofLevel
+    """Up to here everything held."""
+    failures: tuple[ProofFailure, ...]
+    """What did not, one of each check."""
+
+
+def observe_block(
+    block: WireBlock,
+    receipts: Sequence[WireReceipt],
+    level: ProofLevel,
+    state_sync: bytes | None = None,
+) -> Observed:
+    """Run every check up to `level`, and say how far the block really proved itself.
+
+    What decoding needs is required all the same: a receipt for each transaction, in its place, and all of this block. Raises
+    `ProofFailure` where that does not hold.
+    """
     if level is ProofLevel.OFF:
-        return
-    _prove_structure(block, receipts)
-    if level is ProofLevel.STRUCTURE:
-        return
-    transactions = block.transactions
-    if polygon.has_state_sync_apart(block):
-        transactions, receipts = transactions[:-1], receipts[:-1]
-    blooms = _prove_bloom(block, receipts)
-    if level is ProofLevel.BLOOM:
-        return
-    prove_header(block)
-    envelopes = _prove_transactions(block, transactions, _encoder_of(block.dialect, state_sync))
-    _prove_receipts(block, transactions, receipts, blooms)
-    _prove_withdrawals(block)
-    _prove_senders(transactions, envelopes)
+        return Observed(level, ())
+    _require_belonging(block, receipts)
+    reached = ProofLevel.OFF
+    failures: dict[str, ProofFailure] = {}
+    for claimed, checks in groupby(_Checks(block, receipts, state_sync).up_to(level), key=lambda row: row[0]):
+        for _, check in checks:
+            try:
+                check()
+            except ProofFailure as failure:
+                failures.setdefault(failure.check, failure)
+            except ValueError as error:
+                failures.setdefault(
+                    "structure", ProofFailure("structure", f"a field of the block is malformed: {error}")
+                )
+        if not failures:
+            reached = claimed
+    return Observed(reached, tuple(failures.values()))
+
+
+class _Checks:
+    """The checks of one block, in their order; later ones use what earlier ones worked out."""
+
+    def __init__(self, block: WireBlock, receipts: Sequence[WireReceipt], state_sync: bytes | None) -> None:
+        self.block = block
+        self.receipts = self.committed_receipts = receipts
+        self.transactions: Sequence[WireTransaction] = block.transactions
+        self.encode = _encoder_of(block.dialect, state_sync)
+        self.blooms: list[str] | None = None
+        self.envelopes: list[Envelope] | None = None
+
+    def up_to(self, level: ProofLevel) -> Iterator[tuple[ProofLevel, Callable[[], None]]]:
+        """Each check with the level that it belongs to; none of a level above the one that is asked for."""
+        if level is ProofLevel.OFF:
+            return
+        yield ProofLevel.STRUCTURE, self._structure
+        if level is ProofLevel.STRUCTURE:
+            return
+        if polygon.has_state_sync_apart(self.block):
+            self.transactions, self.committed_receipts = self.transactions[:-1], self.receipts[:-1]
+        yield ProofLevel.BLOOM, self._bloom
+        if level is ProofLevel.BLOOM:
+            return
+        yield ProofLevel.ROOTS, partial(prove_header, self.block)
+        yield ProofLevel.ROOTS, self._transactions
+        yield ProofLevel.ROOTS, self._receipts
+        yield ProofLevel.ROOTS, partial(_prove_withdrawals, self.block)
+        yield ProofLevel.ROOTS, self._senders
+
+    def _structure(self) -> None:
+        _prove_structure(self.block, self.receipts)
+
+    def _bloom(self) -> None:
+        self.blooms = _prove_bloom(self.block, self.committed_receipts)
+
+    def _transactions(self) -> None:
+        self.envelopes = _prove_transactions(self.block, self.transactions, self.encode)
+
+    def _receipts(self) -> None:
+        blooms = self.blooms or [f"{bloom_of(receipt.logs):0512x}" for receipt in self.committed_receipts]
+        _prove_receipts(self.block, self.transactions, self.committed_receipts, blooms)
+
+    def _senders(self) -> None:
+        envelopes = self.envelopes or [self.encode(transaction) for transaction in self.transactions]
+        _prove_senders(self.transactions, envelopes)
 
 
 def _encoder_of(dialect: Dialect, state_sync: bytes | None) -> Encoder:
@@ -96,12 +176,25 @@ def _prove_structure(block: WireBlock, receipts: Sequence[WireReceipt]) -> None:
     gas_before = log_index = 0
     for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
         _check_place(block, index, transaction, receipt)
+        if receipt.type is not None and quantity_of(receipt.type) != type_of(transaction):
+            raise ProofFailure("structure", f"receipt {index} is of type {receipt.type}, its transaction is not")
         log_index = _check_logs(receipt, log_index)
         if index < apart:
             gas_before = _check_gas(transaction, receipt, gas_before, unmetered)
     # Since Amsterdam a block counts gas otherwise than its receipts do (EIP-7778, EIP-8037).
     if gas_before != quantity_of(block.gas_used) and block.block_access_list_hash is None:
         raise ProofFailure("structure", f"receipts use {gas_before} gas, the header says {block.gas_used}")
+
+
+def _require_belonging(block: WireBlock, receipts: Sequence[WireReceipt]) -> None:
+    """A receipt for each transaction, in its place, and all of them and their logs of this block: without that nothing could
+    be said of what the block moves."""
+    if len(receipts) != len(block.transactions):
+        raise ProofFailure("structure", f"{len(receipts)} receipts for {len(block.transactions)} transactions")
+    for index, (transaction, receipt) in enumerate(zip(block.transactions, receipts, strict=True)):
+        _check_place(block, index, transaction, receipt)
+        for log in receipt.logs:
+            _check_log_place(receipt, log)
 
 
 def _check_place(block: WireBlock, index: int, transaction: WireTransaction, receipt: WireReceipt) -> None:
@@ -116,8 +209,6 @@ def _check_place(block: WireBlock, index: int, transaction: WireTransaction, rec
         raise ProofFailure("structure", f"receipt {index} is of transaction {receipt.transaction_hash}")
     if quantity_of(receipt.transaction_index) != index:
         raise ProofFailure("structure", f"receipt {index} says that its index is {receipt.transaction_index}")
-    if receipt.type is not None and quantity_of(receipt.type) != type_of(transaction):
-        raise ProofFailure("structure", f"receipt {index} is of type {receipt.type}, its transaction is not")
 
 
 def _check_gas(transaction: WireTransaction, receipt: WireReceipt, gas_before: int, unmetered: frozenset[int]) -> int:
@@ -135,15 +226,19 @@ def _check_logs(receipt: WireReceipt, log_index: int) -> int:
     for log in receipt.logs:
         if quantity_of(log.log_index) != log_index:
             raise ProofFailure("structure", f"log {log_index} says that its index is {log.log_index}")
-        if (
-            log.block_hash != receipt.block_hash
-            or log.transaction_hash != receipt.transaction_hash
-            or log.transaction_index != receipt.transaction_index
-            or log.removed
-        ):
-            raise ProofFailure("structure", f"log {log_index} is not of transaction {receipt.transaction_hash}")
+        _check_log_place(receipt, log)
         log_index += 1
     return log_index
+
+
+def _check_log_place(receipt: WireReceipt, log: WireLog) -> None:
+    if (
+        log.block_hash != receipt.block_hash
+        or log.transaction_hash != receipt.transaction_hash
+        or log.transaction_index != receipt.transaction_index
+        or log.removed
+    ):
+        raise ProofFailure("structure", f"log {log.log_index} is not of transaction {receipt.transaction_hash}")
 
 
 def _prove_bloom(block: WireBlock, receipts: Sequence[WireReceipt]) -> list[str]:

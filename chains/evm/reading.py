@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref, prove_header
-from chains.evm.proof import prove_block
+from chains.evm.proof import Observed, observe_block, prove_block
 from chains.evm.traces import InternalMove, RawTraces, settle_traces
 from chains.evm.transfers import decode_spends, decode_transfers
 from chains.evm.wire import (
@@ -22,7 +22,19 @@ from chains.evm.wire import (
     decode_receipts,
     quantity_of,
 )
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, ChainId, ProofLevel, TraceProof, hex_of
+from chains.model import (
+    Address,
+    Asset,
+    Block,
+    BlockHash,
+    BlockRef,
+    ChainId,
+    FailedCheck,
+    ProofLevel,
+    TraceProof,
+    Transfer,
+    hex_of,
+)
 
 DECODER_VERSION = 1
 """Which transfers are found in a proven block. Goes up when a release finds others in the same block: then blocks that an
@@ -44,6 +56,8 @@ class ReadingRules:
     tokens: Mapping[Address, Asset]
     """The allow-list by contract."""
     dialect: Dialect = Dialect.ETHEREUM
+    is_proof_enforced: bool = True
+    """Whether a block that fails a check is refused; otherwise it is read at the level that it reached."""
     traces_needed: int | None = None
     """How many hosts must tell the same internal value of a block; None: internal value is not read."""
 
@@ -68,7 +82,8 @@ class BlocksMixed(ProofFailure):
 
 
 def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
-    """The block, proven to the level of `rules`, its internal value settled, and decoded.
+    """The block, proven to the level of `rules`, its internal value settled, and decoded. Where proofs are only observed its
+    `proof` is the level that it reached, and `failed_checks` says why.
 
     Raises `ProofFailure`: `BlocksMixed` where asking once more may help; `TracesRefused` where a tracing node failed, not
     the one that gave the block; `TracesDiffer` where tracing nodes contradict each other.
@@ -79,7 +94,7 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
             raise ProofFailure("structure", "null in place of a block or of its receipts")
         ref = _placed(header_ref(block), place)
         _check_same_block(block, receipts)
-        prove_block(block, receipts, rules.proof, _state_sync_bytes(raw))
+        observed = _proven(rules, block, receipts, _state_sync_bytes(raw))
         internal, trace_proof = _internal(rules, block, receipts, raw.traces)
         transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native, internal, trace_proof)
         spends = decode_spends(block, receipts)
@@ -89,8 +104,10 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
     return Block(
         ref=ref,
         timestamp_s=timestamp_s,
-        transfers=transfers,
-        proof=rules.proof,
+        transfers=tuple(_not_above(observed.level, transfer) for transfer in transfers)
+        if observed.failures
+        else transfers,
+        proof=observed.level,
         transaction_count=len(block.transactions),
         node=raw.node,
         host=raw.host,
@@ -99,7 +116,21 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         spends=spends,
         trace_proof=trace_proof,
         untraced_count=_traceable_count(block) if rules.traces_needed is None else 0,
+        failed_checks=tuple(FailedCheck(failure.check, failure.detail) for failure in observed.failures),
     )
+
+
+def _proven(rules: ReadingRules, block: WireBlock, receipts: list[WireReceipt], state_sync: bytes | None) -> Observed:
+    if not rules.is_proof_enforced:
+        return observe_block(block, receipts, rules.proof, state_sync)
+    prove_block(block, receipts, rules.proof, state_sync)
+    return Observed(rules.proof, ())
+
+
+def _not_above(level: ProofLevel, transfer: Transfer) -> Transfer:
+    """A transfer with a level of its own, which says what of a proven block is less proven, in a block that reached less."""
+    is_above = isinstance(transfer.proof, ProofLevel) and transfer.proof.rank > level.rank
+    return replace(transfer, proof=None) if is_above else transfer
 
 
 def _traceable_count(block: WireBlock) -> int:

@@ -1,4 +1,4 @@
-"""What blocks were read for, and ranges in place of old block rows."""
+"""What blocks were read for, ranges in place of old block rows, and whether proofs are enforced."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ depends_on = None
 def upgrade() -> None:
     """Blocks that are there were read for what nobody wrote down: their `reading` stays null, and so does that of the
     ranges which they become."""
+    op.add_column(
+        "chains",
+        sa.Column(
+            "proof_enforced",
+            sa.Boolean(),
+            server_default=sa.true(),
+            nullable=False,
+            comment="false: a block that fails its proof is taken at the level that it reached",
+        ),
+    )
     _create_readings()
     _extend_blocks()
     _create_coverage()

@@ -34,6 +34,14 @@ def test_a_weaker_proof_than_the_profiles_is_a_warning(tmp_path: Path) -> None:
     assert proof.detail.startswith('bloom: below "roots", as the profile has it, a node can hide or alter a deposit')
 
 
+def test_a_proof_that_is_only_observed_is_a_warning(tmp_path: Path) -> None:
+    proof, *_ = tell_proof(configured(tmp_path, "ethereum", "proof_enforced = false"))
+    assert proof.verdict is Verdict.WARNING
+    assert proof.detail.startswith("roots, only observed: a block that fails is told of and taken all the same")
+    weaker = tell_proof(configured(tmp_path, "ethereum", 'proof = "bloom"\nproof_enforced = false'))
+    assert [finding.verdict for finding in weaker[:3]] == [Verdict.WARNING, Verdict.WARNING, Verdict.OK]
+
+
 TWO_HOSTS = 'nodes = [{ url = "http://127.0.0.1:1" }, { url = "http://127.0.0.2:1" }]\n'
 TRACING = NodeProbe("one", "127.0.0.1", trace_methods=("trace_block",))
 TRACING_TOO = NodeProbe("two", "127.0.0.2", trace_methods=("debug_traceBlockByHash", "trace_block"))

@@ -58,6 +58,13 @@ def test_a_chain_is_its_profile_with_what_the_settings_change() -> None:
     Policy(chain.slug, 1, chain.credit_rules)
 
 
+def test_proofs_are_enforced_unless_the_file_or_the_environment_says_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configure_chains(load(ETHEREUM))[0].profile.is_proof_enforced
+    assert not configure_chains(load(ETHEREUM + "proof_enforced = false"))[0].profile.is_proof_enforced
+    monkeypatch.setenv("CHAINBELL_CHAINS__ETHEREUM__PROOF_ENFORCED", "false")
+    assert not configure_chains(load(ETHEREUM))[0].profile.is_proof_enforced
+
+
 def test_two_nodes_on_one_host_are_one_word() -> None:
     (chain,) = configure_chains(load(ONE_HOST.format(slug="anvil", more="")))
     assert chain.quorum == 1
@@ -142,6 +149,11 @@ WRONG = [
     (
         '[chains.ethereum]\nnodes = [{ url = "https://a.example", name = "a" }, { url = "https://b.example", name = "a" }]',
         "chains.ethereum.nodes: two nodes are called 'a'; give each",
+    ),
+    (ETHEREUM + 'proof_enforced = "false"', 'proof_enforced = "false": must be true or false, without quotes'),
+    (
+        ETHEREUM + 'proof = "off"\nproof_enforced = false',
+        'proof_enforced = false: with proof = "off" there is nothing to observe',
     ),
     (ETHEREUM + 'proof = "rots"', 'proof = "rots": must be "off" or "structure" or "bloom" or "roots"'),
     (ETHEREUM + "start = -1", 'start = -1: must be "latest" or a whole number of at least 0'),

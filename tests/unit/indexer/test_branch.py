@@ -32,8 +32,8 @@ def chain_row(tip: BlockRef, finalized: int | None) -> ChainRow:
     """The chain's row as a commit of that tip would leave it."""
     return ChainRow(
         CHAIN_ID, Slug("local"), "anvil", False, COIN.id, ChainState.FOLLOWING, None, 0, tip.height, tip.hash, NOW,
-        tip.height, None, finalized, b"f" if finalized is not None else None, tip.height, None, 1, "roots", (), {}, (), NOW,
-        None,
+        tip.height, None, finalized, b"f" if finalized is not None else None, tip.height, None, 1, "roots", True, (), {}, (),
+        NOW, None,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def chain(head: int) -> ChainRow:
     """A chain with its tip at 10, an hour old."""
     return ChainRow(
         ChainId("eip155:1"), Slug("ethereum"), "ethereum", True, AssetId("coin"), ChainState.FOLLOWING, None, 0, 10,
-        b"t", NOW - timedelta(hours=1), head, None, None, None, 10, None, 1, "roots", (), {}, (), NOW, None,
+        b"t", NOW - timedelta(hours=1), head, None, None, None, 10, None, 1, "roots", True, (), {}, (), NOW, None,
     )  # fmt: skip
 
 
