@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from random import Random
+from types import ModuleType
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, note, settings
@@ -23,9 +24,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import Engine, select
 
 import indexer.commit
+import indexer.coverage
 from chains.model import Address, Block, BlockHash, Movement, TransferId
 from chains.spends import unpack_spends
 from indexer.branch import sides_of
+from indexer.coverage import Compression
 from indexer.follower import Halted, Nothing
 from indexer.policy import CreditRule, Policy, rules_as_json
 from ledger.chains import ChainConfiguration, register_chain
@@ -33,7 +36,7 @@ from ledger.database import transaction
 from ledger.ids import Side, TenantId, WatchId
 from ledger.model import Entry
 from ledger.rows import entry_from
-from ledger.schema import blocks, entries
+from ledger.schema import blocks, coverage, entries
 from ledger.states import CREDITED_STATES, ENTRY_TRANSITIONS, LOST_STATES, EntryState
 from ledger.watches import NewWatch, delete_watch, insert_watches
 from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain, address, payment
@@ -54,6 +57,8 @@ STEPS_OF_COMMIT = (
 
 SENDERS = [*PLACES, address(77), address(78)]
 
+STEPS_OF_COMPRESSION = ("lock_chain", "find_uncompressed", "extend_coverage", "delete_compressed")
+
 Key = tuple[TenantId, Side, TransferId]
 T = TypeVar("T")
 
@@ -65,6 +70,30 @@ def is_next(movement: Movement, spent: Mapping[Address, int]) -> bool:
 
 class Killed(BaseException):
     """The process ended here."""
+
+
+@contextmanager
+def killing(module: ModuleType, step: str, *, is_before: bool, times: int = 1) -> Iterator[None]:
+    """Where the block comes to `step` of the module for so many times, the process ends before it or after it."""
+    real, calls = getattr(module, step), 0
+
+    async def _killed(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - stands in for any of them
+        nonlocal calls
+        calls += 1
+        if is_before and calls == times:
+            raise Killed
+        result = await real(*arguments, **named)
+        if calls == times:
+            raise Killed
+        return result
+
+    setattr(module, step, _killed)
+    try:
+        yield
+    except Killed:
+        note(f"killed at {step}")
+    finally:
+        setattr(module, step, real)
 
 
 class Machine(RuleBasedStateMachine):
@@ -181,27 +210,19 @@ class Machine(RuleBasedStateMachine):
     @rule(step=st.sampled_from(STEPS_OF_COMMIT), is_before=st.booleans(), times=st.integers(1, 3))
     def the_follower_is_killed(self, step: str, is_before: bool, times: int) -> None:
         """In the middle of a commit, if it comes to one; then a new process starts."""
-        real, calls = getattr(indexer.commit, step), 0
-
-        async def _killed(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - stands in for any of them
-            nonlocal calls
-            calls += 1
-            if is_before and calls == times:
-                raise Killed
-            result = await real(*arguments, **named)
-            if calls == times:
-                raise Killed
-            return result
-
-        setattr(indexer.commit, step, _killed)
-        try:
+        with killing(indexer.commit, step, is_before=is_before, times=times):
             self.run(self.ledger.converge())
-        except Killed:
-            note(f"killed at {step}")
-        finally:
-            setattr(indexer.commit, step, real)
         self.ledger.restart()
         self.look()
+
+    @rule(kept=st.integers(1, 4), step=st.sampled_from(("", *STEPS_OF_COMPRESSION)), is_before=st.booleans())
+    def old_rows_are_compressed(self, kept: int, step: str, is_before: bool) -> None:
+        """As soon as they are final, and the process may be killed over it: what is in our chain stays the same."""
+        compression = Compression(self.ledger.engine, CHAIN_ID, self.ledger.follower.course.slug, kept)
+        before = self.canonical()
+        with killing(indexer.coverage, step, is_before=is_before) if step else nullcontext():
+            self.run(compression.step())
+        assert self.canonical() == before
 
     @rule()
     def the_follower_starts_again(self) -> None:
@@ -281,9 +302,23 @@ class Machine(RuleBasedStateMachine):
         return [self.known_blocks[block_hash] for block_hash in self.run(self._canonical_hashes())]
 
     async def _canonical_hashes(self) -> list[BlockHash]:
+        """By the ranges, whose blocks are found by their parents' hashes, and above them by the rows."""
         async with transaction(self.ledger.engine) as connection:
-            statement = select(blocks.c.hash).where(blocks.c.state == "canonical").order_by(blocks.c.height)
-            return list((await connection.execute(statement)).scalars())
+            ranges = (await connection.execute(select(coverage).where(coverage.c.state == "canonical"))).all()
+            statement = select(blocks.c.height, blocks.c.hash).where(blocks.c.state == "canonical")
+            rows = {row.height: row.hash for row in await connection.execute(statement.order_by(blocks.c.height))}
+        told: list[BlockHash] = []
+        for one in sorted(ranges, key=lambda one: one.to_height):
+            assert one.from_height == len(told)
+            refs = [self.known_blocks[one.hash].ref]
+            while refs[-1].height > one.from_height:
+                refs.append(self.known_blocks[refs[-1].parent_hash].ref)
+            assert refs[-1].parent_hash == one.parent_hash
+            told += [ref.hash for ref in reversed(refs)]
+        assert all(told[height] == block_hash for height, block_hash in rows.items() if height < len(told))
+        above = [height for height in rows if height >= len(told)]
+        assert above == list(range(len(told), len(told) + len(above)))
+        return told + [rows[height] for height in above]
 
     async def _entries(self) -> list[Entry]:
         async with transaction(self.ledger.engine) as connection:
