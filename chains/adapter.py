@@ -47,6 +47,8 @@ class NodeStatus:
     state: str
     head: int | None
     reason: str | None
+    latency_ms: int | None = None
+    """How long it usually takes to answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import fields
 from operator import attrgetter, itemgetter
 from typing import Any, overload
 
-from chains.model import Address, Locator, Transaction, Transfer
+from chains.model import Address, Locator, LocatorKind, Transaction, Transfer
 
 Row = tuple[Any, ...]
 
@@ -54,6 +54,10 @@ class PackedTransfers(Sequence[Transfer]):
         """Sender and recipient of each transfer, in their order."""
         return map(_parties_of_row, self._rows)
 
+    def located(self) -> Iterator[tuple[LocatorKind, Parties]]:
+        """How each transfer was seen, and its sender and recipient."""
+        return ((row[_LOCATOR][0], _parties_of_row(row)) for row in self._rows)
+
 
 def pack(transfers: Sequence[Transfer]) -> PackedTransfers:
     """The transfers as rows of plain values."""
@@ -65,6 +69,16 @@ def parties_of(transfers: Sequence[Transfer]) -> Iterator[Parties]:
     if isinstance(transfers, PackedTransfers):
         return transfers.parties()
     return map(_parties_of_transfer, transfers)
+
+
+def traced_parties_of(transfers: Sequence[Transfer]) -> set[Address]:
+    """Whom transfers concern of which only a trace tells. Nothing is unpacked."""
+    if isinstance(transfers, PackedTransfers):
+        rows = transfers.located()
+    else:
+        rows = ((transfer.locator.kind, (transfer.sender, transfer.recipient)) for transfer in transfers)
+    found = {party for kind, parties in rows if kind is LocatorKind.TRACE for party in parties}
+    return {party for party in found if party is not None}
 
 
 def transfers_of(transfers: Sequence[Transfer], addresses: Collection[Address]) -> Iterator[Transfer]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from chains.model import Address, AssetId, Block, LocatorKind, Transfer, TransferId
+from chains.model import Address, AssetId, Block, Transfer, TransferId
 from chains.packing import parties_of, transfers_of
 from indexer.policy import Policy, reasons_against_transfer
 from indexer.story import Change, Inclusion, advance, detect, include_again, lose, move
@@ -139,12 +139,6 @@ def sides_of(transfer: Transfer) -> Iterator[tuple[Side, Address]]:
         yield Side.DEPOSIT, transfer.recipient
     if transfer.sender is not None:
         yield Side.WITHDRAWAL, transfer.sender
-
-
-def traced_addresses(transfers: Sequence[Transfer]) -> set[Address]:
-    """The addresses of transfers that only a trace tells of."""
-    traced = [transfer for transfer in transfers if transfer.locator.kind is LocatorKind.TRACE]
-    return {address for transfer in traced for _, address in sides_of(transfer)}
 
 
 def addresses_of(blocks: Sequence[Block]) -> set[Address]:

@@ -27,8 +27,7 @@ import structlog
 from chains.adapter import ChainAdapter, NodeHead
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
 from chains.model import Block, BlockHash, BlockRef, Slug
-from chains.packing import PackedTransfers
-from indexer.branch import traced_addresses
+from chains.packing import PackedTransfers, traced_parties_of
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.coverage import Readings
 from indexer.errors import BranchChanged, DeepReorg
@@ -308,16 +307,28 @@ class Follower:
 
     async def _with_balances(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """The blocks, with what only traces tell of watched addresses proven by the accounts' balances, where it can be.
-        Which addresses are watched is asked without a lock: a watch that is inserted meanwhile covers later blocks. Of what
-        was read ahead nodes have no state to prove by."""
-        if any(isinstance(block.transfers, PackedTransfers) for block in blocks):
-            return blocks
-        addresses = {address for block in blocks for address in traced_addresses(block.transfers)}
+        Which addresses are watched is asked without a lock: a watch that is inserted meanwhile covers later blocks.
+
+        A block that was read ahead is read again for this: else what holds a chain at its head, balances that contradict the
+        traces, would be passed over as soon as the head has moved on a little."""
+        traced = {block.ref.height: traced_parties_of(block.transfers) for block in blocks}
+        addresses = {address for parties in traced.values() for address in parties}
         if not addresses:
             return blocks
         async with transaction(self.engine) as connection:
             watched = await match_watches(connection, self.followed.chain_id, addresses)
-        return await self.adapter.prove_balances(blocks, watched.keys()) if watched else blocks
+        concerned = {height for height, parties in traced.items() if not parties.isdisjoint(watched)}
+        whole = [await self._read_again(block) if block.ref.height in concerned else block for block in blocks]
+        return await self.adapter.prove_balances(whole, watched.keys()) if concerned else blocks
+
+    async def _read_again(self, block: Block) -> Block:
+        """The block with all that proving takes, where it was read ahead."""
+        if not isinstance(block.transfers, PackedTransfers):
+            return block
+        again = await self.adapter.fetch_block(block.ref.height)
+        if again.ref != block.ref:
+            raise BranchChanged(f"{self.course.slug}: block {block.ref.height} is another one now")
+        return again
 
     def _count(self, committed: Committed, blocks: Sequence[Block]) -> None:
         BLOCKS.labels(self.course.slug, "committed").inc(len(blocks))

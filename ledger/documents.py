@@ -149,6 +149,7 @@ class NodeDocument(msgspec.Struct, frozen=True):
     state: str
     head: int | None
     reason: str | None
+    latency_ms: int | None
 
 
 class ChainDocument(msgspec.Struct, frozen=True):
@@ -325,7 +326,7 @@ def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocume
     lag_seconds = None if chain.tip_at is None else max(0, int((now - chain.tip_at).total_seconds()))
     if lag_blocks == 0 and state in AT_WORK and chain.delayed_since is None:
         lag_seconds = 0  # a quiet chain; with no follower at work nobody knows the head, and the tip just grows older
-    nodes = [NodeDocument(n["name"], n["state"], n["head"], n["reason"]) for n in chain.nodes]
+    nodes = [NodeDocument(n["name"], n["state"], n["head"], n["reason"], n.get("latency_ms")) for n in chain.nodes]
     return ChainDocument(
         chain=chain.slug,
         chain_id=chain.chain_id,

@@ -31,8 +31,9 @@ from chains.evm.tracing import Tracers
 from chains.evm.wire import bytes_of, decode_block, decode_header, decode_receipts
 from chains.model import Address, Block, BlockHash, LocatorKind, ProofLevel, Slug, TraceProof, Transfer, hex_of
 from chains.node.errors import NodeError, RpcError
+from chains.node.health import Upstream
 from chains.node.jsonrpc import Call
-from chains.node.pool import Pool, Upstream
+from chains.node.pool import Pool
 
 ACCOUNTS_PER_BLOCK_MAX = 16
 """Beyond these, accounts of one block stay as their traces prove them."""

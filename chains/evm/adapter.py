@@ -7,7 +7,7 @@ Here they meet: an answer that fails its proof is a failing of the node that gav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from chains.adapter import Internal, NodeHead, NodeStatus
-from chains.errors import BlockNotFound, ChainError, WrongChain
+from chains.errors import BlockNotFound, WrongChain
 from chains.evm.accounts import Accounts
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
@@ -31,10 +31,12 @@ from chains.evm.workers import Workers, pickled_rules
 from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, ProofLevel, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
+from chains.node.health import Upstream
+from chains.node.hosts import Hosts
 from chains.node.jsonrpc import NULL, Call
 from chains.node.naming import NodeSettings, names_of, one_line
 from chains.node.newheads import HeadSocket, HintBox, SocketFailed, listening, silence_limit_s
-from chains.node.pool import Pool, Upstream
+from chains.node.pool import Pool
 from chains.profile import ChainProfile
 
 UNSETTLED_PAUSE_S = 0.25
@@ -74,7 +76,7 @@ class EvmAdapter:
         self._workers = workers
         self._pickled: dict[int | None, bytes] = {}
         self._pool = Pool(profile.slug, [self._upstream(*row) for row in zip(names, nodes, strict=True)], self._admit)
-        self._quorum = quorum
+        self._hosts = Hosts(self._pool, quorum)
         self._tracers = Tracers(profile.slug, self._pool, internal, quorum)
         self._accounts = Accounts(profile.slug, self._pool, self._tracers, self._rules)
 
@@ -90,9 +92,7 @@ class EvmAdapter:
 
     async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
         """Head and finality tags by host; a host that does not answer, or is left alone for a while, is absent."""
-        asked = self._worth_asking(hosts)
-        answers = await asyncio.gather(*(self._head_of(host) for host in asked))
-        return {host: answer for host, answer in zip(asked, answers, strict=True) if answer is not None}
+        return await self._hosts.answers(hosts, "head", self._ask_head)
 
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded."""
@@ -101,7 +101,10 @@ class EvmAdapter:
     async def fetch_block_ahead(self, height: int) -> Block:
         """The same block, read by a worker where there are any."""
         return await self._pool.first_answer(
-            described(height), lambda upstream: self._ask_block(upstream, height, is_ahead=True)
+            described(height),
+            lambda upstream: self._ask_block(upstream, height, is_ahead=True),
+            height=height,
+            is_urgent=False,
         )
 
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
@@ -111,16 +114,18 @@ class EvmAdapter:
     async def fetch_ref(self, height: int) -> BlockRef | None:
         """Place and hash of the block at `height`, its hash recomputed at `roots`; None when no node has it."""
         try:
-            return await self._pool.first_answer(described(height), lambda upstream: self._ask_ref(upstream, height))
+            return await self._pool.first_answer(
+                described(height), lambda upstream: self._ask_ref(upstream, height), height=height
+            )
         except BlockNotFound:
             return None
 
     async def fetch_agreements(self, ref: BlockRef, hosts: Sequence[str]) -> Mapping[str, bool]:
         """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer, or is left alone for
         a while, is absent."""
-        asked = self._worth_asking(hosts)
-        answers = await asyncio.gather(*(self._agreement(ref, host) for host in asked))
-        return {host: answer for host, answer in zip(asked, answers, strict=True) if answer is not None}
+        height = ref.height
+        found = await self._hosts.answers(hosts, described(height), lambda upstream: self._ask_ref(upstream, height))
+        return {host: theirs.hash == ref.hash for host, theirs in found.items()}
 
     def listen(self) -> AbstractAsyncContextManager[HintBox]:
         """Hear the announcements of every node that has a `ws`."""
@@ -193,7 +198,10 @@ class EvmAdapter:
             await self._session.close()
 
     async def _fetch(self, place: Place) -> Block:
-        return await self._pool.first_answer(described(place), lambda upstream: self._ask_block(upstream, place))
+        height = place if isinstance(place, int) else None
+        return await self._pool.first_answer(
+            described(place), lambda upstream: self._ask_block(upstream, place), height=height
+        )
 
     async def _ask_block(self, upstream: Upstream, place: Place, *, is_ahead: bool = False) -> Block:
         """One node's block; asked once more, quietly, where its answer fell between two blocks."""
@@ -259,27 +267,6 @@ class EvmAdapter:
             failed = FailedCheck(failure.check, failure.detail)
             self._observer.note(upstream.name, [failed], f"header {ref.height}")
             return ref
-
-    async def _agreement(self, ref: BlockRef, host: str) -> bool | None:
-        found = await self._of_host(host, described(ref.height), lambda upstream: self._ask_ref(upstream, ref.height))
-        return None if found is None else found.hash == ref.hash
-
-    async def _head_of(self, host: str) -> NodeHead | None:
-        return await self._of_host(host, "head", self._ask_head)
-
-    def _worth_asking(self, hosts: Sequence[str]) -> list[str]:
-        """The hosts without those that failed lately, as long as the others are enough for the quorum: a host that hangs
-        would delay every block by as much as it may take to answer."""
-        well = {upstream.host for upstream in self._pool.upstreams if not self._pool.is_paused(upstream)}
-        return [host for host in hosts if host in well or len(well) < self._quorum]
-
-    async def _of_host(self, host: str, subject: str, ask: Callable[[Upstream], Awaitable[T]]) -> T | None:
-        """What one node of the host answers; None where none does, which the pool has counted and logged."""
-        among = [upstream for upstream in self._pool.upstreams if upstream.host == host]
-        try:
-            return await self._pool.first_answer(subject, ask, among)
-        except ChainError:
-            return None
 
     async def _admit(self, upstream: Upstream) -> None:
         answer = await upstream.client.call("eth_chainId")

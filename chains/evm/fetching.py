@@ -19,8 +19,8 @@ from chains.evm.wire import bytes_of, quantity_of
 from chains.model import BlockRef, hex_of
 from chains.node.client import Bounds
 from chains.node.errors import MethodNotSupported, NodeGarbled, NodeLacks, NodeUnsettled, RpcError
+from chains.node.health import Upstream
 from chains.node.jsonrpc import NULL, Call
-from chains.node.pool import Upstream
 
 Answer = msgspec.Raw | RpcError
 

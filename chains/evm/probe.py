@@ -14,8 +14,8 @@ from chains.evm.wire import quantity_of
 from chains.model import BlockRef
 from chains.node.client import NodeClient
 from chains.node.errors import MethodNotSupported, NodeError, NodeGarbled, NodeLacks, RpcError
+from chains.node.health import Upstream
 from chains.node.jsonrpc import NULL
-from chains.node.pool import Upstream
 
 LOG_RANGES = (10_000, 1_000, 10)
 """Blocks in one `eth_getLogs`, largest first: the limits of hosted providers lie between these."""

@@ -13,8 +13,8 @@ import msgspec
 from chains.evm.polygon import STATE_SYNC
 from chains.evm.reading import RawBlock
 from chains.node.errors import NodeGarbled, RpcError
+from chains.node.health import Upstream
 from chains.node.jsonrpc import Call
-from chains.node.pool import Upstream
 
 _TYPE = hex(STATE_SYNC)
 _NOTHING = (b"null", b'"0x"')

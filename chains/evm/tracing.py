@@ -11,7 +11,9 @@ out of the configuration. And nothing begins weak by accident: as long as no hos
 only from a node that has said clearly that it does not.
 
 **Not at the cost of blocks.** A node that refuses a trace, or is slow with it, is left for the next tracing one for a
-while, and keeps its place in the line for blocks. Only a trace that others contradict is a failing of the node.
+while, is shown as failing at traces, and keeps its place in the line for blocks. A host that is late is waited for
+beside the next one: where the others are enough, one that hangs delays nobody for long. Only a trace that others
+contradict is a failing of the node itself.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ from chains.node.errors import (
     NodeUnproven,
     RpcError,
 )
+from chains.node.health import LATENCY_GAIN, PATIENCE_FACTOR, Upstream
 from chains.node.naming import one_line
-from chains.node.pool import Pool, Upstream
+from chains.node.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +63,9 @@ PAUSE_S = 30.0
 
 PATIENCE_S = (0.25, 0.5, 1.0, 2.0)
 """Pauses for a node that does not have the block yet: it may be a moment behind the one that gave it."""
+
+TRACE_PATIENCE_MIN_S = 2.0
+"""A tracing host is not late before this: a full block costs it a second, and it may wait for the block first."""
 
 DISTRUST_S = 60.0
 """For this long a node is not asked again for the traces of a block that it told falsely."""
@@ -83,6 +89,18 @@ class _Tracer:
     is_undecided: bool = True
     """It has not said yet whether it traces: it was not asked, or could not be understood."""
     paused_until: float = 0.0
+    latency_s: float = PATIENCE_S[-1] / PATIENCE_FACTOR
+    """How long its traces take: a moving average."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long its traces are waited for before another host's are."""
+        return max(TRACE_PATIENCE_MIN_S, PATIENCE_FACTOR * self.latency_s) + self.upstream.client.backlog_s()
+
+    def note_latency(self, seconds: float) -> None:
+        """It gave traces after so long, and falls short no more."""
+        self.latency_s += LATENCY_GAIN * (seconds - self.latency_s)
+        self.upstream.shortcomings.pop("traces", None)
 
 
 class Tracers:
@@ -154,13 +172,9 @@ class Tracers:
         if self.needed == 0 and self._internal is not Internal.REQUIRED:
             return await read(raw, None)
         hearing = _Hearing(max(1, self.needed))
-        waiting = self._line(first.host, ref.hash)
-        while waiting:
-            asked, waiting = waiting[: hearing.missing], waiting[hearing.missing :]
-            hearing.hear(await asyncio.gather(*(self._ask_host(host, ref) for host in asked)))
-            block = await self._judge(hearing, raw, ref, read)
-            if block is not None:
-                return block
+        block = await self._hear(hearing, self._line(first.host, ref.hash), raw, ref, read)
+        if block is not None:
+            return block
         await read(raw, None)  # a block that cannot be proven is a failing of its own node, and the next one is asked
         raise ChainHolds(f"{self._chain}: {described(ref.height)}: {self._why_not(hearing)}")
 
@@ -253,12 +267,16 @@ class Tracers:
         """What one host tells of a block's traces, or how its last node failed."""
         failure: NodeError
         for tracer in tracers:
+            began = self._clock()
             try:
-                return await self._ask_patiently(tracer, ref)
+                traces = await self._ask_patiently(tracer, ref)
             except NodeError as error:
                 failure = error
                 if not isinstance(error, NodeLacks):
-                    tracer.paused_until = self._clock() + PAUSE_S
+                    self._put_aside(tracer, error.detail)
+            else:
+                tracer.note_latency(self._clock() - began)
+                return traces
         return failure
 
     async def _ask_patiently(self, tracer: _Tracer, ref: BlockRef) -> RawTraces:
@@ -283,6 +301,45 @@ class Tracers:
         self._note_method(tracer, other)
         return traces
 
+    async def _hear(
+        self, hearing: _Hearing, waiting: list[list[_Tracer]], raw: RawBlock, ref: BlockRef, read: Read
+    ) -> Block | None:
+        """The block by the first hosts of the line that agree: as many are asked as are missing, and one more for each that
+        is late. None where all were heard and too few agree."""
+        asked: dict[asyncio.Task[RawTraces | NodeError], list[_Tracer]] = {}
+        late = 0
+        try:
+            while waiting or asked:
+                wanted = max(0, hearing.missing + late - len(asked))
+                for tracers in waiting[:wanted]:
+                    asked[asyncio.create_task(self._ask_host(tracers, ref))] = tracers
+                waiting = waiting[wanted:]
+                patience_s = max(tracers[0].patience_s for tracers in asked.values()) if waiting else None
+                done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                late = 0 if done else len(asked)
+                for task in done:
+                    del asked[task]
+                hearing.hear([task.result() for task in done])
+                block = await self._judge(hearing, raw, ref, read) if done else None
+                if block is not None:
+                    self._leave_late([tracers[0] for tracers in asked.values()])
+                    return block
+            return None
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _leave_late(self, tracers: Sequence[_Tracer]) -> None:
+        """Others were heard and agreed while these did not answer."""
+        for tracer in tracers:
+            self._put_aside(tracer, f"no traces in {tracer.patience_s:.1f} s, when others had them")
+
+    def _put_aside(self, tracer: _Tracer, reason: str) -> None:
+        """Ask the others first for a while, and show why: of its blocks nothing bad is known."""
+        tracer.paused_until = self._clock() + PAUSE_S
+        tracer.upstream.shortcomings["traces"] = one_line(reason)
+
     # --- agreeing -----------------------------------------------------------------------------------------------------
 
     async def _judge(self, hearing: _Hearing, raw: RawBlock, ref: BlockRef, read: Read) -> Block | None:
@@ -298,7 +355,8 @@ class Tracers:
             except TracesDiffer as difference:
                 hearing.note(difference.detail)
                 continue
-            names = [answer.node for answer in answers]
+            told = {answer.node for answer in answers}
+            names = [tracer.upstream.name for tracer in self._tracers if tracer.upstream.name in told]
             others = {answer.node for answer in hearing.heard} - set(names)
             self.distrust(
                 ref.hash, others, "traces", f"{described(ref.height)}: its traces differ from {_listed(names)}'s"

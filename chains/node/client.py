@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import TypeVar
 
@@ -97,6 +98,10 @@ class NodeClient:
         self._bounds = Bounds(timeout_s, answer_bytes_max)
         self._ids = count(1)
 
+    def backlog_s(self) -> float:
+        """How long a call that comes now would wait for the node's pace."""
+        return self._pace.backlog_s()
+
     async def call(self, method: str, params: Sequence[object] = (), bounds: Bounds | None = None) -> msgspec.Raw:
         """The result of one call, as raw JSON; `bounds` for one that may take longer, or more, than others. Raises a
         `NodeError`."""
@@ -156,7 +161,10 @@ class NodeClient:
             except NodeError as error:
                 error.hide(self._secrets)
                 self._count(methods, error.outcome)
+                if isinstance(error, NodeOverloaded):
+                    self._pace.slow_down()
                 raise
+            self._pace.note_answer(len(methods))
             self._note_answers(methods, answer)
             return answer
 
@@ -233,9 +241,16 @@ def _is_enough(state: RetryCallState, timeout_s: float) -> bool:
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
-    """`Retry-After` in seconds (RFC 9110, 10.2.3); its other form, a date, is taken for none."""
+    """`Retry-After` in seconds (RFC 9110, 10.2.3). A date is read against the answer's own `Date`, whatever our clock says;
+    without one, or where either is malformed, there is none."""
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() else None
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        until, now = (parsedate_to_datetime(text) for text in (value, response.headers.get("Date", "")))
+        return max(0.0, (until - now).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 def _asked_s(state: RetryCallState) -> float | None:

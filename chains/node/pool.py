@@ -1,5 +1,10 @@
 """Several nodes of one chain, tried in order until one gives an answer that holds.
 
+One at a time, for a question costs money. But a node that takes the connection and never answers would hold everything
+up for as long as a time-out lasts, and that has to be long, for a full block may take seconds. So a node that takes several
+times as long as it usually does is *late*: the next one is asked beside it, the first good answer counts, and where that
+is not the late one's, the late one has failed.
+
 A node that fails goes to the end of the line, says why once a minute at most, and gets its place back when its pause
 is over or when it answers well. Nothing here decides what a good answer is: `ask` does, and raises a `NodeError` when
 it is not one. Before a node is asked for the first time, and again after each failing, it is *admitted*: a node that
@@ -8,18 +13,18 @@ comes back may have come back as a node of another chain.
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
-from chains.adapter import NodeStatus
 from chains.errors import BlockNotFound, ChainError, ChainHolds, NodeUnavailable
 from chains.model import Slug
-from chains.node.client import NodeClient
-from chains.node.errors import NodeError, NodeLacks, NodeUnproven
+from chains.node.errors import NodeError, NodeLacks, NodeTimeout, NodeUnproven
+from chains.node.health import Upstream
 from chains.node.metrics import PROOF_FAILURES
 
 T = TypeVar("T")
@@ -27,41 +32,9 @@ log = structlog.get_logger(__name__)
 
 PAUSE_MIN_S = 30.0
 PAUSE_MAX_S = 300.0
+PAUSE_JITTER = 0.2
+"""A pause is shorter by up to this part: many followers of one node do not come back to it at one instant."""
 COMPLAINT_INTERVAL_S = 60.0
-
-
-@dataclass(eq=False)
-class Upstream:
-    """One node and how it has been doing."""
-
-    client: NodeClient
-    state: str = "unknown"
-    """`unknown` until first asked, then `ok` or `failing`."""
-    reason: str | None = None
-    head: int | None = None
-    """Height of the newest block that it told us of."""
-    has_block_receipts: bool = True
-    """Whether it offers receipts by block, as far as we have learnt."""
-    is_admitted: bool = False
-    failures: int = 0
-    """In a row."""
-    paused_until: float = field(default=0.0, repr=False)
-    complained_at: float | None = field(default=None, repr=False)
-    has_complained: bool = field(default=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The name it is called by in messages and metrics."""
-        return self.client.name
-
-    @property
-    def host(self) -> str:
-        """Its host: agreement is counted over hosts."""
-        return self.client.host
-
-    def status(self) -> NodeStatus:
-        """The node as operators see it."""
-        return NodeStatus(self.name, self.host, self.state, self.head, self.reason)
 
 
 class Pool:
@@ -73,30 +46,43 @@ class Pool:
         upstreams: Sequence[Upstream],
         admit: Callable[[Upstream], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.upstreams = tuple(upstreams)
         self._chain = chain
         self._admit = admit
         self._clock = clock
+        self._chance = chance
 
     async def first_answer(
         self,
         subject: str,
         ask: Callable[[Upstream], Awaitable[T]],
         among: Sequence[Upstream] | None = None,
+        *,
+        height: int | None = None,
+        is_urgent: bool = True,
     ) -> T:
         """The first good answer about `subject` (`block 19000001`), of the nodes in `among` or of all.
 
+        One node is asked at a time. Where it `is_urgent`, one that is late is waited for beside the next one, and failing
+        when that is faster. Nodes that are known to lack the block at `height` are asked last.
         Raises `ChainHolds` when any node answered and none could prove it, `BlockNotFound` when those that answered
         have no such block, `NodeUnavailable` when none answered.
         """
-        failures: list[NodeError] = []
-        for upstream in self._in_order(self.upstreams if among is None else among):
-            try:
-                return await self.ask_one(upstream, ask)
-            except NodeError as failure:
-                failures.append(failure)
-        raise verdict(self._chain, subject, failures)
+        line = self._in_order(self.upstreams if among is None else among, height)
+        race = _Race(self, ask, height)
+        try:
+            while line or race.is_on:
+                if line:
+                    race.enter(line.pop(0))
+                patience_s = race.patience_s if is_urgent and line else None
+                heard = await race.hear(patience_s)
+                if heard:
+                    return heard[0]
+        finally:
+            await race.end()
+        raise verdict(self._chain, subject, race.failures)
 
     async def ask_one(self, upstream: Upstream, ask: Callable[[Upstream], Awaitable[T]]) -> T:
         """Ask this node and remember how it did. Raises its `NodeError`."""
@@ -105,7 +91,9 @@ class Pool:
             if not upstream.is_admitted:
                 await self._admit(upstream)
                 upstream.is_admitted = True
+            began = self._clock()
             answer = await ask(upstream)
+            upstream.note_latency(self._clock() - began)
         except NodeLacks:
             raise
         except NodeError as failure:
@@ -119,8 +107,12 @@ class Pool:
         """True while a node that failed is left alone, as far as others can do."""
         return upstream.paused_until > self._clock()
 
-    def _in_order(self, upstreams: Sequence[Upstream]) -> list[Upstream]:
-        return sorted(upstreams, key=self.is_paused)
+    def _in_order(self, upstreams: Sequence[Upstream], height: int | None) -> list[Upstream]:
+        return sorted(upstreams, key=lambda one: (self.is_paused(one), height is not None and height < one.lowest))
+
+    def note_late(self, upstream: Upstream, waited_s: float) -> None:
+        """Others answered while this node did not."""
+        self.note_failure(upstream, NodeTimeout(upstream.name, f"no answer in {waited_s:.1f} s, when another had one"))
 
     def note_failure(self, upstream: Upstream, failure: NodeError) -> None:
         """Count a failing of this node, say it, and ask the others before it for a while."""
@@ -128,7 +120,8 @@ class Pool:
             PROOF_FAILURES.labels(self._chain, upstream.name, failure.check).inc()
         now = self._clock()
         upstream.state, upstream.reason, upstream.is_admitted = "failing", failure.detail, False
-        upstream.paused_until = now + min(PAUSE_MIN_S * 2 ** min(upstream.failures, 8), PAUSE_MAX_S)
+        pause_s = min(PAUSE_MIN_S * 2 ** min(upstream.failures, 8), PAUSE_MAX_S)
+        upstream.paused_until = now + pause_s * (1 - PAUSE_JITTER * self._chance())
         upstream.failures += 1
         if upstream.complained_at is None or now - upstream.complained_at >= COMPLAINT_INTERVAL_S:
             upstream.complained_at, upstream.has_complained = now, True
@@ -139,6 +132,58 @@ class Pool:
             log.info("node recovered", chain=self._chain, node=upstream.name, failures=upstream.failures)
         upstream.state, upstream.reason, upstream.failures = "ok", None, 0
         upstream.paused_until, upstream.has_complained = 0.0, False
+
+
+class _Race(Generic[T]):
+    """Nodes that are asked the same, each entering when those before it are late or have failed."""
+
+    def __init__(self, pool: Pool, ask: Callable[[Upstream], Awaitable[T]], height: int | None) -> None:
+        self.failures: list[NodeError] = []
+        self._pool = pool
+        self._ask = ask
+        self._height = height
+        self._running: dict[asyncio.Task[T], tuple[Upstream, float]] = {}
+        self._clock = asyncio.get_running_loop().time
+
+    @property
+    def is_on(self) -> bool:
+        """True while somebody may still answer."""
+        return bool(self._running)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for the one that entered last before the next one does."""
+        upstream, _ = list(self._running.values())[-1]
+        return upstream.patience_s
+
+    def enter(self, upstream: Upstream) -> None:
+        """Ask one more."""
+        task = asyncio.create_task(self._pool.ask_one(upstream, self._ask))
+        self._running[task] = (upstream, self._clock())
+
+    async def hear(self, patience_s: float | None) -> list[T]:
+        """The first good answer, if there is one; else one more has to be asked: time is up, or a node has failed."""
+        done, _ = await asyncio.wait(self._running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            upstream, entered_at = self._running.pop(task)
+            try:
+                answer = task.result()
+            except NodeError as failure:
+                self.failures.append(failure)
+                if isinstance(failure, NodeLacks) and self._height is not None:
+                    upstream.note_lacking(self._height)
+                continue
+            for late, since in self._running.values():
+                if since < entered_at:
+                    self._pool.note_late(late, self._clock() - since)
+            return [answer]
+        return []
+
+    async def end(self) -> None:
+        """Nobody else has to answer."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 def verdict(chain: Slug, subject: str, failures: Sequence[NodeError]) -> ChainError:

@@ -10,7 +10,7 @@ import pytest
 
 from chains.model import BlockRef, Locator, LocatorKind, Movement, TraceProof
 from indexer.commit import Committed, commit_blocks
-from indexer.follower import TAGS_ASKED_EVERY, Extended, Halted, Holding, Nothing, Reorged
+from indexer.follower import CATCH_UP_BLOCKS, TAGS_ASKED_EVERY, Extended, Halted, Holding, Nothing, Reorged
 from ledger.chains import lock_chain, register_chain
 from ledger.database import transaction
 from ledger.errors import CheckpointMoved
@@ -452,6 +452,33 @@ async def test_traces_that_balances_contradict_hold_the_chain_and_nothing_is_wri
     ledger.chain.contradiction = None
     await ledger.converge()
     assert await ledger.story() == [("deposit.detected", 1, None)]
+
+
+async def test_a_chain_in_dispute_goes_on_holding_when_the_head_has_moved_on(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    ledger.chain.mine(traced("one", ALICE))
+    ledger.chain.contradiction = "local: block 1: the balance of ..."
+    await ledger.converge()
+    ledger.chain.mine(count=4 * CATCH_UP_BLOCKS)
+    ledger.restart()
+    assert await ledger.converge() == Holding("local: block 1: the balance of ...")
+    assert ((await ledger.row()).tip_height, await ledger.story()) == (0, [])
+    ledger.chain.contradiction = None
+    await ledger.converge()
+    assert (await ledger.story())[0] == ("deposit.detected", 1, None)
+
+
+async def test_what_was_read_ahead_is_read_again_only_where_traces_concern_a_watch(ledger: Ledger) -> None:
+    await ledger.watch(ALICE)
+    await ledger.converge()
+    for number in range(3 * CATCH_UP_BLOCKS):
+        ledger.chain.mine(traced(f"t{number}", ALICE if number == 5 else BOB), payment(f"p{number}", ALICE))
+    await ledger.converge()
+    ahead = set(ledger.chain.fetched_ahead)
+    assert ahead == set(range(1, 3 * CATCH_UP_BLOCKS + 1))
+    assert [height for height in ledger.chain.fetched if ledger.chain.fetched.count(height) > 1] == [6, 6]
+    assert ledger.chain.proven == [{ALICE}]
 
 
 async def test_one_hosts_tag_makes_nothing_final_where_two_must_agree(database_url: str) -> None:

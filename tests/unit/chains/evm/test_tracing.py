@@ -17,13 +17,13 @@ from chains.adapter import Internal
 from chains.errors import ChainHolds, NodeUnavailable
 from chains.evm import tracing
 from chains.evm.adapter import EvmAdapter
-from chains.evm.fetching import outline_of
+from chains.evm.fetching import TRACE_BOUNDS, outline_of
 from chains.evm.workers import Workers
 from chains.model import Block, LocatorKind, ProofLevel, Slug, TraceProof, hex_of
 from chains.node.client import NodeClient, open_session
-from chains.node.pool import Upstream
+from chains.node.health import Upstream
 from chains.profile import load_profile
-from tests.fakes.node import Json, RecordedNode, drop_one_log, html, null, refuse
+from tests.fakes.node import Json, RecordedNode, delay, drop_one_log, html, null, refuse
 from tests.unit.chains.evm.recorded import internal_moves, recorded, recorded_traces
 
 HEIGHT = 13_998_626
@@ -228,7 +228,29 @@ async def test_a_third_tracing_host_stands_in_for_one_that_has_none(town: Town) 
     assert (await adapter.fetch_block(LATER)).traced_by == ("node-1", "node-2")
     nodes[1].unsupported = {TRACE}
     assert (await adapter.fetch_block(HEIGHT)).traced_by == ("node-1", "node-3")
-    assert {status.state for status in adapter.node_statuses()} == {"ok", "unknown"}
+    first, second, third = adapter.node_statuses()
+    assert {first.state, third.state} <= {"ok", "unknown"}
+    assert (second.state, (second.reason or "").partition(":")[0]) == ("failing", "traces")
+    nodes[1].unsupported = set()
+    await adapter.fetch_block(LATER)
+
+
+async def test_a_tracing_host_that_never_answers_is_not_waited_for_where_the_others_are_enough(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "TRACE_PATIENCE_MIN_S", 0.2)
+    nodes = [await town.node(number) for number in (1, 2, 3)]
+    adapter = town.adapter(*nodes)
+    assert (await adapter.fetch_block(LATER)).traced_by == ("node-1", "node-2")
+    nodes[1].misbehave(delay(TRACE_BOUNDS.timeout_s * 2), method=TRACE)
+    async with asyncio.timeout(TRACE_BOUNDS.timeout_s / 2):
+        assert (await adapter.fetch_block(HEIGHT)).traced_by == ("node-1", "node-3")
+    late = adapter.node_statuses()[1]
+    assert late.state == "failing"
+    assert late.reason is not None and "when others had them" in late.reason
+    asked = nodes[1].calls_of(TRACE)
+    assert (await adapter.fetch_block(LATER)).traced_by == ("node-1", "node-3")
+    assert nodes[1].calls_of(TRACE) == asked
 
 
 @pytest.mark.parametrize("lie", [invent, hide])
@@ -350,7 +372,7 @@ async def test_a_node_that_begins_to_trace_is_found_beside_the_work(
     node.traces = {height: recorded_traces(height) for height in (HEIGHT, LATER)}
     async with asyncio.timeout(10):
         while not (await adapter.fetch_block(HEIGHT)).traced_by:
-            assert not adapter.tracers
+            pass  # the search goes on beside it
     assert adapter.tracers == {"127.0.0.1": TRACE}
 
 

@@ -113,6 +113,19 @@ async def test_a_node_that_asks_for_long_patience_is_left_at_once(node: Recorded
     assert node.exchanges == 1
 
 
+@pytest.mark.parametrize(
+    ("until", "seconds"),
+    [("Wed, 21 Oct 2015 07:30:00 GMT", 120.0), ("Wed, 21 Oct 2015 07:00:00 GMT", 0.0), ("tomorrow", None)],
+)
+async def test_retry_after_may_be_a_date_and_is_read_against_the_answers_own(
+    node: RecordedNode, client: NodeClient, until: str, seconds: float | None
+) -> None:
+    node.misbehave(status(429, Retry_After=until, Date="Wed, 21 Oct 2015 07:28:00 GMT"))
+    with pytest.raises(NodeOverloaded) as caught:
+        await client.call("eth_chainId")
+    assert caught.value.retry_after_s == seconds
+
+
 @pytest.mark.parametrize("code", [401, 403])
 async def test_a_denied_key_is_not_tried_again(node: RecordedNode, client: NodeClient, code: int) -> None:
     node.misbehave(status(code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,13 +12,17 @@ from structlog.testing import capture_logs
 
 from chains.errors import BlockNotFound, ChainError, ChainHolds, NodeUnavailable
 from chains.model import Slug
+from chains.node import health
 from chains.node.client import NodeClient
 from chains.node.errors import NodeDenied, NodeError, NodeGarbled, NodeLacks, NodeTimeout, NodeUnproven
-from chains.node.pool import COMPLAINT_INTERVAL_S, PAUSE_MIN_S, Pool, Upstream
+from chains.node.health import Upstream
+from chains.node.pool import COMPLAINT_INTERVAL_S, PAUSE_JITTER, PAUSE_MIN_S, Pool
 
 TIMEOUT = NodeTimeout("x", "no whole answer in 10 s")
 UNPROVEN = NodeUnproven("x", "receipts_root", "3 items give 0xaa, the header says 0xbb")
 LACKS = NodeLacks("x", "has no block 7")
+HANGS = object()
+"""It takes the question and never answers."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Street:
     async def ask(self, upstream: Upstream) -> object:
         self.asked.append(upstream.name)
         answer = self.answers.get(upstream.name, f"from {upstream.name}")
+        if answer is HANGS:
+            await asyncio.Event().wait()
         if isinstance(answer, NodeError):
             raise answer
         return answer
@@ -59,7 +66,7 @@ def street(session: aiohttp.ClientSession) -> Street:
     async def admit(upstream: Upstream) -> None:
         await made.admit(upstream)
 
-    pool = Pool(Slug("poolnet"), upstreams, admit, clock=lambda: made.now)
+    pool = Pool(Slug("poolnet"), upstreams, admit, clock=lambda: made.now, chance=lambda: 0.0)
     made = Street(pool)
     return made
 
@@ -201,3 +208,114 @@ async def test_failed_proofs_are_counted_by_node_and_check(street: Street, count
 async def test_only_the_named_nodes_are_asked(street: Street) -> None:
     found = await street.pool.first_answer("block 7", street.ask, among=street.pool.upstreams[1:2])
     assert (found, street.asked) == ("from b", ["b"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes are late after a moment."""
+    monkeypatch.setattr(health, "PATIENCE_MIN_S", 0.02)
+    monkeypatch.setattr(health, "PATIENCE_UNKNOWN_S", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_that_never_answers_delays_by_its_patience_once_and_then_nobody(street: Street) -> None:
+    street.answers["a"] = HANGS
+    assert await street.first() == "from b"
+    assert street.asked == ["a", "b"]
+    late = street.pool.upstreams[0].status()
+    assert late.state == "failing"
+    assert late.reason is not None and "when another had one" in late.reason
+    assert await street.first() == "from b"
+    assert street.asked == ["b"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_late_node_may_still_be_the_first_to_answer_and_is_not_failing_then(street: Street) -> None:
+    has_entered = asyncio.Event()
+
+    async def ask(upstream: Upstream) -> str:
+        if upstream.name == "a":
+            await has_entered.wait()
+            return "from a"
+        has_entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    assert await street.pool.first_answer("block 7", ask) == "from a"
+    assert street.states() == ["ok", "unknown", "unknown"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_is_not_urgent_is_asked_of_one_node_at_a_time(street: Street) -> None:
+    entered: list[str] = []
+
+    async def ask(upstream: Upstream) -> str:
+        entered.append(upstream.name)
+        await asyncio.sleep(0.1)
+        return f"from {upstream.name}"
+
+    assert await street.pool.first_answer("block 7", ask, is_urgent=False) == "from a"
+    assert entered == ["a"]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_of_nodes_that_all_hang_none_is_blamed_for_the_others(street: Street) -> None:
+    street.answers = dict.fromkeys("abc", HANGS)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await street.first()
+    assert street.asked == ["a", "b", "c"]
+    assert street.states() == ["unknown"] * 3
+
+
+async def test_patience_grows_with_what_a_node_usually_takes(street: Street) -> None:
+    node = street.pool.upstreams[0]
+    assert node.patience_s == health.PATIENCE_UNKNOWN_S
+    for _ in range(50):
+        node.note_latency(3.0)
+    assert node.patience_s == pytest.approx(3.0 * health.PATIENCE_FACTOR)
+    assert node.status().latency_ms == 3000
+    for _ in range(50):
+        node.note_latency(0.01)
+    assert node.patience_s == health.PATIENCE_MIN_S
+
+
+async def test_a_node_that_has_thrown_old_blocks_away_is_asked_for_them_last(street: Street) -> None:
+    pruned = street.pool.upstreams[0]
+    pruned.head = 1_000
+    street.answers["a"] = LACKS
+
+    async def asked_for(height: int) -> list[str]:
+        street.asked.clear()
+        await street.pool.first_answer(f"block {height}", street.ask, height=height)
+        return street.asked
+
+    assert await asked_for(500) == ["a", "b"]
+    assert await asked_for(400) == ["b"]
+    assert await asked_for(501) == ["a", "b"]
+    assert pruned.state == "unknown"
+
+
+async def test_a_block_that_is_not_there_yet_says_nothing_of_a_nodes_history(street: Street) -> None:
+    street.pool.upstreams[0].head = 1_000
+    street.answers["a"] = LACKS
+    for _ in range(2):
+        street.asked.clear()
+        assert await street.pool.first_answer("block 999", street.ask, height=999) == "from b"
+        assert street.asked == ["a", "b"]
+
+
+async def test_a_pause_has_jitter(street: Street) -> None:
+    pool = Pool(Slug("poolnet"), street.pool.upstreams, street.admit, clock=lambda: street.now, chance=lambda: 1.0)
+    pool.note_failure(pool.upstreams[0], TIMEOUT)
+    street.now += PAUSE_MIN_S * (1 - PAUSE_JITTER)
+    assert not pool.is_paused(pool.upstreams[0])
+
+
+async def test_a_node_that_falls_short_beside_blocks_is_shown_so_and_keeps_its_place(street: Street) -> None:
+    assert await street.first() == "from a"
+    street.pool.upstreams[0].shortcomings["traces"] = "no whole answer in 30 s"
+    shown = street.pool.upstreams[0].status()
+    assert (shown.state, shown.reason) == ("failing", "traces: no whole answer in 30 s")
+    assert await street.first() == "from a"
+    assert street.asked == ["a"]

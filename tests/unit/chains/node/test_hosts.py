@@ -1,0 +1,86 @@
+"""Several hosts asked at once: each counts once, and none that hangs delays the others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from chains.model import Slug
+from chains.node import health
+from chains.node.client import NodeClient
+from chains.node.errors import NodeGarbled
+from chains.node.health import Upstream
+from chains.node.hosts import Hosts
+from chains.node.pool import Pool
+
+NAMES = {"a": "one.example", "b": "two.example", "c": "three.example", "c2": "three.example"}
+
+
+class Town:
+    """Nodes of three hosts, two of them of one; those in `hanging` never answer, those in `broken` fail."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        urls = {name: f"http://{host}/{name}" for name, host in NAMES.items()}
+        nodes = [Upstream(NodeClient(Slug("hostnet"), name, url, session)) for name, url in urls.items()]
+        self.pool = Pool(Slug("hostnet"), nodes, self.admit)
+        self.hanging: set[str] = set()
+        self.broken: set[str] = set()
+        self.asked: list[str] = []
+
+    async def admit(self, _: Upstream) -> None:
+        """All are of this chain."""
+
+    async def ask(self, upstream: Upstream) -> str:
+        self.asked.append(upstream.name)
+        if upstream.name in self.hanging:
+            await asyncio.Event().wait()
+        if upstream.name in self.broken:
+            raise NodeGarbled(upstream.name, "nonsense")
+        return f"from {upstream.name}"
+
+    async def answers(self, quorum: int = 2) -> dict[str, str]:
+        self.asked.clear()
+        async with asyncio.timeout(5):
+            return await Hosts(self.pool, quorum).answers(
+                ["one.example", "two.example", "three.example"], "head", self.ask
+            )
+
+
+@pytest.fixture
+def town(session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> Town:
+    monkeypatch.setattr(health, "PATIENCE_MIN_S", 0.05)
+    monkeypatch.setattr(health, "PATIENCE_UNKNOWN_S", 0.05)
+    return Town(session)
+
+
+async def test_one_node_of_each_host_is_asked(town: Town) -> None:
+    assert await town.answers() == {"one.example": "from a", "two.example": "from b", "three.example": "from c"}
+    assert sorted(town.asked) == ["a", "b", "c"]
+
+
+async def test_the_next_node_answers_for_its_host_and_counts_once(town: Town) -> None:
+    town.broken = {"c"}
+    assert (await town.answers())["three.example"] == "from c2"
+
+
+async def test_a_host_that_hangs_is_not_waited_for_where_the_others_are_enough(town: Town) -> None:
+    town.hanging = {"b"}
+    assert await town.answers() == {"one.example": "from a", "three.example": "from c"}
+    assert town.pool.upstreams[1].status().state == "failing"
+    assert await town.answers() == {"one.example": "from a", "three.example": "from c"}
+    assert "b" not in town.asked
+
+
+async def test_a_host_that_hangs_is_waited_for_where_it_is_needed(town: Town) -> None:
+    town.hanging = {"b"}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await town.answers(quorum=3)
+    assert town.pool.upstreams[1].status().state == "unknown"
+
+
+async def test_a_host_without_an_answer_is_absent(town: Town) -> None:
+    town.broken = {"a", "c", "c2"}
+    assert await town.answers() == {"two.example": "from b"}
