@@ -37,8 +37,8 @@ log = structlog.get_logger()
 KEPT_BLOCKS_MIN = 1000
 """Rows below the tip that are kept at least, whatever is final."""
 
-STEP_BLOCKS = 2048
-"""Rows that one transaction compresses: more than a cycle of catch-up commits, few enough to keep the lock short."""
+STEP_BLOCKS = 1024
+"""Rows that one transaction compresses: as many as a cycle of catch-up commits, few enough to keep the lock short."""
 
 PAUSE_BLOCKS = 256
 """At the head rows are compressed once in so many blocks."""

@@ -74,34 +74,45 @@ class Gap:
 # --- pure -------------------------------------------------------------------------------------------------------------
 
 
-def joined(earlier: CoverageRange, later: CoverageRange) -> CoverageRange | None:
-    """One range in place of two; None where the later one does not continue the earlier, or says something else of its
-    blocks. Who agrees on the later blocks agrees on the earlier ones; the other way round nothing follows."""
-    is_next = later.from_height == earlier.to_height + 1 and later.parent_hash == earlier.hash
-    is_alike = (earlier.reading, earlier.proof) == (later.reading, later.proof)
-    traced = {earlier.trace_proof, later.trace_proof} - {None}
-    if not is_next or not is_alike or len(traced) > 1 or later.agreed_by < earlier.agreed_by:
-        return None
-    return replace(
-        earlier,
-        to_height=later.to_height,
-        hash=later.hash,
-        trace_proof=next(iter(traced), None),
-        agreed_by=later.agreed_by,
-        nodes=tuple(sorted({*earlier.nodes, *later.nodes})),
+def join_all(ranges: Iterable[CoverageRange]) -> list[CoverageRange]:
+    """As few ranges as say the same; they come in the order of their heights.
+
+    One that does not continue the one before it, or says something else of its blocks, stays apart. Who agrees on later
+    blocks agrees on the earlier ones; the other way round nothing follows. Nothing to trace goes with any trace."""
+    runs: list[list[CoverageRange]] = []
+    trace_proof = None
+    for one in ranges:
+        if runs and _goes_on(runs[-1][-1], one) and (trace_proof is None or one.trace_proof in (None, trace_proof)):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+            trace_proof = None
+        trace_proof = one.trace_proof or trace_proof
+    return [_joined(run) for run in runs]
+
+
+def _goes_on(earlier: CoverageRange, later: CoverageRange) -> bool:
+    return (
+        later.parent_hash == earlier.hash
+        and later.from_height == earlier.to_height + 1
+        and later.reading == earlier.reading
+        and later.proof == earlier.proof
+        and later.agreed_by >= earlier.agreed_by
     )
 
 
-def join_all(ranges: Iterable[CoverageRange]) -> list[CoverageRange]:
-    """As few ranges as say the same; they come in the order of their heights."""
-    found: list[CoverageRange] = []
-    for one in ranges:
-        both = joined(found[-1], one) if found else None
-        if both is None:
-            found.append(one)
-        else:
-            found[-1] = both
-    return found
+def _joined(run: Sequence[CoverageRange]) -> CoverageRange:
+    if len(run) == 1:
+        return run[0]
+    last = run[-1]
+    return replace(
+        run[0],
+        to_height=last.to_height,
+        hash=last.hash,
+        trace_proof=next((one.trace_proof for one in run if one.trace_proof is not None), None),
+        agreed_by=last.agreed_by,
+        nodes=tuple(sorted({node for one in run for node in one.nodes})),
+    )
 
 
 def with_agreement(ranges: Sequence[CoverageRange], agreed_by: int) -> list[CoverageRange]:
@@ -109,7 +120,7 @@ def with_agreement(ranges: Sequence[CoverageRange], agreed_by: int) -> list[Cove
     raised = []
     for one in reversed(ranges):
         agreed_by = max(agreed_by, one.agreed_by)
-        raised.append(replace(one, agreed_by=agreed_by))
+        raised.append(one if one.agreed_by == agreed_by else replace(one, agreed_by=agreed_by))
     return raised[::-1]
 
 

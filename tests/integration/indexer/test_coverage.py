@@ -357,7 +357,7 @@ FROM generate_series(0, 29999) n
 
 
 async def test_the_table_stays_small_however_long_the_chain(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer.coverage, "STEP_BLOCKS", 2048)
+    monkeypatch.setattr(indexer.coverage, "STEP_BLOCKS", 1024)
     monkeypatch.setattr(ledger.coverage, "ANCHOR_INTERVAL", 1024)
     made = await make_ledger(database_url, FakeChain())
     async with transaction(made.engine) as connection:

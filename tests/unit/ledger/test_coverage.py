@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.coverage import CoverageRange, Gap, gaps_of, is_unbroken, join_all, joined, with_agreement
+from ledger.coverage import CoverageRange, Gap, gaps_of, is_unbroken, join_all, with_agreement
 
 
 def hash_at(height: int) -> bytes:
@@ -24,8 +24,7 @@ def one(from_height: int, to_height: int | None = None, *, agreed_by: int = 2, n
 
 
 def test_what_says_the_same_becomes_one_range() -> None:
-    both = joined(one(1, 4, node="b"), one(5, 9, node="a"))
-    assert both == replace(one(1, 9), nodes=("a", "b"))
+    assert join_all([one(1, 4, node="b"), one(5, 9, node="a")]) == [replace(one(1, 9), nodes=("a", "b"))]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +41,6 @@ def test_what_says_the_same_becomes_one_range() -> None:
     ids=["a hole", "another branch", "another reading", "no reading", "less proof", "less of traces", "fewer hosts"],
 )
 def test_what_says_something_else_stays_apart(later: CoverageRange) -> None:
-    assert joined(one(1, 4), later) is None
     assert join_all([one(1, 4), later]) == [one(1, 4), later]
 
 
@@ -50,10 +48,13 @@ def test_blocks_with_nothing_to_trace_go_with_either_side() -> None:
     bare = replace(one(2), trace_proof=None)
     assert join_all([one(1), bare, one(3)]) == [one(1, 3)]
     assert join_all([replace(one(1), trace_proof=None), bare]) == [replace(one(1, 2), trace_proof=None)]
+    told = replace(one(3), trace_proof="trace")
+    assert join_all([one(1), bare, told]) == [one(1, 2), told]
+    assert join_all([bare, told, replace(one(4), trace_proof=None)]) == [replace(one(2, 4), trace_proof="trace")]
 
 
 def test_who_names_a_later_block_has_named_the_earlier_ones() -> None:
-    assert joined(one(1, 4, agreed_by=1), one(5, agreed_by=2)) == one(1, 5, agreed_by=2)
+    assert join_all([one(1, 4, agreed_by=1), one(5, agreed_by=2)]) == [one(1, 5, agreed_by=2)]
     rows = [one(1, agreed_by=1), one(2, agreed_by=3), one(3, agreed_by=1)]
     assert [row.agreed_by for row in with_agreement(rows, 2)] == [3, 3, 2]
 
