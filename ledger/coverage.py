@@ -13,7 +13,7 @@ parent hashes named every block below it too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
@@ -23,7 +23,7 @@ from sqlalchemy import Row, and_, delete, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import AssetId, BlockHash, ChainId
-from ledger.schema import blocks, coverage, entries, readings, spent_nonces
+from ledger.schema import assets, blocks, coverage, entries, readings, spent_nonces
 from ledger.states import BlockState
 
 ANCHOR_INTERVAL = 1024
@@ -158,6 +158,20 @@ def _above(last: CoverageRange, rows: Sequence[CoverageRange]) -> list[CoverageR
     ]
 
 
+def lacking(ranges: Iterable[CoverageRange], fitting: Collection[int], from_height: int, to_height: int) -> list[Gap]:
+    """Where, from `from_height` to `to_height`, a range was read with none of the readings in `fitting`."""
+    gaps: list[Gap] = []
+    for one in ranges:
+        first, last = max(one.from_height, from_height), min(one.to_height, to_height)
+        if one.reading in fitting or first > last:
+            continue
+        if gaps and gaps[-1].to_height + 1 == first:
+            gaps[-1] = Gap(gaps[-1].from_height, last)
+        else:
+            gaps.append(Gap(first, last))
+    return gaps
+
+
 # --- readings ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +202,12 @@ async def list_readings(connection: AsyncConnection, chain_id: ChainId) -> dict[
         row.version: Reading(tuple(row.value_paths), tuple(row.asset_ids), row.decoder)
         for row in await connection.execute(statement)
     }
+
+
+async def list_listed_assets(connection: AsyncConnection, chain_id: ChainId) -> list[AssetId]:
+    """Every asset that a block of the chain should have been read for, sorted."""
+    statement = select(assets.c.asset_id).where(assets.c.chain_id == chain_id).order_by(assets.c.asset_id)
+    return list((await connection.execute(statement)).scalars())
 
 
 # --- what is covered --------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ Amounts are strings, times are RFC 3339 in UTC, addresses and hashes are lower-c
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from chains.model import hex_of
+from chains.model import AssetId, hex_of
+from ledger.coverage import CoverageRange, Reading, gaps_of, lacking
 from ledger.ids import EventId, Side
 from ledger.model import AssetRow, ChainRow, Entry, WatchLabel
 from ledger.states import ChainState
@@ -172,6 +174,42 @@ class ChainDocument(msgspec.Struct, frozen=True):
     reason: str | None
     value_paths: list[str]
     nodes: list[NodeDocument]
+
+
+class CoverageRangeDocument(msgspec.Struct, frozen=True):
+    """A run of committed blocks, both ends included, and what is true of each. `value_paths`, `assets` and `decoder` (the
+    version of what reads transfers) are null for blocks from before that was recorded; `trace_proof` is null where nothing
+    was traced; `agreed_by` counts hosts, at least."""
+
+    from_height: int
+    to_height: int
+    proof: str
+    trace_proof: str | None
+    agreed_by: int
+    value_paths: list[str] | None
+    assets: list[str] | None
+    decoder: int | None
+    nodes: list[str]
+
+
+class CoverageGapDocument(msgspec.Struct, frozen=True):
+    """Heights, both ends included, that were not read; where `missing` names a value path or an asset, not for that."""
+
+    from_height: int
+    to_height: int
+    missing: str | None
+
+
+class CoverageDocument(msgspec.Struct, frozen=True):
+    """What of a chain is covered from one height to another, and what is not: of the value paths that are read now, and of
+    the assets that are listed. A range that reaches beyond these heights is given whole."""
+
+    chain: str
+    chain_id: str
+    from_height: int
+    to_height: int
+    ranges: list[CoverageRangeDocument]
+    gaps: list[CoverageGapDocument]
 
 
 class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain"):
@@ -343,6 +381,44 @@ def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocume
         reason=chain.reason,
         value_paths=list(chain.value_paths),
         nodes=nodes,
+    )
+
+
+def coverage_document(
+    chain: ChainRow,
+    from_height: int,
+    to_height: int,
+    ranges: Sequence[CoverageRange],
+    readings: Mapping[int, Reading],
+    asset_ids: Sequence[AssetId],
+) -> CoverageDocument:
+    """Coverage as JSON."""
+    gaps = [CoverageGapDocument(g.from_height, g.to_height, None) for g in gaps_of(ranges, from_height, to_height)]
+    for needed in (*chain.value_paths, *asset_ids):
+        fitting = {version for version, one in readings.items() if needed in (*one.value_paths, *one.asset_ids)}
+        found = lacking(ranges, fitting, from_height, to_height)
+        gaps += [CoverageGapDocument(gap.from_height, gap.to_height, needed) for gap in found]
+    return CoverageDocument(
+        chain.slug,
+        chain.chain_id,
+        from_height,
+        to_height,
+        [_range(one, readings.get(one.reading) if one.reading is not None else None) for one in ranges],
+        gaps,
+    )
+
+
+def _range(one: CoverageRange, reading: Reading | None) -> CoverageRangeDocument:
+    return CoverageRangeDocument(
+        one.from_height,
+        one.to_height,
+        one.proof,
+        one.trace_proof,
+        one.agreed_by,
+        list(reading.value_paths) if reading else None,
+        list(reading.asset_ids) if reading else None,
+        reading.decoder if reading else None,
+        list(one.nodes),
     )
 
 

@@ -85,7 +85,7 @@ def resume(
     """Lift a halt. Recorded in the audit log; the follower tries again at once."""
 
     async def _work(connection: AsyncConnection) -> None:
-        row = _find(await list_chains(connection), chain)
+        row = find_row(await list_chains(connection), chain)
         locked, now = await lock_chain(connection, row.chain_id)
         if locked.state is not ChainState.HALTED:
             raise UsageError(f"{chain} is not halted (it is {chain_state_of(locked, now)}); there is nothing to resume")
@@ -116,7 +116,8 @@ async def _require_known_block(connection: AsyncConnection, chain: ChainRow, hei
         )
 
 
-def _find(chains: list[ChainRow], slug: str) -> ChainRow:
+def find_row(chains: list[ChainRow], slug: str) -> ChainRow:
+    """The chain of that slug. Raises `UsageError` naming those that there are."""
     for row in chains:
         if row.slug == slug:
             return row

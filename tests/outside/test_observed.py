@@ -50,6 +50,14 @@ async def test_an_observed_chain_says_so_everywhere_and_holds_once_proofs_are_en
             status = await installation.command("status")
             assert [chain["proof_enforced"] for chain in status["chains"]] == [False]
             assert "proofs are only observed" in (await installation.attempt("status")).output
+            covered = await installation.command("coverage", "--chain", SLUG)
+            told = [(one["from_height"], one["to_height"], one["proof"]) for one in covered["ranges"]]
+            assert (told, covered["gaps"]) == ([(HEIGHT, HEIGHT, "bloom")], [])
+            assert (
+                f"no gaps from {HEIGHT} to {HEIGHT}" in (await installation.attempt("coverage", "--chain", SLUG)).output
+            )
+            wrong = await installation.attempt("coverage", "--chain", SLUG, "--from", "9", "--to", "8")
+            assert (wrong.status, wrong.sentence) == (2, "chainbell: --from 9 is above --to 8; swap them")
             assert f"{SLUG} proof" in await proof_of(installation)
             assert '"event":"proof is only observed"' in installation.log_text()
             assert '"event":"proof failed, not enforced"' in installation.log_text()

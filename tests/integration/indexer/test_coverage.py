@@ -19,6 +19,7 @@ from indexer.follower import Extended, Halted, Reorged
 from ledger.chains import find_chain, lock_chain, update_chain
 from ledger.coverage import CoverageRange, Gap, find_coverage, find_gaps, list_readings
 from ledger.database import transaction
+from ledger.documents import CoverageGapDocument, coverage_document
 from ledger.halts import resume_chain
 from ledger.schema import blocks, coverage, entries
 from ledger.spent_nonces import SpentNonce, insert_spent_nonces
@@ -247,7 +248,14 @@ async def test_a_listed_asset_opens_its_gap(grown: Ledger, monkeypatch: pytest.M
         assert await find_gaps(connection, CHAIN_ID, 0, 90, asset_id=TOKEN.id) == []
         assert await find_gaps(connection, CHAIN_ID, 0, 90, asset_id=listed.id) == [Gap(0, 60)]
         assert await find_gaps(connection, CHAIN_ID, 0, 90, value_path="traces") == [Gap(0, 90)]
-        assert sorted(await list_readings(connection, CHAIN_ID)) == [1, 2]
+        readings = await list_readings(connection, CHAIN_ID)
+        assert sorted(readings) == [1, 2]
+    document = coverage_document(await grown.row(), 50, 95, ranges, readings, [TOKEN.id, listed.id])
+    assert [(one.from_height, one.to_height, one.assets) for one in document.ranges] == [
+        (0, 60, sorted([COIN.id, TOKEN.id])),
+        (61, 90, sorted([COIN.id, TOKEN.id, listed.id])),
+    ]
+    assert document.gaps == [CoverageGapDocument(91, 95, None), CoverageGapDocument(50, 60, listed.id)]
 
 
 async def test_traces_are_covered_only_where_they_were_read(grown: Ledger) -> None:

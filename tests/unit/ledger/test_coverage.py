@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.coverage import CoverageRange, Gap, gaps_of, is_unbroken, join_all, with_agreement
+from ledger.coverage import CoverageRange, Gap, gaps_of, is_unbroken, join_all, lacking, with_agreement
 
 
 def hash_at(height: int) -> bytes:
@@ -79,3 +79,15 @@ def test_ranges_and_gaps_tell_of_each_height_once(covered: list[bool], from_heig
 def test_gaps_beside_ranges_that_reach_beyond() -> None:
     assert gaps_of([one(0, 5), one(9, 20)], 3, 12) == [Gap(6, 8)]
     assert gaps_of([], 3, 12) == [Gap(3, 12)]
+
+
+def test_ranges_that_were_read_for_less_are_a_gap_between_the_heights_that_were_asked_for() -> None:
+    ranges = [
+        replace(one(0, 9), reading=None),
+        replace(one(10, 19), reading=1),
+        one(20, 29),
+        replace(one(30, 39), reading=2),
+    ]
+    assert lacking(ranges, [2], 5, 34) == [Gap(5, 29)]
+    assert lacking(ranges, [1], 5, 34) == [Gap(5, 9), Gap(30, 34)]
+    assert lacking(ranges, [1, 2], 12, 34) == []
