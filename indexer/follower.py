@@ -217,7 +217,11 @@ class Follower:
             if batch:
                 tip = await self._commit(tip, batch)
                 count += len(batch)
-        return Extended(count, is_behind=last > tip.height)
+            if blocks.failure is not None and count == 0:
+                raise blocks.failure
+        # A head that is not there, or not yet, is asked for again at its time; after any other failure at once.
+        is_there = not isinstance(blocks.failure, BlockNotFound)
+        return Extended(count, is_behind=last > tip.height and is_there)
 
     async def _reorganise(self, chain: ChainRow, tip: BlockRef, head: NodeHead) -> Outcome:
         """Find the common ancestor, fetch the new branch up to at least our old height, replace in one transaction."""

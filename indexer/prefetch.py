@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from chains.errors import ChainError
 from chains.model import Block
 
 IN_FLIGHT_MAX = 8
@@ -52,6 +53,8 @@ class Prefetch:
         self._asking = 0
         self._ready_transfers = 0
         self._sizes = sizes
+        self.failure: ChainError | None = None
+        """Why there are no more blocks, where that is not the end of the range."""
         self._ask_more()
 
     def __aiter__(self) -> Prefetch:
@@ -60,7 +63,11 @@ class Prefetch:
     async def __anext__(self) -> Block:
         if not self._tasks:
             raise StopAsyncIteration
-        block = await self._tasks[0]
+        try:
+            block = await self._tasks[0]
+        except ChainError as failure:
+            self.failure = failure
+            raise StopAsyncIteration from None
         self._tasks.popleft()
         self._ready_transfers -= len(block.transfers)
         self._ask_more()
@@ -118,8 +125,9 @@ async def prefetch(
     bounds: Bounds | None = None,
     sizes: deque[int] | None = None,
 ) -> AsyncIterator[Prefetch]:
-    """Blocks from `first` to `last` in order. Leaving the context cancels what is still on its way; the first failed
-    fetch is raised at its place in the order. `sizes`, from `recent_sizes`, is what is known of the chain's answers."""
+    """Blocks from `first` to `last` in order. Leaving the context cancels what is still on its way; the first fetch that
+    nodes fail ends them, and is `failure`: what came before it is good. `sizes`, from `recent_sizes`, is what is known of
+    the chain's answers."""
     ahead = Prefetch(fetch, range(first, last + 1), bounds or Bounds(), recent_sizes() if sizes is None else sizes)
     try:
         yield ahead
