@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 NPM_INSTALL := install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench anvil clean
+.PHONY: help demo test mutants lint bench anvil clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -15,6 +15,9 @@ demo: $(VENV)/demo.stamp $(VENV)/anvil.stamp ## Watch a deposit go from a local 
 
 test: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Run the whole test suite; ARGS="-k reorg" is passed to pytest
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+mutants: $(VENV)/test.stamp ## Take each defence out in turn and see its test fail; ARGS="M1" for one row
+	@$(VENV)/bin/python -m tests.mutants $(ARGS)
 
 lint: $(VENV)/test.stamp ## Check style, format and types
 	$(VENV)/bin/ruff check .

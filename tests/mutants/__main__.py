@@ -51,7 +51,9 @@ def main(words: Sequence[str]) -> int:
     began = time.monotonic()
     cores = os.cpu_count() or 1
     with ExitStack() as stack:
-        copies = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chainbell-mutants-"))) for _ in range(cores)]
+        copies = [
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chainbell-mutants-"))) for _ in range(cores)
+        ]
         for copy in copies:
             copy.chmod(0o755)
             copy_tree(copy)

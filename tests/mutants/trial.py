@@ -78,10 +78,11 @@ def copy_tree(target: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit_s: float) -> Ran:
-    """Run the tests on a tree. Its modules come before the installed ones, and no compiled file of one mutant is left for
-    the next."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider", *tests]
+    """Run the tests on a tree, whose modules come before the installed ones."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    # Without a cache of its own, and without a plugin that takes longer to load than most of the tests take.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:schemathesis"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-rfE", *plugins, *tests]
     began = time.monotonic()
     with subprocess.Popen(
         command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -107,7 +108,7 @@ def _end(run: subprocess.Popen[str]) -> str:
 def is_own(tree: Path) -> bool:
     """True when tests on the tree import the tree's modules and not the installed ones."""
     program = "import chains, ledger, indexer, notifier; print(chains.__file__)"
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(tree)}
     told = subprocess.run(
         [sys.executable, "-c", program], cwd=tree, env=environment, capture_output=True, text=True, check=True
     )
@@ -122,12 +123,19 @@ def try_mutant(tree: Path, mutant: Mutant, limit_s: float) -> Result:
         mutated = mutant.applied_to(whole)
     except ValueError as error:
         return Result(mutant, Verdict.BROKEN, 0.0, str(error))
-    file.write_text(mutated)
+    _write(file, mutated)
     try:
         ran = run_tests(tree, mutant.tests, limit_s)
     finally:
-        file.write_text(whole)
+        _write(file, whole)
     return _judged(mutant, ran)
+
+
+def _write(file: Path, text: str) -> None:
+    """Each time with another time of change: Python knows by that, in whole seconds, what it has compiled already."""
+    changed_s = file.stat().st_mtime + 2
+    file.write_text(text)
+    os.utime(file, (changed_s, changed_s))
 
 
 def _judged(mutant: Mutant, ran: Ran) -> Result:

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from chains.model import AssetId, Block, ChainId, Slug
 from indexer.commit import Followed
-from indexer.follower import CATCH_UP_BLOCKS, Course, Extended, Follower
+from indexer.follower import CATCH_UP_BLOCKS, Course, Extended, Follower, Reorged
 from indexer.policy import CreditRule, Policy, rules_as_json
 from ledger import entries as entries_module
 from ledger.chains import ChainConfiguration, find_chain, register_chain
@@ -32,6 +32,23 @@ async def test_only_a_gap_larger_than_a_few_blocks_is_fetched_ahead(ledger: Ledg
     ledger.chain.mine(count=CATCH_UP_BLOCKS + 1)
     assert await ledger.converge() == Extended(CATCH_UP_BLOCKS + 1, is_behind=False)
     assert sorted(ledger.chain.fetched_ahead) == list(range(9, 18))
+
+
+async def test_a_branch_that_changes_while_a_follower_is_far_behind_goes_through_the_reorg_first(
+    ledger: Ledger,
+) -> None:
+    await ledger.watch(ALICE)
+    ledger.chain.mine(payment("lost", ALICE), count=3)
+    await ledger.converge(2)
+    ledger.chain.drop_to(0)
+    ledger.chain.mine(salt="b")
+    ledger.chain.mine(payment("found", ALICE), count=30, salt="b")
+    assert await ledger.converge() == Reorged(3)
+    assert (await ledger.row()).tip_height == 3
+    assert await ledger.converge() == Extended(28, is_behind=False)
+    heights = {body["data"]["id"]: body["data"]["block"] for body in await ledger.bodies()}
+    assert [block and block["height"] for block in heights.values()] == [None, 2]
+    assert list((await ledger.entries()).values()).count("reversed") == 1
 
 
 @dataclass

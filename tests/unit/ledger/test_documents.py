@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.model import AssetId, ChainId, Slug
+from ledger.chains import HEARTBEAT_TIMEOUT, chain_state_of
 from ledger.documents import amount_of, chain_document, event_body, time_of
 from ledger.ids import EventId, new_id, uuid7_hex
 from ledger.model import ChainRow
@@ -53,6 +55,15 @@ def test_a_quiet_chain_has_no_lag_but_one_that_nobody_follows_grows_old(
     head: int, state: str, lag_seconds: int
 ) -> None:
     assert chain_document(chain(head), state=state, now=NOW).lag_seconds == lag_seconds
+
+
+@pytest.mark.parametrize("state", [ChainState.FOLLOWING, ChainState.HOLDING, ChainState.CATCHING_UP])
+def test_a_follower_without_a_sign_of_life_is_shown_as_stopped_whatever_it_said_last(state: ChainState) -> None:
+    row = replace(chain(10), state=state)
+    assert chain_state_of(row, NOW + HEARTBEAT_TIMEOUT) is state
+    assert chain_state_of(row, NOW + HEARTBEAT_TIMEOUT + timedelta(seconds=1)) is ChainState.STOPPED
+    halted = replace(row, state=ChainState.HALTED)
+    assert chain_state_of(halted, NOW + timedelta(days=1)) is ChainState.HALTED
 
 
 def test_an_events_body_is_the_contracts() -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable, ProfileError, WrongChain
 from chains.evm.adapter import EvmAdapter
 from chains.evm.workers import Workers
-from chains.model import BlockRef, ProofLevel, Slug
+from chains.model import BlockRef, LocatorKind, ProofLevel, Slug
 from chains.profile import load_profile
 from tests.fakes.node import (
     Answer,
@@ -36,6 +36,8 @@ from tests.unit.chains.evm.recorded import WITH_RECEIPTS, recorded, recorded_tra
 
 HEIGHT = 13_998_626
 EARLIER = 1_000_000
+FULL = 22_431_084
+"""One with transfers of listed tokens."""
 RECEIPTS = "eth_getBlockReceipts"
 
 
@@ -202,6 +204,7 @@ async def test_receipts_that_come_late_are_asked_once_more_without_a_complaint(t
     with capture_logs() as logs:
         block = await town.adapter(town.near, town.far).fetch_block(HEIGHT)
     assert (block.node, logs) == ("near", [])
+    assert (town.near.calls_of(RECEIPTS), town.near.calls_of("eth_getTransactionReceipt")) == (2, 0)
 
 
 async def test_a_reorg_between_the_calls_of_a_batch_is_asked_once_more_without_a_complaint(town: Town) -> None:
@@ -239,6 +242,34 @@ async def test_a_block_that_no_node_has_is_not_found_by_height_hash_or_header(to
     with pytest.raises(BlockNotFound, match="block 0xabab"):
         await adapter.fetch_block_by_hash(b"\xab" * 32)
     assert await adapter.fetch_ref(HEIGHT + 1) is None
+
+
+async def test_what_no_node_had_is_found_as_soon_as_one_has_it(town: Town) -> None:
+    """Nothing absent is remembered: near the head a null is true for a moment only."""
+    adapter = town.adapter(town.near)
+    nulls = town.near.misbehave(null, method="eth_getBlockByNumber", height=HEIGHT)
+    with pytest.raises(BlockNotFound):
+        await adapter.fetch_block(HEIGHT)
+    assert await adapter.fetch_ref(HEIGHT) is None
+    nulls.times = 0
+    assert (await adapter.fetch_block(HEIGHT)).ref == ref_of(HEIGHT)
+    assert await adapter.fetch_ref(HEIGHT) == ref_of(HEIGHT)
+
+
+async def test_no_bloom_is_asked_whether_a_block_holds_a_transfer(town: Town) -> None:
+    """Some chains' nodes tell of blooms of zero, or late: where they are not proven they must not be used either."""
+    town.near.blocks = {FULL: (recorded(FULL).block, recorded(FULL).receipts)}
+    expected = (await town.adapter(town.near).fetch_block(FULL)).transfers
+    assert any(transfer.locator.kind is LocatorKind.LOG for transfer in expected)
+
+    def _without_bits(answer: Json) -> Json:
+        for row in answer if isinstance(answer, list) else [answer]:
+            row["logsBloom"] = "0x" + "00" * 256
+        return answer
+
+    town.near.misbehave(_without_bits, height=FULL)
+    block = await town.adapter(town.near, proof=ProofLevel.STRUCTURE).fetch_block(FULL)
+    assert block.transfers == expected
 
 
 async def test_a_node_that_says_not_found_in_an_error_has_no_such_block(town: Town) -> None:

@@ -205,6 +205,21 @@ def test_a_changed_value_is_refused_by_the_transactions_hash() -> None:
     assert list(reached(answer).values()) == [None, None, None, "transaction_hash"]
 
 
+def test_an_invented_transaction_in_a_true_ones_place_is_refused_by_the_transactions_root() -> None:
+    """Whoever alters a transaction can make its hash and its sender fit: any signature is somebody's."""
+    answer = generated()
+    row, receipt = answer.block["transactions"][1], answer.receipts[1]
+    row["value"] = "0xffffff"
+    altered = answer.decode()[0].transactions[1]
+    envelope = envelope_of(altered)
+    (signer,) = senders_of([altered], [envelope])
+    assert signer is not None
+    row["hash"], row["from"] = hex_of(envelope.hash), hex_of(signer)
+    for told in (receipt, *receipt["logs"]):
+        told["transactionHash"] = row["hash"]
+    assert list(reached(answer).values()) == [None, None, None, "transactions_root"]
+
+
 def test_a_transaction_of_a_type_that_we_do_not_know_is_refused_clearly() -> None:
     answer = generated()
     answer.block["transactions"][0]["type"] = answer.receipts[0]["type"] = "0x7e"
