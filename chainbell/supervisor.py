@@ -90,11 +90,15 @@ async def supervise(arguments: Sequence[str], stop: asyncio.Event, roles: Sequen
         # Counters of all roles in one place: `serve` shows them all at /metrics.
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), "PROMETHEUS_MULTIPROC_DIR": directory}
         async with asyncio.TaskGroup() as group:
-            for role in roles:
-                group.create_task(_keep(role, [*arguments, role], environment, stop))
+            kept = [group.create_task(_keep(role, [*arguments, role], environment, stop)) for role in roles]
+    # Raised when every child has ended, not before: what they still say would come after the reason.
+    refused = [role for role, task in zip(roles, kept, strict=True) if task.result() == REFUSED]
+    if refused:
+        raise ChainbellError(f"the role {refused[0]} cannot start; it has said why above")
 
 
-async def _keep(role: str, arguments: Sequence[str], environment: dict[str, str], stop: asyncio.Event) -> None:
+async def _keep(role: str, arguments: Sequence[str], environment: dict[str, str], stop: asyncio.Event) -> int | None:
+    """Run one role until `stop`, again and again; `REFUSED`, and `stop` is set, when its first start was refused."""
     pause_s = RESTART_FIRST_S
     is_first = True
     while not stop.is_set():
@@ -107,9 +111,9 @@ async def _keep(role: str, arguments: Sequence[str], environment: dict[str, str]
         status = await _wait(child, stop)
         if status == REFUSED and is_first:
             stop.set()
-            raise ChainbellError(f"the role {role} cannot start; it has said why above")
+            return REFUSED
         if stop.is_set():
-            return
+            return None
         is_first = False
         _forget_metrics(environment["PROMETHEUS_MULTIPROC_DIR"], child.pid)
         pause_s = RESTART_FIRST_S if time.monotonic() - started > RESTART_MAX_S else pause_s
@@ -117,6 +121,7 @@ async def _keep(role: str, arguments: Sequence[str], environment: dict[str, str]
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
         pause_s = min(pause_s * 2, RESTART_MAX_S)
+    return None
 
 
 async def _wait(child: asyncio.subprocess.Process, stop: asyncio.Event) -> int:

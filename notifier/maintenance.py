@@ -7,6 +7,7 @@ house at once: each job takes its lock or skips what another has locked.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -103,6 +104,8 @@ async def _guarded(job: Job, engine: Engine) -> None:
     """Run a job; its failing, of whatever kind, is said and counted, and the next time is the remedy."""
     try:
         await job(engine)
+    except asyncio.CancelledError:
+        return  # the process ends, and its successor does the job: raised, it would be logged as a fault of the job
     except Exception as error:  # noqa: BLE001 (nothing else is there to hear it, and it must stop nobody)
         HOUSEKEEPING.labels(job.__name__, "failed").inc()
         log.error("housekeeping failed", job=job.__name__, error=repr(error).splitlines()[0])

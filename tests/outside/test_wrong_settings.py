@@ -89,6 +89,25 @@ async def test_what_is_missing_around_the_settings_is_told(database_url: str, tm
         require_sentence(await installation.attempt("status"), 2, "no settings file", "chainbell init")
 
 
+async def test_a_run_that_is_refused_ends_with_the_reason_and_with_nothing_after_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with anvil() as node:
+        settings = f"""
+[chains.second]
+profile = "anvil"
+chain_id = "eip155:31338"
+nodes = [ {{ url = "{node.url}" }} ]
+"""
+        async with installed(tmp_path, database_url, settings) as installation:
+            ended = await installation.attempt("run")
+    assert ended.status == 1
+    reason, last = [line for line in ended.complaint.splitlines() if not line.startswith("{")]
+    assert "it speaks of eip155:31337, not eip155:31338" in reason
+    assert ended.complaint.splitlines()[-1] == last == "chainbell: the role follow cannot start; it has said why above"
+    assert "Traceback" not in ended.complaint
+
+
 async def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/chainbell"
     async with installed(tmp_path, url) as installation:
