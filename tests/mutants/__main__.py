@@ -1,7 +1,7 @@
 """`make mutants`: see every named test pass, take each defence out in turn, and see its tests fail.
 
-`python -m tests.mutants [WORD ...]` tries those whose name has one of the words in it, or which belong to a row of that name.
-Exits with 1 when a mutant survives, is over its time, or is not there any more.
+`python -m tests.mutants [WORD ...]` tries those that have one of the words in their name, or belong to a row of that
+name. Exits with 1 when a mutant survives, is over its time, or is not there any more.
 """
 
 from __future__ import annotations
