@@ -135,6 +135,7 @@ class _ChainGauge(NamedTuple):
 _CHAIN_GAUGES = (
     _ChainGauge("chainbell_chain_head_height", "Newest block that a node claims", "head"),
     _ChainGauge("chainbell_chain_tip_height", "Newest block that we committed", "tip"),
+    _ChainGauge("chainbell_chain_finalized_height", "Newest block of ours that is final", "finalized"),
     _ChainGauge("chainbell_chain_lag_seconds", "Age of our tip while it is behind the head", "lag_seconds"),
 )
 

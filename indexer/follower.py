@@ -126,6 +126,9 @@ class Follower:
         self.tip_hash: BlockHash | None = None
         self.head_height: int | None = None
         self.cycles_unasked = TAGS_ASKED_EVERY
+        self.final_height: int | None = None
+        """Our newest final block, or the last before our first, as of the last cycle that came to its end."""
+        self.tip_height: int | None = None
         self.answer_sizes = recent_sizes()
         self.readings = Readings(engine, followed.chain_id, adapter)
         self.remembered: tuple[Mapping[str, str], Sequence[str]] | None = None
@@ -364,6 +367,9 @@ class Follower:
                 depth_ref = (await find_canonical(connection, chain.chain_id, by_depth, by_depth)).get(by_depth)
         if chain.tip_height is None:
             return
+        first_height = chain.first_height or 0
+        self.final_height = first_height - 1 if chain.finalized_height is None else chain.finalized_height
+        self.tip_height = chain.tip_height
         newest_first = [recent[height] for height in sorted(recent, reverse=True)]
         self.agreement = await self._ask_agreement(self.agreement, newest_first)
         safe, finalized = await self._final_by_tags(chain, head) if self.course.has_finality_tags else (None, depth_ref)

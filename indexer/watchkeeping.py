@@ -26,6 +26,9 @@ log = structlog.get_logger()
 SIGN_OF_LIFE_INTERVAL_S = 5.0
 """How often an idle follower writes its heartbeat; a change is written at once."""
 
+FINALITY_GAP_DEPTHS = 2
+"""A chain whose finality is this many times its profile's depth behind the tip has stopped becoming final."""
+
 Shown = tuple[ChainState, str | None, int | None, bool]
 """State, reason, the node's head, and whether the chain stands still."""
 
@@ -60,9 +63,9 @@ class Watchkeeper:
         if has_moved or self.moved_at is None:
             self.moved_at = self.clock()
         delay = self._delay_of(self.moved_at, state, reason)
-        reason = reason or delay
+        reason = reason or delay or (self._finality_reason() if state is ChainState.FOLLOWING else None)
         if self.shown is None or self.shown[:2] != (state, reason):
-            tell = log.warning if delay or state in (ChainState.HOLDING, ChainState.HALTED) else log.info
+            tell = log.info if reason is None else log.warning
             tell("chain state", chain=self.follower.course.slug, state=state.value, reason=reason)
         current = (state, reason, self.follower.head_height, delay is not None)
         is_over = has_moved and self.is_delayed is not False
@@ -99,6 +102,20 @@ class Watchkeeper:
         return reason or (
             f"{self.follower.course.slug}: no new block for more than {self.behind_limit_s:g} s:"
             f" the nodes' head stays at {self.follower.head_height}"
+        )
+
+    def _finality_reason(self) -> str | None:
+        """Why nothing becomes final, though blocks come: tags that are missing, stand still or are not of our chain. What
+        waits for them would wait without a word."""
+        follower = self.follower
+        if not follower.course.has_finality_tags or follower.tip_height is None or follower.final_height is None:
+            return None
+        gap_max = FINALITY_GAP_DEPTHS * follower.followed.finality_depth
+        if follower.tip_height - follower.final_height <= gap_max:
+            return None
+        return (
+            f"{follower.course.slug}: nothing above block {follower.final_height} has become final for more than"
+            f" {gap_max} blocks: the nodes' `finalized` is missing, stands still, or is not of our chain"
         )
 
     async def _write(self, state: ChainState, reason: str | None, delay: str | None, *, has_moved: bool) -> None:

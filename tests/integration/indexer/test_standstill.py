@@ -119,3 +119,24 @@ async def test_a_chain_that_catches_up_stands_nowhere(ledger: Ledger) -> None:
         ledger.chain.mine()
         await cycle(ledger, keeper, clock, 2 * LIMIT_S)
     assert await told(ledger) == []
+
+
+async def test_a_chain_where_nothing_becomes_final_says_so_until_something_does(ledger: Ledger) -> None:
+    clock = Clock()
+    keeper = keeper_of(ledger, clock)
+    ledger.chain.mine(count=3)
+    ledger.chain.finalized = 2
+    await cycle(ledger, keeper, clock)
+    await cycle(ledger, keeper, clock)
+    ledger.chain.finalized = None
+    ledger.chain.mine(count=2 * ledger.follower.followed.finality_depth)
+    for _ in range(3):
+        await cycle(ledger, keeper, clock)
+    row = await ledger.row()
+    assert row.state is ChainState.FOLLOWING
+    assert (row.reason or "").startswith("local: nothing above block 2 has become final for more than 128 blocks")
+    assert await told(ledger) == []
+    ledger.chain.finalized = 100
+    await cycle(ledger, keeper, clock)
+    await cycle(ledger, keeper, clock)
+    assert (await ledger.row()).reason is None
