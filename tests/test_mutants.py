@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.declared import ROOT, Mutant, read_mutants, rows_told, table_of
+from tests.mutants.trial import Ran, Verdict, try_mutant
 
 MUTANTS = read_mutants()
 MISSED, DOUBLED = 17, 8
@@ -62,3 +63,36 @@ def test_the_document_has_the_table_that_the_mutants_give(row: str) -> None:
 def test_every_mutant_is_of_our_own_code() -> None:
     rooms = ("chains", "ledger", "indexer", "notifier", "api", "docs")
     assert {Path(mutant.file).parts[0] for mutant in MUTANTS} <= set(rooms)
+
+
+# --- the trial itself -------------------------------------------------------------------------------------------------
+
+
+def test_a_test_has_failed_by_its_whole_name_and_by_any_of_its_parameters() -> None:
+    ran = Ran(
+        1, "FAILED t.py::test_a - AssertionError\nFAILED t.py::test_b[x y] - boom\nFAILED t.py::test_c_too\n", 0.1
+    )
+    names = ("t.py::test_a", "t.py::test_b", "t.py::test_c", "t.py::test_c_too", "py::test_a")
+    assert [ran.has_failed(name) for name in names] == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        ("n > 0", "n >= 0", Verdict.KILLED),
+        ("n > 0", "0 < n", Verdict.SURVIVED),
+        ("n > 0", "n >", Verdict.BROKEN),
+        ("n > 1", "n > 2", Verdict.BROKEN),
+    ],
+)
+def test_a_mutant_is_killed_only_by_a_named_test_that_ran_and_failed(
+    tmp_path: Path, old: str, new: str, verdict: Verdict
+) -> None:
+    module = tmp_path / "counting.py"
+    module.write_text("def counts(n: int) -> bool:\n    return n > 0\n")
+    (tmp_path / "test_counting.py").write_text(
+        "from counting import counts\n\n\ndef test_zero_does_not_count() -> None:\n    assert not counts(0)\n"
+    )
+    mutant = Mutant("m", ("M1",), "", "counting.py", old, new, ("test_counting.py::test_zero_does_not_count",))
+    assert try_mutant(tmp_path, mutant, 100.0).verdict is verdict
+    assert module.read_text().endswith("return n > 0\n")
