@@ -34,6 +34,10 @@ PAUSE_MIN_S = 30.0
 PAUSE_MAX_S = 300.0
 PAUSE_JITTER = 0.2
 """A pause is shorter by up to this part: many followers of one node do not come back to it at one instant."""
+BEHIND_BLOCKS = 2
+"""A node so far below the heads of two other hosts was perhaps asked before them; one that is further behind has its turn
+after them."""
+
 COMPLAINT_INTERVAL_S = 60.0
 
 
@@ -108,7 +112,20 @@ class Pool:
         return upstream.paused_until > self._clock()
 
     def _in_order(self, upstreams: Sequence[Upstream], height: int | None) -> list[Upstream]:
-        return sorted(upstreams, key=lambda one: (self.is_paused(one), height is not None and height < one.lowest))
+        def _place(one: Upstream) -> tuple[bool, bool, bool]:
+            return self.is_paused(one), height is not None and height < one.lowest, self._is_behind(one)
+
+        return sorted(upstreams, key=_place)
+
+    def _is_behind(self, upstream: Upstream) -> bool:
+        """Two other hosts told of a newer head: it lags, or stands on a branch that the chain has left. One host could say
+        what it likes."""
+        heads: dict[str, int] = {}
+        for other in self.upstreams:
+            if other.host != upstream.host and other.head is not None:
+                heads[other.host] = max(other.head, heads.get(other.host, 0))
+        ahead = [head for head in heads.values() if upstream.head is not None and head > upstream.head + BEHIND_BLOCKS]
+        return len(ahead) >= 2
 
     def note_late(self, upstream: Upstream, waited_s: float) -> None:
         """Others answered while this node did not."""

@@ -16,7 +16,7 @@ from chains.node import health
 from chains.node.client import NodeClient
 from chains.node.errors import NodeDenied, NodeError, NodeGarbled, NodeLacks, NodeTimeout, NodeUnproven
 from chains.node.health import Upstream
-from chains.node.pool import COMPLAINT_INTERVAL_S, PAUSE_JITTER, PAUSE_MIN_S, Pool
+from chains.node.pool import BEHIND_BLOCKS, COMPLAINT_INTERVAL_S, PAUSE_JITTER, PAUSE_MIN_S, Pool
 
 TIMEOUT = NodeTimeout("x", "no whole answer in 10 s")
 UNPROVEN = NodeUnproven("x", "receipts_root", "3 items give 0xaa, the header says 0xbb")
@@ -75,6 +75,23 @@ async def test_the_first_node_in_the_operators_order_answers(street: Street) -> 
     assert await street.first() == "from a"
     assert street.asked == ["a"]
     assert street.states() == ["ok", "unknown", "unknown"]
+
+
+async def test_a_node_that_two_other_hosts_are_ahead_of_is_asked_after_them(street: Street) -> None:
+    a, b, c = street.pool.upstreams
+    a.head, b.head, c.head = 7, 7 + BEHIND_BLOCKS, 8 + BEHIND_BLOCKS
+    assert await street.first() == "from a"  # of b it may be told that it was asked later
+    b.head = 8 + BEHIND_BLOCKS
+    assert await street.first() == "from b"
+    assert a.status().state == "ok"
+    a.head = 8
+    assert await street.first() == "from a"
+
+
+async def test_one_host_that_claims_a_far_head_puts_nobody_back(street: Street) -> None:
+    a, b, c = street.pool.upstreams
+    a.head, b.head, c.head = 7, 1007, 7
+    assert await street.first() == "from a"
 
 
 async def test_the_next_node_answers_for_a_failing_one_and_the_failing_one_goes_last(street: Street) -> None:
