@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from random import Random
@@ -29,7 +29,7 @@ from chains.model import Address, Block, BlockHash, Movement, TransferId
 from chains.spends import unpack_spends
 from indexer.branch import sides_of
 from indexer.coverage import Compression
-from indexer.follower import Halted, Nothing
+from indexer.follower import Follower, Halted, Nothing, Outcome
 from indexer.policy import CreditRule, Policy, rules_as_json
 from ledger.chains import ChainConfiguration, register_chain
 from ledger.database import transaction
@@ -225,6 +225,19 @@ class Machine(RuleBasedStateMachine):
         assert self.canonical() == before
 
     @rule()
+    def two_followers_work_at_once(self) -> None:
+        """Leadership is for economy: a second one wastes work, and nothing else."""
+        second = Follower(self.ledger.engine, self.chain, self.ledger.follower.followed, self.ledger.follower.course)
+
+        async def _both() -> Sequence[Outcome]:
+            return await asyncio.gather(self.ledger.converge(), second.converge())
+
+        for outcome in self.run(_both()):
+            note(repr(outcome))
+            assert not isinstance(outcome, Halted), outcome
+        self.look()
+
+    @rule()
     def the_follower_starts_again(self) -> None:
         """Nothing that it knew in memory is left."""
         self.ledger.restart()
@@ -383,6 +396,28 @@ class Machine(RuleBasedStateMachine):
                 assert body["sequence"] == found[entry_id].sequence
             assert {e.id for e in found.values() if e.tenant_id == tenant} == held.keys()
 
+    @rule(random=st.randoms(use_true_random=False))
+    def a_receiver_counts_its_credits(self, random: Random) -> None:
+        """At any time."""
+        self.credits_are_counted(random)
+
+    def credits_are_counted(self, random: Random) -> None:
+        """Events come in any order, some twice; of each entry the receiver believes the highest sequence, and credits what
+        is confirmed or finalized there, and nothing else."""
+        for tenant in TENANTS:
+            bodies = [body for body in self.run(self.ledger.bodies(tenant)) if body["sequence"] is not None]
+            newest: dict[str, dict[str, Any]] = {}
+            for body in random.sample(bodies * 2, len(bodies) * 2):
+                if body["sequence"] >= newest.get(body["data"]["id"], body)["sequence"]:
+                    newest[body["data"]["id"]] = body
+            credited = {
+                entry_id
+                for entry_id, body in newest.items()
+                if body["data"]["state"] in ("confirmed", "finalized") and body["data"]["disposition"] == "credit"
+            }
+            standing = [e for e in self.run(self._entries()) if e.tenant_id == tenant and e.state in CREDITED_STATES]
+            assert credited == {str(entry.id) for entry in standing}
+
     def check_step(self, before: dict[str, Any] | None, body: dict[str, Any]) -> None:
         """One event follows the one before it."""
         state = body["data"]["state"]
@@ -419,6 +454,7 @@ class Machine(RuleBasedStateMachine):
         assert self.run(self.ledger.row()).tip_height == len(self.chain.blocks) - 1, outcome
         self.the_ledger_is_the_chain()
         self.every_story_follows_the_map()
+        self.credits_are_counted(Random(1))
 
     def compare_with_a_fresh_index(self) -> None:
         """The watches that were there from the beginning have exactly the entries that a fresh ledger finds."""
