@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 NPM_INSTALL := install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint bench anvil clean
+.PHONY: help demo test mutants lint bench soak anvil clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -26,6 +26,9 @@ lint: $(VENV)/test.stamp ## Check style, format and types
 
 bench: $(VENV)/demo.stamp ## Measure against bare loops on this machine; ARGS="--quick" for a small run
 	@$(VENV)/bin/python -m bench $(ARGS)
+
+soak: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Let nodes lie in many combinations; SEEDS=200 of them, or SEED=17 alone
+	@$(VENV)/bin/python -m tests.soak $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
 
 anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests
 

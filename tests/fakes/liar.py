@@ -15,7 +15,7 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -29,6 +29,19 @@ STALL_S = 30.0
 """Longer than any client waits."""
 
 
+@dataclass(frozen=True)
+class AbandonedBranch:
+    """The blocks above `ancestor_height` as they were, and what the node called safe and final then."""
+
+    ancestor_height: int
+    head_height: int
+    tags: dict[str, int | None]
+    blocks: dict[str, Json] = field(default_factory=dict)
+    """By height and by hash, both as the hexadecimal text in which they are asked for."""
+    receipts: dict[str, Json] = field(default_factory=dict)
+    traces: dict[str, Json] = field(default_factory=dict)
+
+
 @dataclass
 class LyingNode:
     """The proxy. `lies` may be changed at any time."""
@@ -40,12 +53,24 @@ class LyingNode:
     url: str = ""
     told: dict[str, int] = field(default_factory=dict)
     """How often each lie was told."""
+    abandoned: AbandonedBranch | None = None
+    """What the node may stand on after a reorg."""
+    tracing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Anvil is asked for one trace at a time (`chainbell.demo.anvil`): proxies before the same one share this."""
 
     async def ask(self, method: str, *params: object) -> Json:
         """The real node's result; None for its errors."""
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
-        async with self.session.post(self.upstream_url, json=request) as response:
-            return (await response.json()).get("result")
+        answer = await self._pass_on({"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)})
+        return answer.get("result")
+
+    async def _pass_on(self, asked: Json) -> Json:
+        calls = asked if isinstance(asked, list) else [asked]
+        is_trace = any(call["method"] == "debug_traceBlockByHash" for call in calls)
+        async with (
+            self.tracing if is_trace else nullcontext(),
+            self.session.post(self.upstream_url, json=asked) as response,
+        ):
+            return await response.json()
 
     def note(self, lie: Lie) -> None:
         """Count a lie that was told."""
@@ -54,12 +79,11 @@ class LyingNode:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Ask the real node, and answer as the lies have it."""
         asked = json.loads(await request.read())
-        async with self.session.post(self.upstream_url, json=asked) as response:
-            answers = await response.json()
+        answers = await self._pass_on(asked)
         calls = asked if isinstance(asked, list) else [asked]
         for call, answer in zip(calls, answers if isinstance(answers, list) else [answers], strict=True):
             for lie in self.lies:
-                if lie.result is not None and "result" in answer:
+                if lie.result is not None and ("result" in answer or self.abandoned is not None):
                     await self._bend(lie, call, answer)
         for lie in self.lies:
             if lie.exchange is not None and self.random.random() < lie.rate:
@@ -70,8 +94,9 @@ class LyingNode:
     async def _bend(self, lie: Lie, call: Json, answer: Json) -> None:
         if self.random.random() >= lie.rate or lie.result is None:
             return
-        bent = await lie.result(self, call["method"], call["params"], copy.deepcopy(answer["result"]))
-        if bent != answer["result"]:
+        bent = await lie.result(self, call["method"], call["params"], copy.deepcopy(answer.get("result")))
+        if bent != answer.get("result"):
+            answer.pop("error", None)
             answer["result"] = bent
             self.note(lie)
 
@@ -92,11 +117,16 @@ class Lie:
 
 @asynccontextmanager
 async def lying_node(
-    upstream_url: str, *, host: str = "127.0.0.1", lies: Sequence[Lie] = (), seed: int = 0
+    upstream_url: str,
+    *,
+    host: str = "127.0.0.1",
+    lies: Sequence[Lie] = (),
+    seed: int = 0,
+    tracing: asyncio.Lock | None = None,
 ) -> AsyncIterator[LyingNode]:
     """Run a proxy on a loopback address of its own: agreement is counted over hosts."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-        node = LyingNode(upstream_url, session, Random(seed), lies)
+        node = LyingNode(upstream_url, session, Random(seed), lies, tracing=tracing or asyncio.Lock())
         runner = web.ServerRunner(web.Server(node.handle, access_log=None), shutdown_timeout=0.1)
         await runner.setup()
         try:
