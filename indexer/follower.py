@@ -177,7 +177,21 @@ class Follower:
             case Relation.AHEAD:
                 return await self._extend(chain, tip, head)
             case Relation.SIBLING:
+                holders = await self._holders_of(tip)
+                if holders:
+                    return Nothing(
+                        f"{head.node}: another block {tip.height} than ours, which {', '.join(holders)} still has:"
+                        " the branch that grows will tell"
+                    )
                 return await self._reorganise(chain, tip, head)
+
+    async def _holders_of(self, tip: BlockRef) -> list[str]:
+        """The hosts that have our tip, asked when somebody names another block in its place.
+
+        As long as there is one, neither branch is longer, and to change over would be to change back: nodes that do not
+        agree about their newest block, two hosts' or two behind one URL, would have us tell of a reorg with every poll."""
+        answers = await self.adapter.fetch_agreements(tip, self.adapter.hosts)
+        return [host for host, is_same in answers.items() if is_same]
 
     def _tip(self, chain: ChainRow) -> BlockRef | None:
         if chain.tip_height is None or chain.tip_hash is None:

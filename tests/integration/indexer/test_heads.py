@@ -9,7 +9,7 @@ import pytest
 from chains.adapter import NodeHead
 from chains.errors import NodeUnavailable
 from chains.model import Block, BlockRef
-from indexer.follower import CATCH_UP_BLOCKS, Extended, Holding, Nothing
+from indexer.follower import CATCH_UP_BLOCKS, Extended, Holding, Nothing, Reorged
 from tests.fakes.adapter import FakeChain, address, payment
 from tests.integration.indexer.conftest import Ledger, make_ledger
 
@@ -95,6 +95,36 @@ async def test_the_branch_of_the_node_that_is_asked_may_end_as_the_wrong_one(
         ("deposit.detected", there),
         ("deposit.confirmed", there),
     ]
+
+
+async def test_nodes_that_disagree_about_their_newest_block_are_waited_for_and_the_longer_branch_tells(
+    two: tuple[Ledger, FakeChain, FakeChain],
+) -> None:
+    ledger, first, second = two
+    first.mine(payment("here", SHOP), salt="a")
+    second.blocks = list(first.blocks)
+    await ledger.converge()
+    first.drop_to(0)
+    first.mine(payment("there", SHOP), salt="b")
+    for _ in range(3):
+        outcome = await ledger.converge()
+        assert isinstance(outcome, Nothing)
+        assert "node-b still has" in (outcome.reason or "")
+    assert [kind for kind, *_ in await ledger.story()] == ["deposit.detected"]
+    first.mine()
+    assert await ledger.converge() == Reorged(1)
+    assert [kind for kind, *_ in await ledger.story()] == ["deposit.detected", "deposit.reorged", "deposit.detected"]
+
+
+async def test_a_block_that_no_host_has_any_more_is_left_at_once(two: tuple[Ledger, FakeChain, FakeChain]) -> None:
+    ledger, first, second = two
+    first.mine(payment("here", SHOP), salt="a")
+    second.blocks = list(first.blocks)
+    await ledger.converge()
+    first.drop_to(0)
+    first.mine(salt="b")
+    second.blocks = list(first.blocks)
+    assert await ledger.converge() == Reorged(1)
 
 
 async def test_a_tag_above_the_nodes_own_head_or_of_another_chain_makes_nothing_final(ledger: Ledger) -> None:
