@@ -22,7 +22,7 @@ from tests.fakes.liar import STALLS, Lie
 from tests.integration.lying_world import Movement, World, lying_world
 
 STEPS = 14
-SIDE_BY_SIDE = 6
+SIDE_BY_SIDE = 8
 LIES = (*LIES_IN_ONE_ANSWER, STANDS_ON_A_BRANCH, SWAYS_BETWEEN_BRANCHES)
 
 CAUGHT_OTHERWISE = ("hides what contracts sent on", "claims that all is final")
