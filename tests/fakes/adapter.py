@@ -32,6 +32,8 @@ from chains.spends import Spend, pack_spends
 CHAIN_ID = ChainId("eip155:31337")
 COIN = Asset(AssetId(f"{CHAIN_ID}/slip44:60"), "ETH", 18, AssetKind.NATIVE)
 TOKEN = Asset(AssetId(f"{CHAIN_ID}/erc20:0x{'aa' * 20}"), "TST", 6, AssetKind.FUNGIBLE, bytes.fromhex("aa" * 20))
+LATE_TOKEN = Asset(AssetId(f"{CHAIN_ID}/erc20:0x{'bb' * 20}"), "LTE", 6, AssetKind.FUNGIBLE, bytes.fromhex("bb" * 20))
+"""One that an operator lists some day."""
 START_S = 1_700_000_000
 
 
@@ -81,6 +83,8 @@ class FakeChain:
     tracers: dict[str, str] = field(default_factory=dict)
     proven: list[set[bytes]] = field(default_factory=list)
     """The watched addresses of each call for balances."""
+    unlisted: set[AssetId] = field(default_factory=set)
+    """Assets whose movements nobody reads."""
     contradiction: str | None = None
     """What the balances say against the traces."""
 
@@ -128,7 +132,9 @@ class FakeChain:
         self.fetched.append(height)
         if height >= len(self.blocks):
             raise BlockNotFound(f"block {height}")
-        return self.blocks[height]
+        block = self.blocks[height]
+        listed = tuple(transfer for transfer in block.transfers if transfer.asset_id not in self.unlisted)
+        return replace(block, transfers=listed)
 
     async def fetch_block_ahead(self, height: int) -> Block:
         self.fetched_ahead.append(height)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from chains.model import AssetId, Slug
+from chains.model import Asset, AssetId, Slug
 from indexer.commit import Followed
 from indexer.follower import Course, Follower, Outcome
 from indexer.policy import CreditRule, Policy, rules_as_json
@@ -106,6 +106,7 @@ async def make_ledger(
     has_finality_tags: bool = True,
     finality_depth: int = 64,
     reasons: Mapping[AssetId, tuple[Reason, ...]] | None = None,
+    assets: tuple[Asset, ...] = (COIN, TOKEN),
 ) -> Ledger:
     """A migrated ledger with two tenants, an endpoint of the first, and a follower that did nothing yet."""
     engine = connect(url, application="test", pool_size=5)
@@ -120,7 +121,7 @@ async def make_ledger(
             "roots",
             quorum,
             ("native",),
-            (COIN, TOKEN),
+            assets,
             rules_as_json(rules),
         )
         version = await register_chain(connection, configuration, NOW)
