@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chains.model import Address, TransactionHash
 
@@ -17,8 +17,7 @@ _ROW = struct.Struct(">20sQ32s")
 """Sender, nonce (below 2^64 - 1, EIP-2681), hash of the transaction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
+class Spend(NamedTuple):
     """A transaction spends a nonce of its sender."""
 
     sender: Address
@@ -29,7 +28,7 @@ class Spend:
 def pack_spends(spends: Iterable[Spend]) -> bytes:
     """The bytes of a block's spends. Raises `ValueError` for a nonce that no transaction can have."""
     try:
-        return b"".join(_ROW.pack(spend.sender, spend.nonce, spend.transaction_hash) for spend in spends)
+        return b"".join(_ROW.pack(*spend) for spend in spends)
     except struct.error as error:
         raise ValueError(f"a nonce that no transaction can have: {error}") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from chains.evm.carriers import carriers_of
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref, prove_header
@@ -96,8 +97,9 @@ def read_block(rules: ReadingRules, place: Place, raw: RawBlock) -> Block:
         _check_same_block(block, receipts)
         observed = _proven(rules, block, receipts, _state_sync_bytes(raw))
         internal, trace_proof = _internal(rules, block, receipts, raw.traces)
-        transfers = decode_transfers(rules.chain_id, block, receipts, rules.tokens, rules.native, internal, trace_proof)
-        spends = decode_spends(block, receipts)
+        carriers = list(carriers_of(block, receipts))
+        transfers = decode_transfers(rules.chain_id, block, carriers, rules.tokens, rules.native, internal, trace_proof)
+        spends = decode_spends(carriers)
         timestamp_s = quantity_of(block.timestamp)
     except ValueError as error:
         raise ProofFailure("structure", f"a field of the block is malformed: {error}") from error

@@ -23,10 +23,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from chains.evm.carrier import Carrier
-from chains.evm.carriers import carriers_of
 from chains.evm.tokens import token_logs
 from chains.evm.traces import InternalMove
-from chains.evm.wire import WireBlock, WireReceipt, bytes_of, quantity_of
+from chains.evm.wire import WireBlock, bytes_of, quantity_of
 from chains.model import (
     Address,
     Asset,
@@ -52,7 +51,7 @@ _FAILED = Locator(LocatorKind.TRANSACTION)
 def decode_transfers(
     chain_id: ChainId,
     block: WireBlock,
-    receipts: Sequence[WireReceipt],
+    carriers: Sequence[Carrier],
     assets: Mapping[Address, Asset],
     native: Asset,
     internal: Sequence[InternalMove] = (),
@@ -69,19 +68,18 @@ def decode_transfers(
     for move in internal:
         moves[move.transaction_index].append(move)
     movements: list[Movement] = []
-    for carrier in carriers_of(block, receipts):
+    for carrier in carriers:
         movements += _movements_of(carrier, tokens, native, moves.get(carrier.index, []), trace_proof)
     movements += _withdrawals_of(block, native)
     return identify_transfers(chain_id, movements)
 
 
-def decode_spends(block: WireBlock, receipts: Sequence[WireReceipt]) -> bytes:
+def decode_spends(carriers: Sequence[Carrier]) -> bytes:
     """The nonces that the block's transactions spend (`chains.spends`); one whose nonce nothing commits to is left out.
-
-    Raises `ProofFailure("structure")`, and `ValueError` for a nonce that cannot be."""
+    Raises `ValueError` for a nonce that cannot be."""
     return pack_spends(
         Spend(carrier.sender(), nonce, bytes_of(carrier.wire.hash))
-        for carrier in carriers_of(block, receipts)
+        for carrier in carriers
         if (nonce := carrier.nonce()) is not None
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chains.evm.carriers import carriers_of
 from chains.evm.keccak import keccak
 from chains.evm.tokens import NOBODY, TRANSFER_TOPIC, UNWRAP_TOPIC, WRAP_TOPIC
 from chains.evm.traces import TraceMethod, settle_traces
@@ -34,7 +35,7 @@ def decode(*logs: WireLog, value: int = 0, assets: tuple[Asset, ...] = (make_ass
     """The transfers of one transaction from Alice to Bob."""
     by_contract = {asset.contract: asset for asset in assets if asset.contract is not None}
     block = make_block(make_transaction(value=hex(value)))
-    return list(decode_transfers(CHAIN_ID, block, [make_receipt(*logs)], by_contract, NATIVE))
+    return list(decode_transfers(CHAIN_ID, block, list(carriers_of(block, [make_receipt(*logs)])), by_contract, NATIVE))
 
 
 def wrap_log(topic: str, holder: Address, amount: int = 5) -> WireLog:
@@ -90,7 +91,7 @@ def test_native_value_its_trace_and_its_log_are_one_movement(method: TraceMethod
     trees = [traced(ETHER, 3)]
     answer = trees if method is TraceMethod.CALL_TRACER else flat_form(trees, block.hash)
     moves, proof = settle_traces([raw_traces(answer, method=method)], block, receipts, 1)
-    transfers = decode_transfers(CHAIN_ID, block, receipts, {}, NATIVE, moves, proof)
+    transfers = decode_transfers(CHAIN_ID, block, list(carriers_of(block, receipts)), {}, NATIVE, moves, proof)
     assert told(list(transfers)) == [(ALICE, BOB, ETHER), (BOB, CAROL, 3)]
     assert [transfer.locator.kind for transfer in transfers] == ["native", "trace"]
 

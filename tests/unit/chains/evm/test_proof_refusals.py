@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chains.evm.carriers import carriers_of
 from chains.evm.errors import ProofFailure
 from chains.evm.header import header_ref
 from chains.evm.proof import prove_block
@@ -243,7 +244,7 @@ def read(answer: Answer) -> tuple[BlockRef, tuple[Transfer, ...]]:
     prove_block(block, receipts, ProofLevel.ROOTS)
     contracts = {bytes_of(log.address) for receipt in receipts for log in receipt.logs}
     assets = {contract: make_asset(contract) for contract in contracts}
-    return header_ref(block), decode_transfers(CHAIN_ID, block, receipts, assets, NATIVE)
+    return header_ref(block), decode_transfers(CHAIN_ID, block, list(carriers_of(block, receipts)), assets, NATIVE)
 
 
 ALPHABET = "0123456789abcdefABCDEF xX_-+٣"

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from chains.evm.address import parse_address
+from chains.evm.carriers import carriers_of
 from chains.evm.senders import created_address
 from chains.evm.traces import RawTraces, TraceMethod, TracesDiffer, TracesRefused, read_traces, settle_traces
 from chains.evm.transfers import decode_transfers
@@ -63,7 +64,7 @@ def native_of(raw: RawTraces, block: WireBlock, receipts: list[WireReceipt]) -> 
     """All native value that moves in the block by its transactions: their own and inside them."""
     moves, proof = settle_traces([raw], block, receipts, needed=1)
     told: Counter[Told] = Counter()
-    for transfer in decode_transfers(CHAIN_ID, block, receipts, {}, NATIVE, moves, proof):
+    for transfer in decode_transfers(CHAIN_ID, block, list(carriers_of(block, receipts)), {}, NATIVE, moves, proof):
         if transfer.locator.kind in (LocatorKind.NATIVE, LocatorKind.TRACE):
             assert transfer.transaction is not None
             assert transfer.sender is not None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chains.evm.carriers import carriers_of
 from chains.evm.errors import ProofFailure
 from chains.evm.senders import created_address
 from chains.evm.tokens import TRANSFER_TOPIC
@@ -35,7 +36,7 @@ ROOT = word(0x5747)
 
 def decode(block: WireBlock, *receipts: WireReceipt, assets: tuple[Asset, ...] = (make_asset(),)) -> list[Transfer]:
     by_contract = {asset.contract: asset for asset in assets if asset.contract is not None}
-    return list(decode_transfers(CHAIN_ID, block, list(receipts), by_contract, NATIVE))
+    return list(decode_transfers(CHAIN_ID, block, list(carriers_of(block, receipts)), by_contract, NATIVE))
 
 
 def decode_one(transaction: WireTransaction, receipt: WireReceipt, asset: Asset | None = None) -> list[Transfer]:
@@ -233,7 +234,7 @@ def test_recorded_token_transfers_equal_another_indexers(height: int) -> None:
             transfer.transaction.hash,
             transfer.locator.log_index,
         )
-        for transfer in decode_transfers(CHAIN_ID, block, receipts, assets, NATIVE)
+        for transfer in decode_transfers(CHAIN_ID, block, list(carriers_of(block, receipts)), assets, NATIVE)
         if transfer.locator.kind is LocatorKind.LOG and transfer.transaction is not None
     )
     theirs = Counter(
@@ -254,7 +255,7 @@ def test_recorded_token_transfers_equal_another_indexers(height: int) -> None:
 
 def test_a_blocks_transactions_spend_their_senders_nonces_failed_ones_too() -> None:
     block, receipts = recorded(WITH_EXPECTED_TRANSFERS[-1]).decode()
-    packed = decode_spends(block, receipts)
+    packed = decode_spends(list(carriers_of(block, receipts)))
     told = [Spend(bytes_of(row.sender), int(row.nonce, 16), bytes_of(row.hash)) for row in block.transactions]
     assert list(unpack_spends(packed, {spend.sender for spend in told})) == told
     assert any(receipt.status == "0x0" for receipt in receipts)
