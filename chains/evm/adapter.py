@@ -31,7 +31,7 @@ from chains.evm.workers import Workers, pickled_rules
 from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, ProofLevel, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
-from chains.node.health import Upstream
+from chains.node.health import BLOCK, HEAD, REF, Upstream
 from chains.node.hosts import Hosts
 from chains.node.jsonrpc import NULL, Call
 from chains.node.naming import NodeSettings, names_of, one_line
@@ -88,11 +88,11 @@ class EvmAdapter:
 
     async def fetch_head(self) -> NodeHead:
         """Head and finality tags of the first node that answers, asked in one batch."""
-        return await self._pool.first_answer("head", self._ask_head)
+        return await self._pool.first_answer("head", self._ask_head, kind=HEAD)
 
     async def fetch_heads(self, hosts: Sequence[str]) -> Mapping[str, NodeHead]:
         """Head and finality tags by host; a host that does not answer, or is left alone for a while, is absent."""
-        return await self._hosts.answers(hosts, "head", self._ask_head)
+        return await self._hosts.answers(hosts, "head", self._ask_head, HEAD)
 
     async def fetch_block(self, height: int) -> Block:
         """The block at `height` on the node's current branch, proven and decoded."""
@@ -103,6 +103,7 @@ class EvmAdapter:
         return await self._pool.first_answer(
             described(height),
             lambda upstream: self._ask_block(upstream, height, is_ahead=True),
+            kind=BLOCK,
             height=height,
             is_urgent=False,
         )
@@ -115,7 +116,7 @@ class EvmAdapter:
         """Place and hash of the block at `height`, its hash recomputed at `roots`; None when no node has it."""
         try:
             return await self._pool.first_answer(
-                described(height), lambda upstream: self._ask_ref(upstream, height), height=height
+                described(height), lambda upstream: self._ask_ref(upstream, height), kind=REF, height=height
             )
         except BlockNotFound:
             return None
@@ -124,7 +125,9 @@ class EvmAdapter:
         """Which of the hosts name the same hash at `ref.height`; a host that does not know or answer, or is left alone for
         a while, is absent."""
         height = ref.height
-        found = await self._hosts.answers(hosts, described(height), lambda upstream: self._ask_ref(upstream, height))
+        found = await self._hosts.answers(
+            hosts, described(height), lambda upstream: self._ask_ref(upstream, height), REF
+        )
         return {host: theirs.hash == ref.hash for host, theirs in found.items()}
 
     def listen(self) -> AbstractAsyncContextManager[HintBox]:
@@ -200,7 +203,7 @@ class EvmAdapter:
     async def _fetch(self, place: Place) -> Block:
         height = place if isinstance(place, int) else None
         return await self._pool.first_answer(
-            described(place), lambda upstream: self._ask_block(upstream, place), height=height
+            described(place), lambda upstream: self._ask_block(upstream, place), kind=BLOCK, height=height
         )
 
     async def _ask_block(self, upstream: Upstream, place: Place, *, is_ahead: bool = False) -> Block:
@@ -281,7 +284,7 @@ class EvmAdapter:
     async def _foreign(self, upstream: Upstream) -> str | None:
         """The sentence about a node of another chain; None for one of ours, or one that does not answer."""
         try:
-            await self._pool.ask_one(upstream, self._admit)
+            await self._pool.ask_one(upstream, self._admit, REF)
         except NodeUnproven as failure:
             return str(failure)
         except NodeError:

@@ -7,6 +7,7 @@ back at the same instant are how a recovering node is brought down again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -47,6 +48,8 @@ RETRY_AFTER_MAX_S = 5.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """The largest answers known are blocks stuffed with logs, about 30 MB; a peer died of one without a bound."""
 BATCH_MAX = 50
+IN_FLIGHT_MAX = 16
+"""Requests that one node has to answer at the same time: more would only wait for each other there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class NodeClient:
         self._secrets = secrets_in(url)
         self._session = session
         self._pace = Pace(rps)
+        self._places = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._bounds = Bounds(timeout_s, answer_bytes_max)
         self._ids = count(1)
 
@@ -184,7 +188,8 @@ class NodeClient:
     async def _post(self, body: bytes, calls: int, bounds: Bounds) -> bytes:
         await self._pace.wait(calls)
         try:
-            return await self._exchange(body, bounds)
+            async with self._places:
+                return await self._exchange(body, bounds)
         except TimeoutError:
             raise NodeTimeout(self.name, f"no whole answer in {bounds.timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:

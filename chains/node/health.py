@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from chains.adapter import NodeStatus
 from chains.node.client import NodeClient
 
+HEAD, REF, BLOCK = "head", "ref", "block"
+"""The kinds of questions, by what they cost a node."""
+
 LATENCY_GAIN = 0.2
 """How far one answer moves our idea of how long the node takes."""
 
@@ -31,8 +34,9 @@ class Upstream:
     """Height of the newest block that it told us of."""
     lowest: int = 0
     """It has no blocks below this height, as far as we have learnt."""
-    latency_s: float | None = None
-    """How long its good answers take: a moving average; None before the first."""
+    latencies_s: dict[str, float] = field(default_factory=dict)
+    """How long its good answers take, by the kind of question: a moving average. A full block takes many times as long as
+    a head, and a node must not seem late with the one for being quick with the other."""
     has_block_receipts: bool = True
     """Whether it offers receipts by block, as far as we have learnt."""
     shortcomings: dict[str, str] = field(default_factory=dict)
@@ -54,16 +58,16 @@ class Upstream:
         """Its host: agreement is counted over hosts."""
         return self.client.host
 
-    @property
-    def patience_s(self) -> float:
+    def patience_s(self, kind: str) -> float:
         """How long to wait for it alone: several times as long as it usually takes, and as its pace holds us up."""
-        usual_s = PATIENCE_UNKNOWN_S if self.latency_s is None else PATIENCE_FACTOR * self.latency_s
+        known_s = self.latencies_s.get(kind)
+        usual_s = PATIENCE_UNKNOWN_S if known_s is None else PATIENCE_FACTOR * known_s
         return max(PATIENCE_MIN_S, usual_s) + self.client.backlog_s()
 
-    def note_latency(self, seconds: float) -> None:
+    def note_latency(self, kind: str, seconds: float) -> None:
         """It gave a good answer after so long."""
-        known = seconds if self.latency_s is None else self.latency_s
-        self.latency_s = known + LATENCY_GAIN * (seconds - known)
+        known_s = self.latencies_s.get(kind, seconds)
+        self.latencies_s[kind] = known_s + LATENCY_GAIN * (seconds - known_s)
 
     def note_lacking(self, height: int) -> None:
         """It has no block at this height: it lags, or, far below its head, its history does not reach so far down."""
@@ -75,5 +79,6 @@ class Upstream:
         falls_short = [f"{what}: {reason}" for what, reason in sorted(self.shortcomings.items())]
         state = "failing" if falls_short else self.state
         reason = "; ".join([*([self.reason] if self.reason else []), *falls_short]) or None
-        latency_ms = None if self.latency_s is None else round(self.latency_s * 1000)
+        latency_s = self.latencies_s.get(HEAD)
+        latency_ms = None if latency_s is None else round(latency_s * 1000)
         return NodeStatus(self.name, self.host, state, self.head, reason, latency_ms)

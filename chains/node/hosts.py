@@ -26,14 +26,17 @@ class Hosts:
         self._quorum = quorum
 
     async def answers(
-        self, hosts: Sequence[str], subject: str, ask: Callable[[Upstream], Awaitable[T]]
+        self, hosts: Sequence[str], subject: str, ask: Callable[[Upstream], Awaitable[T]], kind: str
     ) -> dict[str, T]:
         """What one node of each host says of `subject`; absent where none answers, or where the others are enough."""
         asked = {host: self._nodes_of(host) for host in self._worth_asking(hosts)}
         if not asked:
             return {}
-        tasks = {asyncio.create_task(self._ask(subject, ask, nodes)): host for host, nodes in asked.items()}
-        patience_s = max(node.patience_s for nodes in asked.values() for node in nodes)
+        tasks = {
+            asyncio.create_task(_if_any(self._pool.first_answer(subject, ask, nodes, kind=kind))): host
+            for host, nodes in asked.items()
+        }
+        patience_s = max(node.patience_s(kind) for nodes in asked.values() for node in nodes)
         try:
             done, late = await asyncio.wait(tasks, timeout=patience_s)
             if len(self._well() - {tasks[task] for task in late}) < self._quorum:
@@ -45,13 +48,6 @@ class Hosts:
             self._pool.note_late(asked[tasks[task]][0], patience_s)
         return {tasks[task]: answer for task in done for answer in task.result()}
 
-    async def _ask(self, subject: str, ask: Callable[[Upstream], Awaitable[T]], nodes: Sequence[Upstream]) -> list[T]:
-        """The answer of the first of a host's nodes that has one; nothing where none does, which the pool has counted."""
-        try:
-            return [await self._pool.first_answer(subject, ask, nodes)]
-        except ChainError:
-            return []
-
     def _nodes_of(self, host: str) -> list[Upstream]:
         return [upstream for upstream in self._pool.upstreams if upstream.host == host]
 
@@ -61,3 +57,11 @@ class Hosts:
     def _worth_asking(self, hosts: Sequence[str]) -> list[str]:
         well = self._well()
         return [host for host in hosts if host in well or len(well) < self._quorum]
+
+
+async def _if_any(asking: Awaitable[T]) -> list[T]:
+    """The answer of the first of a host's nodes that has one; nothing where none does, which the pool has counted."""
+    try:
+        return [await asking]
+    except ChainError:
+        return []

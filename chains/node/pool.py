@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import structlog
@@ -64,6 +64,7 @@ class Pool:
         ask: Callable[[Upstream], Awaitable[T]],
         among: Sequence[Upstream] | None = None,
         *,
+        kind: str,
         height: int | None = None,
         is_urgent: bool = True,
     ) -> T:
@@ -75,7 +76,7 @@ class Pool:
         have no such block, `NodeUnavailable` when none answered.
         """
         line = self._in_order(self.upstreams if among is None else among, height)
-        race = _Race(self, ask, height)
+        race = _Race(self, ask, kind, height)
         try:
             while line or race.is_on:
                 if line:
@@ -88,8 +89,8 @@ class Pool:
             await race.end()
         raise verdict(self._chain, subject, race.failures)
 
-    async def ask_one(self, upstream: Upstream, ask: Callable[[Upstream], Awaitable[T]]) -> T:
-        """Ask this node and remember how it did. Raises its `NodeError`."""
+    async def ask_one(self, upstream: Upstream, ask: Callable[[Upstream], Awaitable[T]], kind: str) -> T:
+        """Ask this node a question of this kind and remember how it did. Raises its `NodeError`."""
         failures = upstream.failures
         try:
             if not upstream.is_admitted:
@@ -97,7 +98,7 @@ class Pool:
                 upstream.is_admitted = True
             began = self._clock()
             answer = await ask(upstream)
-            upstream.note_latency(self._clock() - began)
+            upstream.note_latency(kind, self._clock() - began)
         except NodeLacks:
             raise
         except NodeError as failure:
@@ -154,10 +155,11 @@ class Pool:
 class _Race(Generic[T]):
     """Nodes that are asked the same, each entering when those before it are late or have failed."""
 
-    def __init__(self, pool: Pool, ask: Callable[[Upstream], Awaitable[T]], height: int | None) -> None:
+    def __init__(self, pool: Pool, ask: Callable[[Upstream], Awaitable[T]], kind: str, height: int | None) -> None:
         self.failures: list[NodeError] = []
         self._pool = pool
         self._ask = ask
+        self._kind = kind
         self._height = height
         self._running: dict[asyncio.Task[T], tuple[Upstream, float]] = {}
         self._clock = asyncio.get_running_loop().time
@@ -171,30 +173,33 @@ class _Race(Generic[T]):
     def patience_s(self) -> float:
         """How long to wait for the one that entered last before the next one does."""
         upstream, _ = list(self._running.values())[-1]
-        return upstream.patience_s
+        return upstream.patience_s(self._kind)
 
     def enter(self, upstream: Upstream) -> None:
         """Ask one more."""
-        task = asyncio.create_task(self._pool.ask_one(upstream, self._ask))
+        task = asyncio.create_task(self._pool.ask_one(upstream, self._ask, self._kind))
         self._running[task] = (upstream, self._clock())
 
     async def hear(self, patience_s: float | None) -> list[T]:
         """The first good answer, if there is one; else one more has to be asked: time is up, or a node has failed."""
-        done, _ = await asyncio.wait(self._running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            upstream, entered_at = self._running.pop(task)
-            try:
-                answer = task.result()
-            except NodeError as failure:
-                self.failures.append(failure)
-                if isinstance(failure, NodeLacks) and self._height is not None:
-                    upstream.note_lacking(self._height)
-                continue
+        await asyncio.wait(self._running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        # In the order in which they entered, and all of them before anybody is called late.
+        done = [(task, self._running.pop(task)) for task in list(self._running) if task.done()]
+        heard = [row for task, (upstream, entered_at) in done for row in self._heard(task, upstream, entered_at)]
+        for _, entered_at in heard[:1]:
             for late, since in self._running.values():
                 if since < entered_at:
                     self._pool.note_late(late, self._clock() - since)
-            return [answer]
-        return []
+        return [answer for answer, _ in heard[:1]]
+
+    def _heard(self, task: asyncio.Task[T], upstream: Upstream, entered_at: float) -> Iterator[tuple[T, float]]:
+        """The answer of one that has ended, and when it entered; nothing where it failed."""
+        try:
+            yield task.result(), entered_at
+        except NodeError as failure:
+            self.failures.append(failure)
+            if isinstance(failure, NodeLacks) and self._height is not None:
+                upstream.note_lacking(self._height)
 
     async def end(self) -> None:
         """Nobody else has to answer."""

@@ -11,7 +11,7 @@ from chains.model import Slug
 from chains.node import health
 from chains.node.client import NodeClient
 from chains.node.errors import NodeGarbled
-from chains.node.health import Upstream
+from chains.node.health import HEAD, Upstream
 from chains.node.hosts import Hosts
 from chains.node.pool import Pool
 
@@ -43,9 +43,8 @@ class Town:
     async def answers(self, quorum: int = 2) -> dict[str, str]:
         self.asked.clear()
         async with asyncio.timeout(5):
-            return await Hosts(self.pool, quorum).answers(
-                ["one.example", "two.example", "three.example"], "head", self.ask
-            )
+            hosts = ["one.example", "two.example", "three.example"]
+            return await Hosts(self.pool, quorum).answers(hosts, "head", self.ask, HEAD)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from chains.model import Slug
 from chains.node import health
 from chains.node.client import NodeClient
 from chains.node.errors import NodeDenied, NodeError, NodeGarbled, NodeLacks, NodeTimeout, NodeUnproven
-from chains.node.health import Upstream
+from chains.node.health import BLOCK, HEAD, Upstream
 from chains.node.pool import BEHIND_BLOCKS, COMPLAINT_INTERVAL_S, PAUSE_JITTER, PAUSE_MIN_S, Pool
 
 TIMEOUT = NodeTimeout("x", "no whole answer in 10 s")
@@ -52,7 +52,7 @@ class Street:
 
     async def first(self) -> object:
         self.asked.clear()
-        return await self.pool.first_answer("block 7", self.ask)
+        return await self.pool.first_answer("block 7", self.ask, kind=BLOCK)
 
     def states(self) -> list[str]:
         return [upstream.state for upstream in self.pool.upstreams]
@@ -208,9 +208,9 @@ async def test_a_node_that_flaps_says_so_once_a_minute(street: Street) -> None:
         for _ in range(10):
             street.answers["a"] = NodeGarbled("a", "answered HTML")
             with pytest.raises(NodeError):
-                await street.pool.ask_one(street.pool.upstreams[0], street.ask)
+                await street.pool.ask_one(street.pool.upstreams[0], street.ask, BLOCK)
             street.answers.clear()
-            await street.pool.ask_one(street.pool.upstreams[0], street.ask)
+            await street.pool.ask_one(street.pool.upstreams[0], street.ask, BLOCK)
     assert [row["event"] for row in logs] == ["node failing", "node recovered"]
 
 
@@ -223,7 +223,7 @@ async def test_failed_proofs_are_counted_by_node_and_check(street: Street, count
 
 
 async def test_only_the_named_nodes_are_asked(street: Street) -> None:
-    found = await street.pool.first_answer("block 7", street.ask, among=street.pool.upstreams[1:2])
+    found = await street.pool.first_answer("block 7", street.ask, kind=BLOCK, among=street.pool.upstreams[1:2])
     assert (found, street.asked) == ("from b", ["b"])
 
 
@@ -258,7 +258,7 @@ async def test_a_late_node_may_still_be_the_first_to_answer_and_is_not_failing_t
         await asyncio.Event().wait()
         raise AssertionError
 
-    assert await street.pool.first_answer("block 7", ask) == "from a"
+    assert await street.pool.first_answer("block 7", ask, kind=BLOCK) == "from a"
     assert street.states() == ["ok", "unknown", "unknown"]
 
 
@@ -271,7 +271,7 @@ async def test_what_is_not_urgent_is_asked_of_one_node_at_a_time(street: Street)
         await asyncio.sleep(0.1)
         return f"from {upstream.name}"
 
-    assert await street.pool.first_answer("block 7", ask, is_urgent=False) == "from a"
+    assert await street.pool.first_answer("block 7", ask, kind=BLOCK, is_urgent=False) == "from a"
     assert entered == ["a"]
 
 
@@ -287,14 +287,14 @@ async def test_of_nodes_that_all_hang_none_is_blamed_for_the_others(street: Stre
 
 async def test_patience_grows_with_what_a_node_usually_takes(street: Street) -> None:
     node = street.pool.upstreams[0]
-    assert node.patience_s == health.PATIENCE_UNKNOWN_S
+    assert node.patience_s(BLOCK) == health.PATIENCE_UNKNOWN_S
     for _ in range(50):
-        node.note_latency(3.0)
-    assert node.patience_s == pytest.approx(3.0 * health.PATIENCE_FACTOR)
-    assert node.status().latency_ms == 3000
+        node.note_latency(BLOCK, 3.0)
+    assert node.patience_s(BLOCK) == pytest.approx(3.0 * health.PATIENCE_FACTOR)
+    assert (node.status().latency_ms, node.patience_s(HEAD)) == (None, health.PATIENCE_UNKNOWN_S)
     for _ in range(50):
-        node.note_latency(0.01)
-    assert node.patience_s == health.PATIENCE_MIN_S
+        node.note_latency(BLOCK, 0.01)
+    assert node.patience_s(BLOCK) == health.PATIENCE_MIN_S
 
 
 async def test_a_node_that_has_thrown_old_blocks_away_is_asked_for_them_last(street: Street) -> None:
@@ -304,7 +304,7 @@ async def test_a_node_that_has_thrown_old_blocks_away_is_asked_for_them_last(str
 
     async def asked_for(height: int) -> list[str]:
         street.asked.clear()
-        await street.pool.first_answer(f"block {height}", street.ask, height=height)
+        await street.pool.first_answer(f"block {height}", street.ask, kind=BLOCK, height=height)
         return street.asked
 
     assert await asked_for(500) == ["a", "b"]
@@ -318,7 +318,7 @@ async def test_a_block_that_is_not_there_yet_says_nothing_of_a_nodes_history(str
     street.answers["a"] = LACKS
     for _ in range(2):
         street.asked.clear()
-        assert await street.pool.first_answer("block 999", street.ask, height=999) == "from b"
+        assert await street.pool.first_answer("block 999", street.ask, kind=BLOCK, height=999) == "from b"
         assert street.asked == ["a", "b"]
 
 
@@ -336,3 +336,29 @@ async def test_a_node_that_falls_short_beside_blocks_is_shown_so_and_keeps_its_p
     assert (shown.state, shown.reason) == ("failing", "traces: no whole answer in 30 s")
     assert await street.first() == "from a"
     assert street.asked == ["a"]
+
+
+async def test_quick_heads_do_not_make_a_node_seem_late_with_blocks(street: Street) -> None:
+    node = street.pool.upstreams[0]
+    for _ in range(50):
+        node.note_latency(BLOCK, 3.0)
+        for _ in range(6):
+            node.note_latency(HEAD, 0.05)
+    assert node.patience_s(BLOCK) == pytest.approx(3.0 * health.PATIENCE_FACTOR)
+    assert node.status().latency_ms == 50
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_of_two_that_answer_at_one_moment_neither_is_late(street: Street) -> None:
+    both = asyncio.Event()
+
+    async def ask(upstream: Upstream) -> str:
+        if upstream.name == "b":
+            asyncio.get_running_loop().call_soon(both.set)
+        await both.wait()
+        return f"from {upstream.name}"
+
+    for _ in range(20):
+        both.clear()
+        assert await street.pool.first_answer("block 7", ask, kind=BLOCK) == "from a"
+        assert street.pool.upstreams[0].state == "ok"
