@@ -107,7 +107,7 @@ def _entry(family: str, name: str) -> DepositDocument | WithdrawalDocument:
         "confirmations": ConfirmationsDocument(
             _confirmations(state), 12, "12", "finalized" if state == "finalized" else "none", "ethereum/default@1"
         ),
-        "proof": ProofDocument("roots", 2, enforced=True),
+        "proof": ProofDocument("roots", 2),
         "watch": _WATCH,
         "detected_at": time_of(_AT),
         "confirmed_at": time_of(_LATER) if is_credited else None,

@@ -72,12 +72,12 @@ class ProofDocument(msgspec.Struct, frozen=True):
     alone tell has levels of its own: `trace` (one host's word), `agreed` (two hosts told the same), `state` (the account's
     proven balances bear it out).
 
-    `enforced` is false while the operator only observes proofs on this chain: then a block that fails one is told of all
-    the same, at the level that it reached."""
+    `enforced` is there, and false, while the operator only observes proofs on this chain: then a block that fails one is
+    told of all the same, at the level that it reached."""
 
     level: str
     agreed_by: int
-    enforced: bool
+    enforced: bool | UnsetType = UNSET
 
 
 class WatchLabelDocument(msgspec.Struct, frozen=True):
@@ -329,7 +329,7 @@ def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -
         "locator": LocatorDocument(entry.locator_kind.value, entry.locator_path, entry.log_index),
         "block": _block(entry),
         "confirmations": _confirmations(entry, chain),
-        "proof": ProofDocument(entry.proof, entry.agreed_by, chain.proof_enforced),
+        "proof": ProofDocument(entry.proof, entry.agreed_by, UNSET if chain.proof_enforced else False),
         "watch": WatchLabelDocument(watch.id, watch.reference, dict(watch.metadata)),
         "detected_at": time_of(entry.detected_at),
         "confirmed_at": time_of(entry.confirmed_at) if entry.confirmed_at else None,
