@@ -165,7 +165,8 @@ class Transfer:
     n: int = 0
     """How many equal movements of its transaction came before it."""
     is_destruction: bool = False
-    """By its trace a contract destroyed itself and left this. Tracers are known to tell of such that never was."""
+    """By its trace a contract destroyed itself and left this, which tracers are known to tell of where it never was; or it
+    went to a contract that the same transaction created and destroyed, and is there no more."""
 
     @property
     def id(self) -> TransferId:

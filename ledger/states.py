@@ -74,8 +74,8 @@ class Reason(StrEnum):
     REBASING = "rebasing"
     """The token changes balances without a transfer: the amount told does not stay what it was."""
     UNPROVEN_DESTRUCTION = "unproven_destruction"
-    """By a trace a contract destroyed itself and left this, and no proof of the account's balance bears it out: tracers are
-    known to tell of such that never was."""
+    """By a trace a contract destroyed itself and left this, or was paid this in the transaction that created and destroyed
+    it, and no proof of the account's balance bears it out."""
 
 
 class BlockState(StrEnum):

@@ -6,7 +6,8 @@
 - `trace_block` (OpenEthereum's form: Erigon, Nethermind, Reth, Besu): a flat list of calls in pre-order, each with its
   place in the tree (`traceAddress`) and its transaction's (`transactionPosition`), and rewards that belong to none.
 
-Only what moves value is kept, and a frame that failed is left out with all that is under it: the EVM undid it.
+Only what moves value is kept, and the beginnings and ends of contracts; a frame that failed is left out with all that is
+under it: the EVM undid it.
 
 The two forms number their frames differently: OpenEthereum's leaves calls to precompiled contracts out unless they carry
 value, callTracer has them all. A path is good for finding a frame in its own answer, not for comparing two.
@@ -24,7 +25,8 @@ from msgspec import Struct, field
 from chains.deep_json import decode_deep
 from chains.evm.errors import ProofFailure
 
-MOVING = frozenset({"CALL", "CREATE", "CREATE2", "SELFDESTRUCT"})
+CREATIONS = frozenset({"CREATE", "CREATE2"})
+MOVING = CREATIONS | {"CALL", "SELFDESTRUCT"}
 KEEPING = frozenset({"DELEGATECALL", "STATICCALL", "CALLCODE"})
 """Their value, where a tracer names one, stays with the caller: what DELEGATECALL names is its parent's, CALLCODE pays
 itself."""
@@ -51,6 +53,9 @@ class Trace:
     root: Frame
     has_failed: bool
     inner: list[Frame]
+    short_lived: frozenset[str] = frozenset()
+    """Addresses, in lower case, of contracts that were created and destroyed in it: whatever it sent them, nothing of that
+    is left there when it is over."""
 
 
 class _Call(Struct, gc=False):
@@ -137,11 +142,23 @@ def _trace_of(index: int, entry: _Entry) -> Trace:
         raise ProofFailure("traces", f"no trace of transaction {index}: {entry.error!r:.200}")
     frame = Frame("", root.type, root.sender, root.to, root.value)
     has_failed = bool(root.error)
-    return Trace(entry.tx_hash, frame, has_failed, [] if has_failed else list(_moving(index, root)))
+    return _trace(entry.tx_hash, frame, has_failed, [] if has_failed else list(_kept(index, root)))
 
 
-def _moving(index: int, root: _Call) -> Iterator[Frame]:
-    """The frames under `root` that move value, in pre-order. A walk by hand: calls nest deeper than Python recurses."""
+def _trace(transaction_hash: str | None, root: Frame, has_failed: bool, kept: list[Frame]) -> Trace:
+    inner = [frame for frame in kept if frame.value not in _ZERO]
+    created = {frame.recipient.lower() for frame in (root, *kept) if frame.kind in CREATIONS and frame.recipient}
+    destroyed = {frame.sender.lower() for frame in kept if frame.kind == "SELFDESTRUCT" and frame.sender}
+    return Trace(transaction_hash, root, has_failed, inner, frozenset(created & destroyed))
+
+
+def _is_kept(kind: str | None, value: str | None) -> bool:
+    """It moves value, or is the beginning or the end of a contract."""
+    return kind in MOVING and (kind != "CALL" or value not in _ZERO)
+
+
+def _kept(index: int, root: _Call) -> Iterator[Frame]:
+    """The frames under `root` that are kept, in pre-order. A walk by hand: calls nest deeper than Python recurses."""
     levels = [iter(root.calls or ())]
     path = [-1]
     while levels:
@@ -156,7 +173,7 @@ def _moving(index: int, root: _Call) -> Iterator[Frame]:
         if call.type in MOVING:
             if call.value is None:
                 raise ProofFailure("traces", f"transaction {index}: a {call.type} without a value")
-            if call.value not in _ZERO:
+            if _is_kept(call.type, call.value):
                 yield Frame(".".join(map(str, path)), call.type, call.sender, call.to, call.value)
         elif call.type not in KEEPING and call.value not in _ZERO:
             raise ProofFailure("traces", f"transaction {index}: an unknown kind of frame, {call.type!r:.80}, has value")
@@ -171,7 +188,7 @@ def _joined(position: int, rows: list[_Row]) -> Trace:
     if root.trace_address:
         raise ProofFailure("traces", f"transaction {position}: the first trace is not the root")
     failed: dict[tuple[int, ...], bool] = {(): bool(root.error)}
-    inner = []
+    kept = []
     for row in rows[1:]:
         at = row.trace_address
         if at in failed or at[:-1] not in failed:
@@ -180,20 +197,20 @@ def _joined(position: int, rows: list[_Row]) -> Trace:
         if not failed[at]:
             frame = _frame_of(position, row)
             if frame is not None:
-                inner.append(frame)
-    return Trace(root.transaction_hash, _frame(root), failed[()], inner)
+                kept.append(frame)
+    return _trace(root.transaction_hash, _frame(root), failed[()], kept)
 
 
 def _frame_of(position: int, row: _Row) -> Frame | None:
-    """The row as a frame; None where it moves nothing."""
+    """The row as a frame; None where it is not kept."""
     frame = _frame(row)
     if frame.kind in MOVING and frame.value is None:
         raise ProofFailure("traces", f"transaction {position}: a {frame.kind} without a value")
-    if frame.value in _ZERO or frame.kind in KEEPING:
-        return None
-    if frame.kind not in MOVING:
+    if _is_kept(frame.kind, frame.value):
+        return frame
+    if frame.kind not in MOVING | KEEPING and frame.value not in _ZERO:
         raise ProofFailure("traces", f"transaction {position}: an unknown kind of frame, {frame.kind!r:.80}, has value")
-    return frame
+    return None
 
 
 def _frame(row: _Row) -> Frame:

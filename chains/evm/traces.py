@@ -9,6 +9,8 @@ What counts (value above zero, in a frame that did not fail, under none that did
 - CALL, CREATE and CREATE2: from the caller to the callee or the created contract.
 - SELFDESTRUCT: the balance goes to the beneficiary. To itself nothing moves: before EIP-6780, and in the transaction
   that created the contract, the value is burned instead.
+- What goes to a contract that is created and destroyed in the same transaction is marked like what a contract leaves at
+  its end (`is_destruction`): nothing of it is there when the transaction is over.
 - Never the root frame: that is the transaction's own value, which the transaction itself proves.
 
 **Value for a precompiled contract** is lost for ever. callTracer tells of it; `trace_block` of Reth and of Besu leaves those
@@ -29,7 +31,7 @@ spends it at once: they are not read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -80,7 +82,8 @@ class InternalMove:
     recipient: Address
     amount_atomic: int
     is_destruction: bool = False
-    """A contract destroyed itself and left what it had."""
+    """A contract destroyed itself and left this, or its own end in the same transaction took it from the contract that it
+    went to."""
 
 
 Moves = tuple[InternalMove, ...]
@@ -179,7 +182,8 @@ def _moves_of(traces: list[Trace], carriers: list[Carrier]) -> Moves:
     for trace, carrier in zip(traces, traced, strict=True):
         _check_root(trace, carrier)
         if carrier.has_succeeded() is not False:
-            moves += [_move(carrier.index, frame) for frame in trace.inner if not _is_burned(frame)]
+            frames = [frame for frame in trace.inner if not _is_burned(frame)]
+            moves += [_move(carrier.index, frame, trace.short_lived) for frame in frames]
     return tuple(moves)
 
 
@@ -205,12 +209,13 @@ def _check_root(trace: Trace, carrier: Carrier) -> None:
         raise ProofFailure("traces", f"transaction {index}: its root frame has another recipient")
 
 
-def _move(index: int, frame: Frame) -> InternalMove:
+def _move(index: int, frame: Frame, short_lived: Collection[str]) -> InternalMove:
     if frame.sender is None or frame.recipient is None or frame.value is None:
         raise ProofFailure("traces", f"transaction {index}: frame {frame.path:.80} does not say from whom to whom")
     sender, recipient = _address(index, frame.sender), _address(index, frame.recipient)
     amount = _amount(index, frame.value)
-    return InternalMove(index, frame.path, sender, recipient, amount, frame.kind == "SELFDESTRUCT")
+    is_destruction = frame.kind == "SELFDESTRUCT" or frame.recipient.lower() in short_lived
+    return InternalMove(index, frame.path, sender, recipient, amount, is_destruction)
 
 
 def _is_burned(frame: Frame) -> bool:

@@ -258,6 +258,8 @@ async def test_what_an_account_burned_that_destroyed_itself_holds_no_chain(world
     await world.settle()
     assert int(await world.local.node.rpc("eth_getBalance", address, "latest"), 16) == 0
     assert await world.deposits(address) == [(burner, "31", "trace", "trace")]
+    (row,) = await world.shop.rows("/v1/deposits", address=address)
+    assert (row["disposition"], row["reasons"]) == ("ignore", ["unproven_destruction"])
 
 
 async def test_a_transaction_to_the_watched_address_itself_is_counted_once(world: World) -> None:

@@ -68,6 +68,68 @@ def test_a_frame_with_value_moves_it(why: str) -> None:
     assert (move.amount_atomic, move.is_destruction) == (5, why == "end of a contract")
 
 
+def both_forms(told: dict[str, Any], transaction: WireTransaction | None = None) -> list[list[tuple[int, bool]]]:
+    """Amounts, and whether nothing of them may be left after the contract's end, by each of the two methods."""
+    block = make_block(transaction or make_transaction())
+    receipt = make_receipt()
+    flat = raw_traces(flat_form([told], block.hash), method=TraceMethod.TRACE_BLOCK)
+    return [
+        [(move.amount_atomic, move.is_destruction) for move in read_traces(traces, block, [receipt])]
+        for traces in (raw_traces([told]), flat)
+    ]
+
+
+SHORT_LIVED: dict[str, tuple[list[dict[str, Any]], list[tuple[int, bool]]]] = {
+    "ends within its creation": ([frame("CREATE", BOB, CAROL, 5, frame("SELFDESTRUCT", CAROL, CAROL, 5))], [(5, True)]),
+    "ends later, with nothing": (
+        [frame("CREATE2", BOB, CAROL, 5), frame("CALL", BOB, CAROL, 0, frame("SELFDESTRUCT", CAROL, DAVE, 0))],
+        [(5, True)],
+    ),
+    "is paid after its end": (
+        [frame("CREATE", BOB, CAROL, 0, frame("SELFDESTRUCT", CAROL, BOB, 0)), frame(value=5)],
+        [(5, True)],
+    ),
+    "pays others before its end": (
+        [frame("CREATE", BOB, CAROL, 5, frame("CALL", CAROL, DAVE, 5), frame("SELFDESTRUCT", CAROL, BOB, 0))],
+        [(5, True), (5, False)],
+    ),
+    "is written in capitals once": (
+        [frame("CREATE", BOB, CAROL, 5, frame("SELFDESTRUCT", CAROL, DAVE, 0) | {"from": "0x" + "CA" * 20})],
+        [(5, True)],
+    ),
+    "lives on": ([frame("CREATE", BOB, CAROL, 5), frame("SELFDESTRUCT", BOB, DAVE, 0)], [(5, False)]),
+    "its end was undone": (
+        [frame("CREATE", BOB, CAROL, 5, frame(), frame("SELFDESTRUCT", CAROL, DAVE, 5, error="out of gas"))],
+        [(5, False)],
+    ),
+    "its end was undone with the call": (
+        [
+            frame("CREATE", BOB, CAROL, 5),
+            frame("CALL", BOB, CAROL, 0, frame("SELFDESTRUCT", CAROL, DAVE, 5), error="x"),
+        ],
+        [(5, False)],
+    ),
+    "was there before": (
+        [frame(value=5), frame("CALL", BOB, CAROL, 0, frame("SELFDESTRUCT", CAROL, DAVE, 0))],
+        [(5, False)],
+    ),
+}
+
+
+@pytest.mark.parametrize("why", SHORT_LIVED)
+def test_what_goes_to_a_contract_that_its_own_transaction_ends_is_marked(why: str) -> None:
+    frames, expected = SHORT_LIVED[why]
+    assert both_forms(root(*frames)) == [expected, expected]
+
+
+def test_a_contract_that_the_transaction_itself_creates_may_end_in_it_too() -> None:
+    transaction = make_transaction(to=None)
+    created = created_address(ALICE, 7)
+    end = frame("SELFDESTRUCT", created, BOB, 0)
+    told = frame("CREATE", ALICE, created, 0, frame("CALL", CAROL, created, 5), end)
+    assert both_forms(told, transaction) == [[(5, True)], [(5, True)]]
+
+
 STAYS = {
     "zero": frame(value=0),
     "delegated, which names its parent's value": frame("DELEGATECALL", value=5),
