@@ -95,6 +95,9 @@ class ChainAdapter(Protocol):
         """Ask one node of each host for its header at `ref.height`: True where it names the same hash, False where it
         names another, absent where it does not know or does not answer."""
 
+    def set_aside(self, host: str, reason: str) -> None:
+        """Ask this host's nodes after all others for a while, and show them as failing: more hosts contradict it."""
+
     def listen(self) -> AbstractAsyncContextManager[HeadHints]:
         """Hear announcements of new heads for as long as the block lasts. A hint saves waiting for the next question;
         who listens has to go on asking, for a node may fall silent without a word."""

@@ -243,6 +243,9 @@ class Follower:
     async def _reorganise(self, chain: ChainRow, tip: BlockRef, head: NodeHead) -> Outcome:
         """Find the common ancestor, fetch the new branch up to at least our old height, replace in one transaction."""
         ancestor_height = await self._common_ancestor(chain, tip)
+        dispute = await self._dispute_over(chain, ancestor_height + 1, head)
+        if dispute is not None:
+            return Nothing(dispute)
         blocks = [await self.adapter.fetch_block(height) for height in range(ancestor_height + 1, tip.height + 1)]
         if not blocks or link(None, [block.ref for block in blocks]) is Linkage.BROKEN:
             raise BranchChanged(f"{chain.slug}: the node's branch changed while it was read")
@@ -252,6 +255,26 @@ class Follower:
         REORG_DEPTH.labels(self.course.slug).observe(depth)
         log.warning("reorg applied", chain=self.course.slug, depth=depth, ancestor=ancestor_height, tip=tip.height)
         return Reorged(depth)
+
+    async def _dispute_over(self, chain: ChainRow, height: int, head: NodeHead) -> str | None:
+        """Why our blocks from `height` on are not undone yet; None where they may be.
+
+        What a quorum of hosts had named, and may be credited, is not taken back on one host's word: only when more hosts
+        leave it than hold it, of those that answer. One that a majority contradicts is asked after the others."""
+        is_named = chain.agreed_height is not None and height <= chain.agreed_height
+        if chain.quorum < 2 or not is_named or chain.accepted_reorg_height is not None:
+            return None
+        async with transaction(self.engine) as connection:
+            ours = (await find_canonical(connection, chain.chain_id, height, height)).get(height)
+        answers = {} if ours is None else await self.adapter.fetch_agreements(ours, self.adapter.hosts)
+        holders = [host for host, is_same in answers.items() if is_same and host != head.host]
+        leavers = {head.host, *(host for host, is_same in answers.items() if not is_same)}
+        if len(leavers) > len(holders):
+            return None
+        reason = f"{head.node}: names another block {height} than {', '.join(holders)}"
+        if len(holders) > len(leavers):
+            self.adapter.set_aside(head.host, f"names another block {height} than {', '.join(holders)}")
+        return f"{reason}: what a quorum had named is undone when more hosts leave it than hold it"
 
     async def _common_ancestor(self, chain: ChainRow, tip: BlockRef) -> int:
         """The highest block that both branches share, found by doubling steps back and then halving the gap."""

@@ -27,6 +27,9 @@ Connection = AsyncConnection
 Engine = AsyncEngine
 """How rooms that write no SQL name what they only hand on."""
 
+LEADER_SILENCE_MAX_S = 90
+"""A leader says something with each of its cycles, so far more often than this."""
+
 UNAVAILABLE = (OperationalError, InterfaceError, TimeoutError)
 """What a statement raises when Postgres cannot be reached, is restarting, or has no connection free: try again later."""
 
@@ -100,15 +103,19 @@ def lock_number(*names: str) -> int:
 @asynccontextmanager
 async def leadership(engine: AsyncEngine, *names: str) -> AsyncIterator[AsyncConnection | None]:
     """Try to become the leader for `names`; yields the connection that holds the session lock, or None when another
-    process leads. The lock dies with the connection, so a killed leader is succeeded at once."""
+    process leads. The lock dies with the connection, so a killed leader is succeeded at once. One that is frozen keeps its
+    connection: Postgres ends a session that has said nothing for `LEADER_SILENCE_MAX_S`."""
     number = lock_number(*names)
     async with engine.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
         is_leader = (await autocommit.execute(select(func.pg_try_advisory_lock(number)))).scalar_one()
+        if is_leader:
+            await autocommit.execute(text(f"SET idle_session_timeout = '{LEADER_SILENCE_MAX_S}s'"))
         try:
             yield autocommit if is_leader else None
         finally:
             if is_leader and not autocommit.closed and not autocommit.invalidated:
+                await autocommit.execute(text("RESET idle_session_timeout"))
                 await autocommit.execute(select(func.pg_advisory_unlock(number)))
 
 

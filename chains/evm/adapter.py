@@ -130,6 +130,12 @@ class EvmAdapter:
         )
         return {host: theirs.hash == ref.hash for host, theirs in found.items()}
 
+    def set_aside(self, host: str, reason: str) -> None:
+        """Ask this host's nodes after all others for a while."""
+        for upstream in self._pool.upstreams:
+            if upstream.host == host:
+                self._pool.note_failure(upstream, NodeFailed(upstream.name, reason))
+
     def listen(self) -> AbstractAsyncContextManager[HintBox]:
         """Hear the announcements of every node that has a `ws`."""
         return listening([socket for _, socket in self._sockets])

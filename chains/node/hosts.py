@@ -1,13 +1,15 @@
 """Asking several hosts the same thing at the same time: who agrees, and what each of them calls final.
 
 Agreement is counted over hosts, since the nodes of one host share its mistakes. Whoever asks needs as many hosts as the
-quorum, and not one more: so a host that failed lately is not asked while the others are enough, and one that is late
-now is not waited for. Else a host that takes connections and never answers would delay every block.
+quorum, and not one more: so a host that failed lately is not asked while the others are enough, and where they are not,
+only now and then. One that is late is not waited for in any case: it is asked again with the next block, and a host that
+takes connections and never answers must not delay every block, though credit waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -17,13 +19,20 @@ from chains.node.pool import Pool
 
 T = TypeVar("T")
 
+ASKED_AGAIN_S = 6.0
+"""How often a host that failed lately is asked where the quorum cannot do without it."""
+NEEDED_PATIENCE_S = 2.0
+"""How long such a host is waited for: blocks are told of meanwhile, only their credit waits for it."""
+
 
 class Hosts:
     """The hosts of one chain's nodes, of which `quorum` have to agree."""
 
-    def __init__(self, pool: Pool, quorum: int) -> None:
+    def __init__(self, pool: Pool, quorum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._quorum = quorum
+        self._clock = clock
+        self._asked_at: dict[str, float] = {}
 
     async def answers(
         self, hosts: Sequence[str], subject: str, ask: Callable[[Upstream], Awaitable[T]], kind: str
@@ -36,11 +45,9 @@ class Hosts:
             asyncio.create_task(_if_any(self._pool.first_answer(subject, ask, nodes, kind=kind))): host
             for host, nodes in asked.items()
         }
-        patience_s = max(node.patience_s(kind) for nodes in asked.values() for node in nodes)
+        patience_s = max(self._patience_s(node, kind) for nodes in asked.values() for node in nodes)
         try:
             done, late = await asyncio.wait(tasks, timeout=patience_s)
-            if len(self._well() - {tasks[task] for task in late}) < self._quorum:
-                done, late = await asyncio.wait(tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -55,8 +62,15 @@ class Hosts:
         return {upstream.host for upstream in self._pool.upstreams if not self._pool.is_paused(upstream)}
 
     def _worth_asking(self, hosts: Sequence[str]) -> list[str]:
-        well = self._well()
-        return [host for host in hosts if host in well or len(well) < self._quorum]
+        """Of hosts that failed lately only those that are needed, and these now and then."""
+        well, now = self._well(), self._clock()
+        again = {host for host in hosts if now - self._asked_at.get(host, -ASKED_AGAIN_S) >= ASKED_AGAIN_S}
+        asked = [host for host in hosts if host in well or (len(well) < self._quorum and host in again)]
+        self._asked_at |= dict.fromkeys(asked, now)
+        return asked
+
+    def _patience_s(self, node: Upstream, kind: str) -> float:
+        return min(NEEDED_PATIENCE_S, node.patience_s(kind)) if self._pool.is_paused(node) else node.patience_s(kind)
 
 
 async def _if_any(asking: Awaitable[T]) -> list[T]:

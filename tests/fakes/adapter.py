@@ -85,6 +85,8 @@ class FakeChain:
     """The watched addresses of each call for balances."""
     unlisted: set[AssetId] = field(default_factory=set)
     """Assets whose movements nobody reads."""
+    aside: dict[str, str] = field(default_factory=dict)
+    """Hosts that are asked after the others, and why."""
     contradiction: str | None = None
     """What the balances say against the traces."""
 
@@ -117,6 +119,9 @@ class FakeChain:
 
     def _ref(self, height: int | None) -> BlockRef | None:
         return self.blocks[height].ref if height is not None and height < len(self.blocks) else None
+
+    def set_aside(self, host: str, reason: str) -> None:
+        self.aside[host] = reason
 
     async def fetch_head(self) -> NodeHead:
         self.asked_at.append(asyncio.get_running_loop().time())

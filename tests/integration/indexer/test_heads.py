@@ -112,8 +112,51 @@ async def test_nodes_that_disagree_about_their_newest_block_are_waited_for_and_t
         assert "node-b still has" in (outcome.reason or "")
     assert [kind for kind, *_ in await ledger.story()] == ["deposit.detected"]
     first.mine()
+    assert isinstance(await ledger.converge(), Nothing)
+    second.blocks = list(first.blocks)
     assert await ledger.converge() == Reorged(1)
     assert [kind for kind, *_ in await ledger.story()] == ["deposit.detected", "deposit.reorged", "deposit.detected"]
+
+
+async def test_what_a_quorum_had_named_is_not_taken_back_on_one_hosts_word(
+    two: tuple[Ledger, FakeChain, FakeChain],
+) -> None:
+    ledger, first, second = two
+    first.mine(payment("paid", SHOP), count=3)
+    second.blocks = list(first.blocks)
+    await ledger.converge(4)
+    assert (await ledger.story())[-1][0] == "deposit.confirmed"
+    first.drop_to(0)
+    first.mine(salt="fork", count=9)
+    for _ in range(3):
+        outcome = await ledger.converge()
+        assert isinstance(outcome, Nothing)
+        assert outcome.reason == (
+            "node-a: names another block 1 than node-b:"
+            " what a quorum had named is undone when more hosts leave it than hold it"
+        )
+    assert first.aside == {}
+    assert (await ledger.story())[-1][0] == "deposit.confirmed"
+    second.is_down = True  # who does not answer holds nothing
+    assert await ledger.converge() == Reorged(3)
+    assert "deposit.reversed" in [kind for kind, *_ in await ledger.story()]
+
+
+async def test_a_host_that_a_majority_contradicts_is_asked_after_the_others(
+    two: tuple[Ledger, FakeChain, FakeChain],
+) -> None:
+    ledger, first, second = two
+    first.other_hosts["node-c"] = FakeChain(host="node-c")
+    first.mine(payment("paid", SHOP), count=3)
+    for other in first.other_hosts.values():
+        other.blocks = list(first.blocks)
+    await ledger.converge(4)
+    first.drop_to(0)
+    first.mine(salt="fork", count=9)
+    assert isinstance(await ledger.converge(), Nothing)
+    assert first.aside == {"node-a": "names another block 1 than node-b, node-c"}
+    second.blocks = list(first.blocks)  # now two of three have left our branch
+    assert await ledger.converge() == Reorged(3)
 
 
 async def test_a_block_that_no_host_has_any_more_is_left_at_once(two: tuple[Ledger, FakeChain, FakeChain]) -> None:
