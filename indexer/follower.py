@@ -30,7 +30,7 @@ from chains.model import Block, BlockHash, BlockRef, Slug
 from chains.packing import PackedTransfers, traced_parties_of
 from indexer.commit import Committed, Followed, commit_blocks, settle_heights
 from indexer.coverage import Readings
-from indexer.errors import BranchChanged, DeepReorg
+from indexer.errors import BranchChanged, DeepReorg, deep_reorg_reason
 from indexer.finality import Agreement, finalized_by_depth, lowest_reorg_height, quorum_claim
 from indexer.metrics import BLOCKS, EVENTS, REORG_DEPTH, REORGS
 from indexer.prefetch import prefetch, recent_sizes
@@ -242,7 +242,13 @@ class Follower:
 
     async def _reorganise(self, chain: ChainRow, tip: BlockRef, head: NodeHead) -> Outcome:
         """Find the common ancestor, fetch the new branch up to at least our old height, replace in one transaction."""
-        ancestor_height = await self._common_ancestor(chain, tip)
+        try:
+            ancestor_height = await self._common_ancestor(chain, tip)
+        except DeepReorg:
+            dispute = await self._dispute_over(chain, chain.finalized_height, head, is_deep=True)
+            if dispute is None:
+                raise
+            return Nothing(dispute)
         dispute = await self._dispute_over(chain, ancestor_height + 1, head)
         if dispute is not None:
             return Nothing(dispute)
@@ -256,25 +262,29 @@ class Follower:
         log.warning("reorg applied", chain=self.course.slug, depth=depth, ancestor=ancestor_height, tip=tip.height)
         return Reorged(depth)
 
-    async def _dispute_over(self, chain: ChainRow, height: int, head: NodeHead) -> str | None:
+    async def _dispute_over(
+        self, chain: ChainRow, height: int | None, head: NodeHead, *, is_deep: bool = False
+    ) -> str | None:
         """Why our blocks from `height` on are not undone yet; None where they may be.
 
         What a quorum of hosts had named, and may be credited, is not taken back on one host's word: only when more hosts
-        leave it than hold it, of those that answer. One that a majority contradicts is asked after the others."""
-        is_named = chain.agreed_height is not None and height <= chain.agreed_height
-        if chain.quorum < 2 or not is_named or chain.accepted_reorg_height is not None:
+        leave it than hold it, of those that answer. One that a majority contradicts is asked after the others. As many on
+        either side are waited for, but for what is final (`is_deep`): then a person decides."""
+        if height is None or height > (chain.agreed_height or -1):
+            return None
+        if chain.quorum < 2 or chain.accepted_reorg_height is not None:
             return None
         async with transaction(self.engine) as connection:
             ours = (await find_canonical(connection, chain.chain_id, height, height)).get(height)
         answers = {} if ours is None else await self.adapter.fetch_agreements(ours, self.adapter.hosts)
         holders = [host for host, is_same in answers.items() if is_same and host != head.host]
         leavers = {head.host, *(host for host, is_same in answers.items() if not is_same)}
-        if len(leavers) > len(holders):
+        if len(leavers) > len(holders) or (is_deep and len(leavers) == len(holders)):
             return None
-        reason = f"{head.node}: names another block {height} than {', '.join(holders)}"
+        reason = f"names another block {height} than {', '.join(holders)}"
         if len(holders) > len(leavers):
-            self.adapter.set_aside(head.host, f"names another block {height} than {', '.join(holders)}")
-        return f"{reason}: what a quorum had named is undone when more hosts leave it than hold it"
+            self.adapter.set_aside(head.host, reason)
+        return f"{head.node}: {reason}: what a quorum had named is undone when more hosts leave it than hold it"
 
     async def _common_ancestor(self, chain: ChainRow, tip: BlockRef) -> int:
         """The highest block that both branches share, found by doubling steps back and then halving the gap."""
@@ -300,7 +310,7 @@ class Follower:
             # A missing block is no other branch: a node that lacks it may be syncing, or have thrown it away.
             raise ChainHolds(f"{chain.slug}: a reorg, but the node does not have block {bracket.differing} to compare")
         if bracket.agreed is None and lowest >= first_height:
-            raise DeepReorg(_deep_reorg_reason(chain, known[0], head_height=self.head_height))
+            raise DeepReorg(deep_reorg_reason(chain, known[0], head_height=self.head_height))
         if bracket.agreed is None:
             return first_height - 1
         agreed = bracket.agreed
@@ -481,13 +491,3 @@ class Follower:
 
 def _transfer_count(blocks: Sequence[Block]) -> int:
     return sum(len(block.transfers) for block in blocks)
-
-
-def _deep_reorg_reason(chain: ChainRow, lowest: int, head_height: int | None) -> str:
-    finalized_hash = "0x" + chain.finalized_hash.hex() if chain.finalized_hash else "none"
-    return (
-        f"{chain.slug}: the node's branch (head {head_height}) leaves out our block {lowest}"
-        f" (finalized {chain.finalized_height}, {finalized_hash}): a reorg deeper than finality."
-        " Nothing was undone. Find out which branch is right; to follow the node's, run"
-        f" `chainbell resume --chain {chain.slug} --accept-reorg-to HEIGHT` with the last block that both share"
-    )

@@ -9,7 +9,7 @@ import pytest
 from chains.adapter import NodeHead
 from chains.errors import NodeUnavailable
 from chains.model import Block, BlockRef
-from indexer.follower import CATCH_UP_BLOCKS, Extended, Holding, Nothing, Reorged
+from indexer.follower import CATCH_UP_BLOCKS, Extended, Halted, Holding, Nothing, Reorged
 from tests.fakes.adapter import FakeChain, address, payment
 from tests.integration.indexer.conftest import Ledger, make_ledger
 
@@ -157,6 +157,27 @@ async def test_a_host_that_a_majority_contradicts_is_asked_after_the_others(
     assert first.aside == {"node-a": "names another block 1 than node-b, node-c"}
     second.blocks = list(first.blocks)  # now two of three have left our branch
     assert await ledger.converge() == Reorged(3)
+
+
+async def test_a_host_that_a_majority_contradicts_below_finality_halts_nothing(
+    two: tuple[Ledger, FakeChain, FakeChain],
+) -> None:
+    ledger, first, second = two
+    first.other_hosts["node-c"] = FakeChain(host="node-c")
+    first.mine(payment("paid", SHOP), count=9)
+    for other in first.other_hosts.values():
+        other.blocks = list(first.blocks)
+        other.finalized = 5
+    first.finalized = 5
+    await ledger.converge(4)
+    assert (await ledger.row()).finalized_height == 5
+    first.drop_to(0)
+    first.finalized = None
+    first.mine(salt="fork", count=12)
+    assert isinstance(await ledger.converge(), Nothing)
+    assert first.aside == {"node-a": "names another block 5 than node-b, node-c"}
+    second.is_down = True  # one against one: a person decides
+    assert isinstance(await ledger.converge(), Halted)
 
 
 async def test_a_block_that_no_host_has_any_more_is_left_at_once(two: tuple[Ledger, FakeChain, FakeChain]) -> None:
