@@ -75,6 +75,8 @@ WATCHES_FEW = 1_000
 
 READ_BLOCKS_MAX = 50
 READ_ROUNDS = 5
+REPORT_COLUMNS = 140
+"""Where it is no terminal that is printed to: rich takes such for 80 columns wide, and leaves the figures out."""
 
 
 class Bench:
@@ -202,7 +204,7 @@ def main() -> None:
     if is_json:
         sys.stdout.buffer.write(msgspec.json.encode(report))
     else:
-        print_report(report, Console())
+        print_report(report, Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS))
 
 
 if __name__ == "__main__":
