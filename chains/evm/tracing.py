@@ -307,12 +307,14 @@ class Tracers:
         """The block by the first hosts of the line that agree: as many are asked as are missing, and one more for each that
         is late. None where all were heard and too few agree."""
         asked: dict[asyncio.Task[RawTraces | NodeError], list[_Tracer]] = {}
+        asked_at: dict[str, float] = {}
         late = 0
         try:
             while waiting or asked:
                 wanted = max(0, hearing.missing + late - len(asked))
                 for tracers in waiting[:wanted]:
                     asked[asyncio.create_task(self._ask_host(tracers, ref))] = tracers
+                    asked_at[tracers[0].upstream.host] = self._clock()
                 waiting = waiting[wanted:]
                 patience_s = max(tracers[0].patience_s for tracers in asked.values()) if waiting else None
                 done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
@@ -322,7 +324,7 @@ class Tracers:
                 hearing.hear([task.result() for task in done])
                 block = await self._judge(hearing, raw, ref, read) if done else None
                 if block is not None:
-                    self._leave_late([tracers[0] for tracers in asked.values()])
+                    self._leave_late([tracers[0] for tracers in asked.values()], asked_at)
                     return block
             return None
         finally:
@@ -330,10 +332,12 @@ class Tracers:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
-    def _leave_late(self, tracers: Sequence[_Tracer]) -> None:
-        """Others were heard and agreed while these did not answer."""
+    def _leave_late(self, tracers: Sequence[_Tracer], asked_at: Mapping[str, float]) -> None:
+        """Others agreed while these did not answer: those that had their time for it are put aside."""
         for tracer in tracers:
-            self._put_aside(tracer, f"no traces in {tracer.patience_s:.1f} s, when others had them")
+            waited_s = self._clock() - asked_at[tracer.upstream.host]
+            if waited_s >= tracer.patience_s:
+                self._put_aside(tracer, f"no traces in {waited_s:.1f} s, when others had them")
 
     def _put_aside(self, tracer: _Tracer, reason: str) -> None:
         """Ask the others first for a while, and show why: of its blocks nothing bad is known."""

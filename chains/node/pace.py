@@ -31,6 +31,7 @@ class Pace:
         self._rate = rps
         self._full_at = 0.0
         self._recent: deque[tuple[float, int]] = deque()
+        self._slowed_at: float | None = None
 
     @property
     def rate(self) -> float | None:
@@ -53,7 +54,11 @@ class Pace:
         await asyncio.sleep(max(0.0, self._full_at - now - BURST_S))
 
     def slow_down(self) -> None:
-        """The node said that it is asked too often."""
+        """The node said that it is asked too often. What was under way together is refused together, and counts once."""
+        now = self._now()
+        if self._slowed_at is not None and now - self._slowed_at < BURST_S:
+            return
+        self._slowed_at = now
         asked_rps = sum(calls for _, calls in self._recent) / BURST_S
         self._rate = max(RATE_MIN, (self._rate or asked_rps) / 2)
 

@@ -251,6 +251,7 @@ async def test_a_tracing_host_that_never_answers_is_not_waited_for_where_the_oth
     asked = nodes[1].calls_of(TRACE)
     assert (await adapter.fetch_block(LATER)).traced_by == ("node-1", "node-3")
     assert nodes[1].calls_of(TRACE) == asked
+    assert adapter.node_statuses()[2].state != "failing"
 
 
 @pytest.mark.parametrize("lie", [invent, hide])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+
+import pytest
 
 from chains.node.pace import BURST_S, RATE_FREE, RATE_MIN, Pace
 
@@ -16,13 +19,37 @@ async def test_without_a_limit_nothing_waits_until_the_node_says_that_it_is_too_
     assert pace.rate == 50.0
 
 
-async def test_each_refusal_halves_the_rate_and_it_never_ends_at_nothing() -> None:
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets enough time go by that a refusal counts again."""
+    now_s = 0.0
+    monkeypatch.setattr(Pace, "_now", lambda _: now_s)
+
+    def _later() -> None:
+        nonlocal now_s
+        now_s += BURST_S
+
+    return _later
+
+
+async def test_each_refusal_halves_the_rate_and_it_never_ends_at_nothing(later: Callable[[], None]) -> None:
     pace = Pace(8.0)
-    for _ in range(3):
+    rates = []
+    for _ in range(5):
         pace.slow_down()
-    assert pace.rate == 1.0
+        rates.append(pace.rate)
+        later()
+    assert rates == [4.0, 2.0, 1.0, RATE_MIN, RATE_MIN]
+
+
+async def test_what_is_refused_together_counts_once(later: Callable[[], None]) -> None:
+    pace = Pace(64.0)
+    for _ in range(16):
+        pace.slow_down()
+    assert pace.rate == 32.0
+    later()
     pace.slow_down()
-    assert pace.rate == RATE_MIN
+    assert pace.rate == 16.0
 
 
 async def test_the_rate_grows_back_to_the_operators_limit_and_no_further() -> None:
