@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.ids import TenantId, new_id
-from ledger.schema import audit_log
+from ledger.schema_access import audit_log
 
 COMMAND_LINE = "command line"
 """Actor of what an operator did with the `chainbell` command; every other actor is a key's id."""

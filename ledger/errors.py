@@ -3,6 +3,7 @@
     LedgerError
     |-- CheckpointMoved        start the cycle again: another follower committed first; nothing was written
     |-- StoryConflict          stop and look: an entry changed under the chain's lock, which must not be possible
+    |-- JobTaken               stop working on it: a job was cancelled, or another process has it; nothing was written
     |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
     |-- NameTaken              refuse the input: the name is in use
     |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
@@ -30,6 +31,10 @@ class CheckpointMoved(LedgerError):
 
 class StoryConflict(LedgerError):
     """An entry's sequence was not the one that was read under the lock; nothing was written."""
+
+
+class JobTaken(LedgerError):
+    """A job is not this process's any more: it was cancelled, has ended, or its lease went to another."""
 
 
 class UnknownName(LedgerError):

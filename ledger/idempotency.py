@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.database import lock_number
 from ledger.ids import TenantId
-from ledger.schema import idempotency_keys
+from ledger.schema_access import idempotency_keys
 from ledger.secrets import SealPlace, SecretBox
 
 RETENTION = timedelta(hours=24)

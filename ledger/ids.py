@@ -22,6 +22,7 @@ EventId = NewType("EventId", str)
 EndpointId = NewType("EndpointId", str)
 DeliveryId = NewType("DeliveryId", str)
 KeyId = NewType("KeyId", str)
+JobId = NewType("JobId", str)
 
 OPS_TENANT = TenantId("ten_ops")
 """The operator's own tenant: made by the first migration, told of halted chains and paused endpoints."""

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.audit import COMMAND_LINE, record_audit
 from ledger.errors import UnknownName
 from ledger.ids import KeyId, TenantId
-from ledger.schema import api_keys
+from ledger.schema_access import api_keys
 
 SCOPES = (
     "watches:read",

@@ -1,4 +1,5 @@
-"""Every table, in the order in which data flows through them: chain, block, watch, entry, event, delivery, attempt.
+"""The tables, in the order in which data flows through them: chain, block, watch, entry, event, delivery, attempt. Keys and
+the audit log are in `ledger/schema_access.py`, jobs in `ledger/schema_jobs.py`.
 
 The indexing protocol in short. A follower locks its chain's row, matches the addresses of a block against `watches`,
 writes `entries`, `events` and `deliveries`, the block's row and the checkpoint (`chains.tip_*`), and commits: all or
@@ -33,6 +34,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from chains.model import AssetKind, LocatorKind
+from ledger import schema_access as schema_access
+from ledger import schema_jobs as schema_jobs
 from ledger.columns import AMOUNT, TIME, iff, one_of
 from ledger.columns import metadata as metadata
 from ledger.ids import Side
@@ -92,6 +95,13 @@ chains = Table(
     ),
     Column("heartbeat_at", TIME, comment="last sign of life of the follower"),
     Column("delayed_since", TIME, comment="since when its tip has stood still for too long, as operators were told"),
+    Column(
+        "missed_deposits",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="deposits that an audit found missing",
+    ),
     CheckConstraint("(tip_height IS NULL) = (tip_hash IS NULL)", name="tip"),
     CheckConstraint("(finalized_height IS NULL) = (finalized_hash IS NULL)", name="finalized"),
     CheckConstraint("finalized_height <= tip_height", name="finalized_below_tip"),
@@ -220,21 +230,6 @@ tenants = Table(
     comment="a payment company that uses us; ten_ops is the operator",
 )
 
-api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
-    Column("id", Text, nullable=False, unique=True, comment="the public part inside the key"),
-    Column("secret_sha256", LargeBinary, nullable=False, comment="of the secret part, which is 256 random bits"),
-    Column("scopes", ARRAY(Text), nullable=False),
-    Column("created_at", TIME, nullable=False),
-    Column("expires_at", TIME),
-    Column("revoked_at", TIME),
-    Column("last_used_at", TIME),
-    PrimaryKeyConstraint("tenant_id", "id"),
-    comment="bearer keys: shown once, stored hashed",
-)
-
 watches = Table(
     "watches",
     metadata,
@@ -251,6 +246,7 @@ watches = Table(
         nullable=False,
         comment="chain_id to first covered height; a chain that is not named covers it from the chain's own first block",
     ),
+    Column("backfill_job_id", Text, comment="the job that covers, or covered, the past from start_height on"),
     Column("created_at", TIME, nullable=False),
     Column("deleted_at", TIME, comment="no new entries from then on; history stays"),
     PrimaryKeyConstraint("tenant_id", "id"),
@@ -263,6 +259,7 @@ watches = Table(
         postgresql_where=text("deleted_at IS NULL"),
     ),
     Index("ix_watches_match", "address", "scope", postgresql_where=text("deleted_at IS NULL")),
+    Index("ix_watches_backfill", "tenant_id", "backfill_job_id", postgresql_where=text("backfill_job_id IS NOT NULL")),
     Index("ix_watches_reference", "tenant_id", "reference", postgresql_where=text("reference IS NOT NULL")),
     CheckConstraint("octet_length(address) = 20", name="address"),
     comment="a tenant's interest in an address; matched by index, so that a block costs the same whatever their number",
@@ -458,34 +455,6 @@ attempts = Table(
     one_of("outcome", Outcome),
     postgresql_partition_by="RANGE (started_at)",
     comment="one row for each HTTP request; append-only; leaves by dropping whole days",
-)
-
-idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
-    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
-    Column("key", Text, nullable=False),
-    Column("fingerprint", LargeBinary, nullable=False, comment="SHA-256 of method, path and body"),
-    Column("status_code", SmallInteger, nullable=False),
-    Column("sealed_body", LargeBinary, nullable=False, comment="the stored answer, encrypted: it may hold a secret"),
-    Column("created_at", TIME, nullable=False),
-    PrimaryKeyConstraint("tenant_id", "key"),
-    Index("ix_idempotency_keys_created", "created_at"),
-    comment="answers to POSTs, written in the transaction of their effect, kept for a day",
-)
-
-audit_log = Table(
-    "audit_log",
-    metadata,
-    Column("tenant_id", Text, nullable=False),
-    Column("id", Text, nullable=False),
-    Column("actor", Text, nullable=False, comment="a key's id, or command line"),
-    Column("action", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("detail", JSONB, nullable=False, server_default="{}"),
-    Column("created_at", TIME, nullable=False),
-    PrimaryKeyConstraint("tenant_id", "id"),
-    comment="who changed what; append-only, in the transaction of the change",
 )
 
 API_ROLE = "chainbell_api"

@@ -140,6 +140,36 @@ SETTLED_STATES = (
 )
 
 
+class JobKind(StrEnum):
+    """What a job does."""
+
+    BACKFILL = "backfill"
+    """Reads the past for watches that asked for it, or for an asset that was listed later."""
+    REPLAY = "replay"
+    """Reads blocks again, and brings the ledger to what they say."""
+    RECOVER = "recover"
+    """Delivers events once more."""
+
+
+class JobState(StrEnum):
+    """Where a job stands. What it did so far is kept, whatever becomes of it."""
+
+    QUEUED = "queued"
+    """Enters when it is asked for. Leaves to running or cancelled."""
+    RUNNING = "running"
+    """Enters when a process takes it; one that dies is followed by another, which goes on where it stood."""
+    DONE = "done"
+    """All of it was done; has `ended_at`."""
+    FAILED = "failed"
+    """It cannot be done, and `reason` says why; has `ended_at`."""
+    CANCELLED = "cancelled"
+    """Its owner wanted no more of it; has `ended_at`."""
+
+
+ENDED_STATES = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+"""States that a job does not leave."""
+
+
 class Outcome(StrEnum):
     """What one attempt came to."""
 
@@ -163,6 +193,7 @@ EVENT_TYPES = (
     "chain.resumed",
     "chain.delayed",
     "chain.reorged",
+    "chain.audit_failed",
     "endpoint.paused",
     "endpoint.resumed",
 )

@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 from ledger.database import transaction
 from ledger.endpoints import secret_place
 from ledger.ids import EndpointId
-from ledger.schema import attempts, audit_log, deliveries, endpoint_secrets, endpoints
+from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints
+from ledger.schema_access import audit_log
 from ledger.secrets import SecretBox
 from tests.integration.api.conftest import MASTER_KEY, Service
 

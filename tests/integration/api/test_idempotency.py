@@ -9,7 +9,8 @@ from sqlalchemy import func, select, update
 
 from ledger.database import transaction
 from ledger.idempotency import delete_old_idempotency_keys, lock_idempotency_key
-from ledger.schema import endpoints, idempotency_keys
+from ledger.schema import endpoints
+from ledger.schema_access import idempotency_keys
 from tests.integration.api.conftest import Answer, Service
 
 BODY = {"url": "https://merchant.example/hooks"}

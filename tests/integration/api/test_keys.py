@@ -12,7 +12,7 @@ from ledger.database import transaction
 from ledger.errors import NameTaken, UnknownName
 from ledger.ids import OPS_TENANT, KeyId
 from ledger.keys import create_key, list_keys, parse_key, revoke_key
-from ledger.schema import api_keys
+from ledger.schema_access import api_keys
 from ledger.tenants import create_tenant, find_tenant, list_tenants
 from tests.integration.api.conftest import Service
 

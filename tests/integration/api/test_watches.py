@@ -14,7 +14,8 @@ import ledger.watches
 from chains.model import hex_of
 from ledger.chains import lock_chain, share_chains
 from ledger.database import transaction
-from ledger.schema import audit_log, watches
+from ledger.schema import watches
+from ledger.schema_access import audit_log
 from tests.integration.api.conftest import Answer, Service
 from tests.integration.api.seeding import ADDRESS, ETHEREUM, SECOND, add_chain, set_tip
 

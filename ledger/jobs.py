@@ -1,0 +1,261 @@
+"""Jobs: long work that outlives a process. One mechanism for backfills, replays and recovery.
+
+A job is a row. A process takes it by a lease and says how far it is in the transaction of each effect, comparing the
+lease: so what a job did and what it says of it cannot differ, a process that dies is followed by another which goes on where it
+stood, and one whose job was cancelled meanwhile finds out before it has any further effect. Leases are judged by the
+database's clock. Jobs take turns: each is worked on for a while and then goes to the end of the line.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, and_, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chains.model import ChainId
+from ledger.documents import time_of
+from ledger.errors import JobTaken
+from ledger.ids import JobId, TenantId, new_id
+from ledger.schema_jobs import jobs
+from ledger.states import JobKind, JobState
+
+LEASE = timedelta(seconds=60)
+"""How long a process may be silent about a job before another one takes it over: several times as long as a step."""
+
+_OPEN = (JobState.QUEUED.value, JobState.RUNNING.value)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job as its row stands. Columns are explained in `ledger/schema_jobs.py`."""
+
+    tenant_id: TenantId
+    id: JobId
+    kind: JobKind
+    state: JobState
+    chain_id: ChainId | None
+    request: Mapping[str, Any]
+    cursor: Mapping[str, Any]
+    done: int
+    total: int | None
+    covered_from: int | None
+    result: Mapping[str, Any]
+    reason: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    lease_token: str | None
+
+
+class JobDocument(msgspec.Struct, frozen=True, tag_field="object", tag="job"):
+    """Long work. `done` of `total` (null until it is known) counts blocks, or deliveries; `result` is what it has come to so
+    far. `reason` says why it failed, or what it waits for."""
+
+    id: str
+    kind: str
+    state: str
+    chain: str | None
+    request: dict[str, Any]
+    done: int
+    total: int | None
+    result: dict[str, Any]
+    reason: str | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+def job_document(job: JobRow, chain: str | None) -> JobDocument:
+    """A job as JSON; `chain` is the slug of its chain."""
+    return JobDocument(
+        id=job.id,
+        kind=job.kind.value,
+        state=job.state.value,
+        chain=chain,
+        request=dict(job.request),
+        done=job.done,
+        total=job.total,
+        result=dict(job.result),
+        reason=job.reason,
+        created_at=time_of(job.created_at),
+        started_at=time_of(job.started_at) if job.started_at else None,
+        ended_at=time_of(job.ended_at) if job.ended_at else None,
+    )
+
+
+_columns = [jobs.c[name] for name in JobRow.__slots__]
+
+
+def _job_from(row: Row[Any]) -> JobRow:
+    values = dict(row._mapping)
+    return JobRow(**{**values, "kind": JobKind(values["kind"]), "state": JobState(values["state"])})
+
+
+async def create_job(
+    connection: AsyncConnection,
+    *,
+    tenant_id: TenantId,
+    kind: JobKind,
+    chain_id: ChainId | None,
+    request: Mapping[str, Any],
+    total: int | None,
+    now: datetime,
+    job_id: JobId | None = None,
+    is_taken: bool = False,
+) -> JobRow:
+    """Make a job. With `is_taken` it is the caller's own from the start: nobody else works on it while its lease lasts."""
+    taken = {"lease_token": secrets.token_hex(16), "leased_until": now + LEASE, "started_at": now} if is_taken else {}
+    state = JobState.RUNNING if is_taken else JobState.QUEUED
+    row = {
+        "tenant_id": tenant_id,
+        "id": job_id or new_job_id(now),
+        "kind": kind.value,
+        "state": state.value,
+        "chain_id": chain_id,
+        "request": dict(request),
+        "total": total,
+        "created_at": now,
+        "turn_at": now,
+        **taken,
+    }
+    return _job_from((await connection.execute(jobs.insert().values(row).returning(*_columns))).one())
+
+
+def new_job_id(now: datetime) -> JobId:
+    """A fresh id."""
+    return JobId(new_id("job", now))
+
+
+async def find_job(connection: AsyncConnection, tenant_id: TenantId, job_id: JobId) -> JobRow | None:
+    """A job of the tenant."""
+    statement = select(*_columns).where(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
+    row = (await connection.execute(statement)).first()
+    return None if row is None else _job_from(row)
+
+
+async def cancel_job(connection: AsyncConnection, tenant_id: TenantId, job_id: JobId, now: datetime) -> JobRow | None:
+    """Stop a job that has not ended; what it did stays. Returns the job as it then is, None where there is none."""
+    ended = {"state": JobState.CANCELLED.value, "ended_at": now, "lease_token": None, "leased_until": None}
+    is_it = (jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
+    await connection.execute(update(jobs).where(*is_it, jobs.c.state.in_(_OPEN)).values(ended))
+    return await find_job(connection, tenant_id, job_id)
+
+
+async def claim_job(
+    connection: AsyncConnection, chain_ids: Collection[ChainId], settled_for: timedelta, now: datetime
+) -> JobRow | None:
+    """Take the job about one of these chains that has waited longest for its turn; None where there is none.
+
+    One that was made less than `settled_for` ago is left for later: what is asked for just after it may still join it.
+    One of the statements that cross tenants."""
+    waiting = (
+        select(jobs.c.tenant_id, jobs.c.id)
+        .where(
+            jobs.c.chain_id.in_(chain_ids),
+            jobs.c.state.in_(_OPEN),
+            or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now),
+            or_(jobs.c.state == JobState.RUNNING.value, jobs.c.created_at <= now - settled_for),
+        )
+        .order_by(jobs.c.turn_at, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .cte("waiting")
+    )
+    taken = {
+        "state": JobState.RUNNING.value,
+        "lease_token": secrets.token_hex(16),
+        "leased_until": now + LEASE,
+        "started_at": func.coalesce(jobs.c.started_at, now),
+    }
+    statement = update(jobs).values(taken).where(jobs.c.tenant_id == waiting.c.tenant_id, jobs.c.id == waiting.c.id)
+    row = (await connection.execute(statement.returning(*_columns))).first()
+    return None if row is None else _job_from(row)
+
+
+async def progress_job(connection: AsyncConnection, job: JobRow, now: datetime, **values: Any) -> JobRow:  # noqa: ANN401
+    """Write how far a job is (`cursor`, `done`, `total`, `covered_from`, `result`, `reason`), and go on holding it. Raises
+    `JobTaken` when it is not the caller's any more: then its transaction must not be committed."""
+    return await _write(connection, job, {**values, "leased_until": now + LEASE})
+
+
+async def release_job(connection: AsyncConnection, job: JobRow, now: datetime, reason: str | None = None) -> JobRow:
+    """Give a job back: the others have their turn first. `reason` says what it waits for. Raises `JobTaken`."""
+    return await _write(connection, job, {"lease_token": None, "leased_until": None, "turn_at": now, "reason": reason})
+
+
+async def end_job(
+    connection: AsyncConnection, job: JobRow, state: JobState, now: datetime, reason: str | None = None
+) -> JobRow:
+    """End a job as `done` or `failed`. Raises `JobTaken`."""
+    values = {"state": state.value, "reason": reason, "ended_at": now, "lease_token": None, "leased_until": None}
+    return await _write(connection, job, values)
+
+
+async def _write(connection: AsyncConnection, job: JobRow, values: Mapping[str, Any]) -> JobRow:
+    is_ours = and_(
+        jobs.c.tenant_id == job.tenant_id,
+        jobs.c.id == job.id,
+        jobs.c.state == JobState.RUNNING.value,
+        jobs.c.lease_token == job.lease_token,
+    )
+    statement = update(jobs).where(is_ours).values(dict(values)).returning(*_columns)
+    row = (await connection.execute(statement)).first()
+    if row is None:
+        raise JobTaken(f"job {job.id}: it was cancelled, or another process works on it")
+    return _job_from(row)
+
+
+# --- backfills --------------------------------------------------------------------------------------------------------
+
+
+async def find_joinable_backfill(connection: AsyncConnection, tenant_id: TenantId, chain_id: ChainId) -> JobId | None:
+    """A backfill of the tenant for watches that nobody has begun yet: what is asked for now can be read along with it."""
+    statement = select(jobs.c.id).where(*_is_joinable(tenant_id, chain_id)).order_by(jobs.c.id).limit(1)
+    found = (await connection.execute(statement)).scalar()
+    return None if found is None else JobId(found)
+
+
+async def join_backfill(
+    connection: AsyncConnection, tenant_id: TenantId, chain_id: ChainId, job_id: JobId, request: Mapping[str, Any]
+) -> bool:
+    """Widen a backfill to `request` (`from`, and `to`, which may be null), unless somebody has begun it."""
+    is_it = (*_is_joinable(tenant_id, chain_id), jobs.c.id == job_id)
+    row = (await connection.execute(select(jobs.c.request).where(*is_it).with_for_update())).first()
+    if row is None:
+        return False
+    known = row.request
+    lowest = min(known["from"], request["from"])
+    highest = None if None in (known["to"], request["to"]) else max(known["to"], request["to"])
+    total = None if highest is None else highest - lowest + 1
+    widened = {**known, "from": lowest, "to": highest, "watches": known["watches"] + request["watches"]}
+    await connection.execute(update(jobs).where(*is_it).values(request=widened, total=total))
+    return True
+
+
+def _is_joinable(tenant_id: TenantId, chain_id: ChainId) -> tuple[Any, ...]:
+    return (
+        jobs.c.tenant_id == tenant_id,
+        jobs.c.chain_id == chain_id,
+        jobs.c.kind == JobKind.BACKFILL.value,
+        jobs.c.state == JobState.QUEUED.value,
+        jobs.c.request["asset_id"].astext.is_(None),
+    )
+
+
+async def find_covered_from(
+    connection: AsyncConnection, job_ids: Collection[tuple[TenantId, JobId]]
+) -> dict[JobId, int]:
+    """How far down these backfills have come; one that has read nothing is absent.
+
+    One of the statements that cross tenants."""
+    if not job_ids:
+        return {}
+    wanted = or_(*(and_(jobs.c.tenant_id == tenant, jobs.c.id == job) for tenant, job in job_ids))
+    statement = select(jobs.c.id, jobs.c.covered_from).where(wanted, jobs.c.covered_from.is_not(None))
+    return {JobId(row.id): row.covered_from for row in await connection.execute(statement)}
