@@ -1,9 +1,9 @@
 """Jobs: long work that outlives a process. One mechanism for backfills, replays and recovery.
 
 A job is a row. A process takes it by a lease and says how far it is in the transaction of each effect, comparing the
-lease: so what a job did and what it says of it cannot differ, a process that dies is followed by another which goes on where it
-stood, and one whose job was cancelled meanwhile finds out before it has any further effect. Leases are judged by the
-database's clock. Jobs take turns: each is worked on for a while and then goes to the end of the line.
+lease. So what a job did and what it says of it cannot differ; a process that dies is followed by another, which goes on
+where that one stood; and one whose job was cancelled meanwhile finds out before it has any further effect. Leases are
+judged by the database's clock. Jobs take turns: each is worked on for a while and then goes to the end of the line.
 """
 
 from __future__ import annotations
