@@ -17,6 +17,7 @@ from api.routes import Call, Route, Services
 from ledger.cursors import InvalidCursor
 from ledger.database import Connection, transaction
 from ledger.idempotency import StoredAnswer, find_answer, fingerprint_of, lock_idempotency_key, store_answer
+from ledger.ids import OPS_TENANT
 from ledger.keys import (
     KeyParts,
     KeyRow,
@@ -80,7 +81,10 @@ def _response(found: _Answer) -> web.Response:
 
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
     async with transaction(services.engine) as connection:
-        key = await _authenticate(connection, request.key, route.scope)
+        key = await _authenticate(connection, request.key)
+        _authorize(key, route)
+        if is_touch_due(key):
+            await touch_key(connection, key)
         if request.idempotency_key is not None:
             return await _answer_with_idempotency(route, services, request, connection, key)
         return await _handle(route, services, request, connection, key)
@@ -162,12 +166,20 @@ async def _read_body(route: Route, http: web.Request) -> bytes:
     return b"" if route.body is type(None) else await read_body(http)
 
 
-async def _authenticate(connection: Connection, parts: KeyParts, scope: str) -> KeyRow:
+async def _authenticate(connection: Connection, parts: KeyParts) -> KeyRow:
     key = await find_key(connection, parts.id)
     if key is None or not is_usable(key, parts):
         raise Refused(Code.INVALID_KEY, "the key is unknown, revoked or expired; ask for a new one", headers=_CHALLENGE)
-    if not has_scope(key.scopes, scope):
-        raise Refused(Code.MISSING_SCOPE, f"the key lacks the scope {scope}; it has {', '.join(key.scopes)}")
-    if is_touch_due(key):
-        await touch_key(connection, key)
     return key
+
+
+def _authorize(key: KeyRow, route: Route) -> None:
+    if not any(has_scope(key.scopes, scope) for scope in route.scopes):
+        needed = " or ".join(route.scopes)
+        raise Refused(Code.MISSING_SCOPE, f"the key lacks the scope {needed}; it has {', '.join(key.scopes)}")
+    if route.is_operators and key.tenant_id != OPS_TENANT:
+        raise Refused(
+            Code.MISSING_SCOPE,
+            f"with {route.scope} only a key of the operator may do this; make one with: chainbell keys create --tenant ops"
+            f" --scope {route.scope}",
+        )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from aiohttp import web
 
-from api import chains, deliveries, endpoints, entries, events, health, watches
+from api import chains, coverage, deliveries, endpoints, entries, events, health, watches
 from api.answering import answer
 from api.health import OPENAPI
 from api.middleware import answer_safely
@@ -25,6 +25,7 @@ ROUTES: Sequence[Route] = (
     *events.ROUTES,
     *deliveries.ROUTES,
     *chains.ROUTES,
+    *coverage.ROUTES,
 )
 OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
 

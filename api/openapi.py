@@ -122,9 +122,9 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
     operation: Json = {
         "operationId": route.name,
         "summary": summary,
-        "description": " ".join(description.split()) + f" Scope: `{route.scope}`.",
+        "description": " ".join(description.split()) + _access(route),
         "tags": [route.path.split("/")[2]],
-        "security": [{"bearer": [route.scope]}],
+        "security": [{"bearer": [scope]} for scope in route.scopes],
         "parameters": [*_path_parameters(route), *_query_parameters(route, schemas), *_header_parameters(route)],
         "responses": {**_success(route), **_problems(_codes_of(route))},
     }
@@ -133,6 +133,11 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
         content = {"application/json": {"schema": _schema_of(route.body)}}
         operation["requestBody"] = {"required": is_required, "content": content}
     return operation
+
+
+def _access(route: Route) -> str:
+    scopes = " or ".join(f"`{scope}`" for scope in route.scopes)
+    return f" Scope: {scopes}, in a key of the operator." if route.is_operators else f" Scope: {scopes}."
 
 
 def _path_parameters(route: Route) -> list[Json]:
@@ -145,10 +150,11 @@ def _query_parameters(route: Route, schemas: dict[str, Json]) -> list[Json]:
     if route.query is type(None):
         return []
     parameters = []
-    for name, schema in schemas[_name_of(route.query)]["properties"].items():
+    query = schemas[_name_of(route.query)]
+    for name, schema in query["properties"].items():
         shown = _without_null(schema)
         description = shown.pop("description", None)
-        parameter = {"name": name, "in": "query", "required": False, "schema": shown}
+        parameter = {"name": name, "in": "query", "required": name in query.get("required", ()), "schema": shown}
         parameters.append({**parameter, "description": description} if description else parameter)
     return parameters
 
@@ -185,7 +191,7 @@ _REQUEST_ID = {"X-Request-Id": {"description": "Name it when you ask for help", 
 
 def _codes_of(route: Route) -> list[Code]:
     codes = [*_EVERYWHERE, *route.problems]
-    if route.query is not type(None):
+    if "cursor" in getattr(route.query, "__struct_fields__", ()):
         codes += _WITH_CURSOR
     if "{id}" in route.path:
         codes += _WITH_ID

@@ -71,6 +71,10 @@ class Route:
     status: int = 200
     problems: tuple[Code, ...] = ()
     """Codes beyond those that every route may answer with."""
+    other_scopes: tuple[str, ...] = ()
+    """Any one of these does as well as `scope`."""
+    is_operators: bool = False
+    """For keys of the tenant `ops` only: what it does is done for all tenants."""
     is_satisfied: Callable[[Any], bool] | None = None
     """For a long poll: whether an answer is worth sending before the `wait` of its query is over."""
 
@@ -92,6 +96,11 @@ class Route:
     def answer(self) -> Any:  # noqa: ANN401
         """Type of the answer; NoneType where it has no body."""
         return self._hints["return"]
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Every scope that suffices."""
+        return (self.scope, *self.other_scopes)
 
     @property
     def name(self) -> str:

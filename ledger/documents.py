@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from chains.model import AssetId, hex_of
-from ledger.coverage import CoverageRange, Reading, gaps_of, lacking
+from ledger.coverage import CoverageRange, Gap, Reading, gaps_of, lacking
 from ledger.ids import EventId, Side
 from ledger.model import AssetRow, ChainRow, Entry, WatchLabel
 from ledger.states import ChainState
@@ -200,7 +200,7 @@ class CoverageGapDocument(msgspec.Struct, frozen=True):
     missing: str | None
 
 
-class CoverageDocument(msgspec.Struct, frozen=True):
+class CoverageDocument(msgspec.Struct, frozen=True, tag_field="object", tag="coverage"):
     """What of a chain is covered from one height to another, and what is not: of the value paths that are read now, and of
     the assets that are listed. A range that reaches beyond these heights is given whole."""
 
@@ -384,6 +384,21 @@ def chain_document(chain: ChainRow, *, state: str, now: datetime) -> ChainDocume
     )
 
 
+def gaps_by_need(
+    ranges: Sequence[CoverageRange],
+    readings: Mapping[int, Reading],
+    needs: Sequence[str],
+    from_height: int,
+    to_height: int,
+) -> list[tuple[Gap, str | None]]:
+    """The heights in no range, and those that were not read for one of the needed value paths and assets, with its name."""
+    found: list[tuple[Gap, str | None]] = [(gap, None) for gap in gaps_of(ranges, from_height, to_height)]
+    for needed in needs:
+        fitting = {version for version, one in readings.items() if needed in (*one.value_paths, *one.asset_ids)}
+        found += [(gap, needed) for gap in lacking(ranges, fitting, from_height, to_height)]
+    return found
+
+
 def coverage_document(
     chain: ChainRow,
     from_height: int,
@@ -393,22 +408,23 @@ def coverage_document(
     asset_ids: Sequence[AssetId],
 ) -> CoverageDocument:
     """Coverage as JSON."""
-    gaps = [CoverageGapDocument(g.from_height, g.to_height, None) for g in gaps_of(ranges, from_height, to_height)]
-    for needed in (*chain.value_paths, *asset_ids):
-        fitting = {version for version, one in readings.items() if needed in (*one.value_paths, *one.asset_ids)}
-        found = lacking(ranges, fitting, from_height, to_height)
-        gaps += [CoverageGapDocument(gap.from_height, gap.to_height, needed) for gap in found]
+    gaps = [
+        CoverageGapDocument(gap.from_height, gap.to_height, missing)
+        for gap, missing in gaps_by_need(ranges, readings, (*chain.value_paths, *asset_ids), from_height, to_height)
+    ]
     return CoverageDocument(
         chain.slug,
         chain.chain_id,
         from_height,
         to_height,
-        [_range(one, readings.get(one.reading) if one.reading is not None else None) for one in ranges],
+        [range_document(one, readings) for one in ranges],
         gaps,
     )
 
 
-def _range(one: CoverageRange, reading: Reading | None) -> CoverageRangeDocument:
+def range_document(one: CoverageRange, readings: Mapping[int, Reading]) -> CoverageRangeDocument:
+    """A range as JSON; `readings` are the chain's, by version."""
+    reading = None if one.reading is None else readings.get(one.reading)
     return CoverageRangeDocument(
         one.from_height,
         one.to_height,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.fakes.node import Json
-from tests.outside.installation import Installation, installed
+from tests.outside.installation import Installation, Tenant, installed
 from tests.outside.test_recorded import AT, HEIGHT, chain_settings, metric, recorded_node, watch_all
 
 SLUG = "newnet"
@@ -20,6 +20,19 @@ async def proof_of(installation: Installation) -> str:
     """What `doctor` says of the chain's proof, whether or not it finds everything well."""
     ended = await installation.attempt("--json", "doctor")
     return "\n".join(line for line in ended.output.splitlines() if "only observed" in line)
+
+
+async def check_coverage_of(installation: Installation, shop: Tenant, address: str) -> None:
+    """The operator and the tenant are told the same of an address; of one that nobody watches there is nothing to tell."""
+    told = await installation.command("coverage", "--chain", SLUG, "--address", address)
+    assert told == await shop.call("GET", f"/v1/coverage?chain={SLUG}&address={address}")
+    [watch] = told["watches"]
+    assert (watch["tenant"], watch["gaps"], len(watch["ranges"])) == (shop.id, [], 1)
+    shown = (await installation.attempt("coverage", "--chain", SLUG, "--address", address)).output
+    assert f"{watch['id']}: no gaps from {HEIGHT} to {HEIGHT}" in shown
+    nobody = await installation.attempt("coverage", "--chain", SLUG, "--address", "0x" + "12" * 20)
+    assert nobody.status == 2
+    assert "nobody watches it" in nobody.sentence
 
 
 async def test_an_observed_chain_says_so_everywhere_and_holds_once_proofs_are_enforced(
@@ -56,6 +69,7 @@ async def test_an_observed_chain_says_so_everywhere_and_holds_once_proofs_are_en
             assert (
                 f"no gaps from {HEIGHT} to {HEIGHT}" in (await installation.attempt("coverage", "--chain", SLUG)).output
             )
+            await check_coverage_of(installation, shop, deposits[0]["to"])
             wrong = await installation.attempt("coverage", "--chain", SLUG, "--from", "9", "--to", "8")
             assert (wrong.status, wrong.sentence) == (2, "chainbell: --from 9 is above --to 8; swap them")
             assert f"{SLUG} proof" in await proof_of(installation)

@@ -52,10 +52,21 @@ def test_every_route_is_described_once_with_its_scope() -> None:
     assert len(names) == len(set(names)) == len(ROUTES) + len(OPEN_ROUTES)
     for route in ROUTES:
         operation = DOCUMENT["paths"][route.path][route.method.lower()]
-        assert operation["security"] == [{"bearer": [route.scope]}]
-        assert route.scope in SCOPES
+        assert operation["security"] == [{"bearer": [scope]} for scope in route.scopes]
+        assert set(route.scopes) <= set(SCOPES)
+        assert all(f"`{scope}`" in operation["description"] for scope in route.scopes)
         assert operation["summary"]
         assert str(route.status) in operation["responses"]
+
+
+def test_a_parameter_without_which_a_request_is_refused_is_described_as_required() -> None:
+    required = {
+        (operation["operationId"], parameter["name"])
+        for operation in operations()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query" and parameter["required"]
+    }
+    assert required == {("get_coverage", "chain")}
 
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
