@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from chains.model import Address, Asset, Block, BlockHash, BlockRef
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, Outline
 
 
 class Internal(StrEnum):
@@ -87,6 +87,13 @@ class ChainAdapter(Protocol):
 
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         """One block by hash, proven and decoded: used when looking back over a reorg."""
+
+    async def fetch_block_from(self, hosts: Collection[str], height: int) -> Block:
+        """The same block from one of these hosts: a second opinion."""
+
+    async def fetch_outlines(self, from_height: int, to_height: int, asset: Asset | None = None) -> Sequence[Outline]:
+        """The places of the blocks from one height to another, both included, in their order, all of one node; with `asset`,
+        whether each may have moved it. Each continues the one before it. Raises `BlockNotFound` when no node has them."""
 
     async def fetch_ref(self, height: int) -> BlockRef | None:
         """Place and hash of the block at `height` on the node's current branch; None when the node has none."""

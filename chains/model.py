@@ -214,6 +214,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """A block's place, and what can be told of it without reading it."""
+
+    ref: BlockRef
+    may_move: bool = True
+    """False where its header excludes that it moved the asset that was asked about."""
+
+
+@dataclass(frozen=True, slots=True)
 class Movement:
     """A transfer before it has its identity: what `identify_transfers` numbers and names."""
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 import aiohttp
@@ -22,13 +23,14 @@ from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
 from chains.evm.observing import ProofObserver
+from chains.evm.outlines import may_move
 from chains.evm.probe import NodeProbe, probe_node, with_lag
 from chains.evm.reading import DECODER_VERSION, BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
 from chains.evm.state_syncs import with_state_sync
 from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
 from chains.evm.workers import Workers, pickled_rules
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, ProofLevel, ValuePath
+from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, Outline, ProofLevel, ValuePath
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.health import BLOCK, HEAD, REF, Upstream
@@ -111,6 +113,26 @@ class EvmAdapter:
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         """One block by hash, proven and decoded."""
         return await self._fetch(block_hash)
+
+    async def fetch_block_from(self, hosts: Collection[str], height: int) -> Block:
+        """The block at `height` from one of these hosts."""
+        return await self._pool.first_answer(
+            described(height),
+            lambda upstream: self._ask_block(upstream, height),
+            [upstream for upstream in self._pool.upstreams if upstream.host in hosts],
+            kind=BLOCK,
+            height=height,
+        )
+
+    async def fetch_outlines(self, from_height: int, to_height: int, asset: Asset | None = None) -> Sequence[Outline]:
+        """Places of blocks by their headers, and which of them may hold logs of the asset."""
+        return await self._pool.first_answer(
+            f"headers {from_height} to {to_height}",
+            lambda upstream: self._ask_outlines(upstream, range(from_height, to_height + 1), asset),
+            kind=BLOCK,
+            height=from_height,
+            is_urgent=False,
+        )
 
     async def fetch_ref(self, height: int) -> BlockRef | None:
         """Place and hash of the block at `height`, its hash recomputed at `roots`; None when no node has it."""
@@ -264,6 +286,23 @@ class EvmAdapter:
     async def _ask_ref(self, upstream: Upstream, height: int) -> BlockRef:
         (answer,) = await upstream.client.batch([block_call(height, has_transactions=False)])
         return self._read_ref(upstream, present(upstream, answer, height), height)
+
+    async def _ask_outlines(self, upstream: Upstream, heights: range, asset: Asset | None) -> list[Outline]:
+        calls = [block_call(height, has_transactions=False) for height in heights]
+        answers = await upstream.client.batch(calls)
+        headers = [present(upstream, answer, height) for answer, height in zip(answers, heights, strict=True)]
+        found = [
+            Outline(self._read_ref(upstream, header, height), asset is None or self._may_move(header, asset))
+            for header, height in zip(headers, heights, strict=True)
+        ]
+        if any(later.ref.parent_hash != earlier.ref.hash for earlier, later in pairwise(found)):
+            raise NodeUnsettled(upstream.name, "place", f"headers {heights.start} to {heights[-1]} are of two branches")
+        return found
+
+    def _may_move(self, header: msgspec.Raw, asset: Asset) -> bool:
+        """Only a bloom that the block's hash commits to excludes anything."""
+        is_bound = self._rules.proof is ProofLevel.ROOTS and self._rules.is_proof_enforced
+        return not is_bound or may_move(header, asset, self._rules.dialect)
 
     def _read_ref(self, upstream: Upstream, raw: msgspec.Raw, place: Place | None = None) -> BlockRef:
         profile = self.profile

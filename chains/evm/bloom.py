@@ -23,6 +23,13 @@ def bloom_of(logs: Iterable[WireLog]) -> int:
     return bloom
 
 
+def may_hold(bloom: int, address: str, topics: Iterable[str]) -> bool:
+    """False where the bloom excludes a log of that address with one of the topics. A bloom that admits one may do so by
+    chance."""
+    bits = _bits_of(address)
+    return bloom & bits == bits and any(bloom & _bits_of(topic) == _bits_of(topic) for topic in topics)
+
+
 @lru_cache(maxsize=16384)
 def _bits_of(text: str) -> int:
     """The three bits of one address or topic. Kept, because tokens, events and busy addresses come again and again;

@@ -21,6 +21,7 @@ from chains.model import (
     Locator,
     LocatorKind,
     Movement,
+    Outline,
     ProofLevel,
     Transaction,
     identify_transfers,
@@ -87,6 +88,8 @@ class FakeChain:
     """Assets whose movements nobody reads."""
     aside: dict[str, str] = field(default_factory=dict)
     """Hosts that are asked after the others, and why."""
+    pruned_below: int = 0
+    """The node has thrown away what is below this height."""
     contradiction: str | None = None
     """What the balances say against the traces."""
 
@@ -135,7 +138,7 @@ class FakeChain:
 
     async def fetch_block(self, height: int) -> Block:
         self.fetched.append(height)
-        if height >= len(self.blocks):
+        if height >= len(self.blocks) or height < self.pruned_below:
             raise BlockNotFound(f"block {height}")
         block = self.blocks[height]
         listed = tuple(transfer for transfer in block.transfers if transfer.asset_id not in self.unlisted)
@@ -148,6 +151,21 @@ class FakeChain:
 
     async def fetch_block_by_hash(self, block_hash: BlockHash) -> Block:
         return next(block for block in self.blocks if block.ref.hash == block_hash)
+
+    async def fetch_block_from(self, hosts: Collection[str], height: int) -> Block:
+        known = {self.host: self, **self.other_hosts}
+        for host in hosts:
+            if host in known and not known[host].is_down:
+                return await known[host].fetch_block(height)
+        raise NodeUnavailable(f"block {height}: none of {hosts} answers")
+
+    async def fetch_outlines(self, from_height: int, to_height: int, asset: Asset | None = None) -> Sequence[Outline]:
+        if self.is_down or from_height < self.pruned_below or to_height >= len(self.blocks):
+            raise BlockNotFound(f"headers {from_height} to {to_height}")
+        return [
+            Outline(block.ref, asset is None or any(t.asset_id == asset.id for t in block.transfers))
+            for block in self.blocks[from_height : to_height + 1]
+        ]
 
     async def fetch_ref(self, height: int) -> BlockRef | None:
         return self._ref(height)
