@@ -34,7 +34,6 @@ class Code(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_REQUEST = "invalid_request"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
-    BACKFILL_NOT_AVAILABLE = "backfill_not_available"
     INTERNAL = "internal"
     UNAVAILABLE = "unavailable"
 
@@ -64,7 +63,6 @@ KINDS: Mapping[Code, Kind] = {
     Code.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body has an unsupported type"),
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
     Code.IDEMPOTENCY_MISMATCH: Kind(422, "The Idempotency-Key was used for another request"),
-    Code.BACKFILL_NOT_AVAILABLE: Kind(422, "Blocks of the past cannot be covered"),
     Code.INTERNAL: Kind(500, "Something went wrong on our side"),
     Code.UNAVAILABLE: Kind(503, "The service cannot answer at the moment"),
 }

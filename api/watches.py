@@ -20,7 +20,6 @@ from ledger.chains import EVM_SCOPE, list_chains
 from ledger.ids import WatchId
 from ledger.model import ChainRow
 from ledger.watches import (
-    BackfillNotAvailable,
     NewWatch,
     WatchDocument,
     delete_watch,
@@ -76,16 +75,12 @@ async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
     """Watch addresses
 
     Watches 1 to 10,000 addresses: all of them, or none when one row is not valid. Each answered row says from which
-    block it is covered. An address that you watch already on that chain is answered as it is, with status `exists`."""
+    block it is covered. With a `start_height` in the past a backfill reads those blocks; `watch.activated` tells when it is
+    complete. An address that you watch already on that chain is answered as it is, with status `exists`."""
     chains = await list_chains(call.connection)
     # In a thread: ten thousand checksums would keep every other request, and the locks it holds, waiting.
     asked = await asyncio.to_thread(_read_rows, call.body.watches, chains)
-    try:
-        inserted, chains = await insert_watches(call.connection, call.tenant_id, asked, call.now)
-    except BackfillNotAvailable as error:
-        pointer = f"/watches/{error.index}/start_height"
-        problem = FieldProblem(pointer, str(error))
-        raise Refused(Code.BACKFILL_NOT_AVAILABLE, f"{pointer}: {error}", errors=[problem]) from None
+    inserted, chains = await insert_watches(call.connection, call.tenant_id, asked, call.now)
     created = [one.row.id for one in inserted if one.is_new]
     if created:
         await audit(call, "watches.created", created[0], count=len(created))
@@ -188,7 +183,7 @@ async def remove_watch(call: Call[None, None]) -> None:
 
 
 ROUTES = (
-    Route("POST", "/v1/watches", "watches:write", create_watches, problems=(Code.BACKFILL_NOT_AVAILABLE,)),
+    Route("POST", "/v1/watches", "watches:write", create_watches),
     Route("GET", "/v1/watches", "watches:read", list_my_watches),
     Route("GET", "/v1/watches/{id}", "watches:read", get_watch),
     Route("DELETE", "/v1/watches/{id}", "watches:write", remove_watch, status=204),

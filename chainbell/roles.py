@@ -7,8 +7,8 @@ A role ends when `stop` is set; it then finishes what it is in the middle of. Wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import structlog
@@ -28,7 +28,10 @@ from chains.evm.adapter import EvmAdapter
 from chains.evm.workers import Workers
 from indexer.commit import Followed
 from indexer.follower import Course, Follower
+from indexer.historian import Historian
+from indexer.past import Past
 from indexer.policy import Policy, reasons_against
+from indexer.rereading import Rereader
 from indexer.run import follow
 from ledger.chains import list_chains
 from ledger.cursors import cursor_key_of
@@ -47,6 +50,9 @@ Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 LIVE_BLOCKS = 20
 LIVE_WINDOW_MIN = timedelta(minutes=2)
 """An entry is `live` when its block is younger than this, or than `LIVE_BLOCKS` block times, at its commit."""
+
+PAST_SHARE = 0.25
+"""Of the calls a second that a node may be asked, for what jobs on the past ask beside the head."""
 
 BEHIND_BLOCKS = 10
 BEHIND_LIMIT_MIN_S = 60.0
@@ -70,16 +76,22 @@ def chosen_chains(settings: Settings, slugs: Sequence[str]) -> tuple[ConfiguredC
     return tuple(known[slug] for slug in slugs) if slugs else chains  # type: ignore[index]
 
 
-def make_follower(engine: AsyncEngine, adapter: EvmAdapter, chain: ConfiguredChain, policy_version: int) -> Follower:
-    """The follower of a configured chain."""
+def followed_of(chain: ConfiguredChain, policy_version: int) -> Followed:
+    """What is known of a configured chain besides its row."""
     profile = chain.profile
-    followed = Followed(
+    return Followed(
         chain_id=profile.chain_id,
         policy=Policy(chain.slug, policy_version, chain.credit_rules),
         live_window=max(LIVE_WINDOW_MIN, timedelta(seconds=LIVE_BLOCKS * profile.block_time_s)),
         finality_depth=profile.finality_depth,
         reasons=reasons_against(profile.assets),
     )
+
+
+def make_follower(engine: AsyncEngine, adapter: EvmAdapter, chain: ConfiguredChain, policy_version: int) -> Follower:
+    """The follower of a configured chain."""
+    followed = followed_of(chain, policy_version)
+    profile = chain.profile
     start = None if chain.start == "latest" else chain.start
     return Follower(engine, adapter, followed, Course(chain.slug, start, profile.has_finality_tags))
 
@@ -98,7 +110,7 @@ async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence
         raise ChainbellError("no chain is configured: add a [chains.<slug>] section, as `chainbell init` shows")
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
-        pool_size = 3 * len(chains) + 2  # a leader's lock, its commits and its sign of life for each chain
+        pool_size = 4 * len(chains) + 2  # a leader's lock, its commits, its sign of life and its past for each chain
         opened = open_engine(settings, url, application="chainbell follow", pool_size=pool_size)
         engine = await stack.enter_async_context(opened)
         versions = await register_chains(engine, chains)
@@ -139,7 +151,7 @@ async def _follow_chain(
             if is_new:
                 raise ChainbellError(str(error)) from error
             log.error("node of another chain", chain=chain.slug, reason=str(error))
-        await follow(
+        following = follow(
             make_follower(engine, adapter, chain, policy_version),
             engine,
             poll_interval_s=profile.poll_interval_s,
@@ -148,8 +160,34 @@ async def _follow_chain(
             block_time_s=profile.block_time_s,
             is_steady=not profile.mines_on_demand,
         )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(following)
+            group.create_task(_keep_past(engine, chain, policy_version, workers, stop))
     finally:
         await adapter.close()
+
+
+@asynccontextmanager
+async def open_past(
+    engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, workers: Workers, share: float
+) -> AsyncIterator[tuple[Past, EvmAdapter]]:
+    """What works on a chain's past, with an adapter of its own that asks each node at `share` of its pace."""
+    nodes = [node.model_copy(update={"rps": node.rps * share}) if node.rps else node for node in chain.nodes]
+    adapter = EvmAdapter(chain.profile, nodes, workers=workers, internal=chain.internal, quorum=chain.quorum)
+    try:
+        rereader = Rereader(engine, adapter, chain.profile.chain_id, chain.slug)
+        await rereader.recall()
+        yield Past(engine, rereader, followed_of(chain, policy_version), chain.slug), adapter
+    finally:
+        await adapter.close()
+
+
+async def _keep_past(
+    engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, workers: Workers, stop: asyncio.Event
+) -> None:
+    """Work on the jobs of one chain, and make those that its listed assets call for."""
+    async with open_past(engine, chain, policy_version, workers, PAST_SHARE) as (past, adapter):
+        await Historian(engine, past, adapter, chain.profile.chain_id, chain.slug).keep(stop)
 
 
 async def notify(settings: Settings, stop: asyncio.Event) -> None:

@@ -69,10 +69,16 @@ async def _run_until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) ->
     try:
         await work(stop)
     except BaseExceptionGroup as group:
-        # A task group's first fault stands for all: the others were cancelled because of it.
-        raise group.exceptions[0] from group
+        raise _first_of(group) from group
     finally:
         orphanhood.cancel()
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """A task group's first fault stands for all: the others were cancelled because of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _stop_when_orphaned(stop: asyncio.Event) -> None:

@@ -40,21 +40,28 @@ class Branch:
 
 
 def tell_branch(
-    branch: Branch, chain: ChainRow, policy: Policy, *, now: datetime, live_window: timedelta
+    branch: Branch,
+    chain: ChainRow,
+    policy: Policy,
+    *,
+    now: datetime,
+    live_window: timedelta,
+    origin: Origin | None = None,
 ) -> list[Change]:
     """Every change that a branch makes, in the order in which it is told: losses, then block by block what moved, came
-    back or is new, each followed by what the chain's heights (`chain` is the row as it will be) allow at once."""
-    story = _Story(branch, chain, policy, now, live_window)
+    back or is new, each followed by what the chain's heights (`chain` is the row as it will be) allow at once. `origin` is
+    that of new entries; None: by the age of their block."""
+    story = _Story(branch, chain, policy, now, live_window, origin)
     included = {inclusion.transfer.id: inclusion for inclusion in branch.inclusions}
     for entry in branch.unseated:
-        if not _keeps_its_place(entry, included.get(entry.transfer_id)):
+        if not keeps_its_place(entry, included.get(entry.transfer_id)):
             story.tell(lose(entry, now))
     for inclusion in branch.inclusions:
         story.include(inclusion)
     return story.changes
 
 
-def _keeps_its_place(entry: Entry, inclusion: Inclusion | None) -> bool:
+def keeps_its_place(entry: Entry, inclusion: Inclusion | None) -> bool:
     """True when the new branch includes the transfer, and it did not come to fail there."""
     if inclusion is None:
         return False
@@ -64,7 +71,16 @@ def _keeps_its_place(entry: Entry, inclusion: Inclusion | None) -> bool:
 class _Story:
     """The changes told so far, and each touched entry as it stands after them."""
 
-    def __init__(self, branch: Branch, chain: ChainRow, policy: Policy, now: datetime, live_window: timedelta) -> None:
+    def __init__(
+        self,
+        branch: Branch,
+        chain: ChainRow,
+        policy: Policy,
+        now: datetime,
+        live_window: timedelta,
+        origin: Origin | None,
+    ) -> None:
+        self.origin = origin
         self.branch = branch
         self.chain = chain
         self.policy = policy
@@ -92,7 +108,7 @@ class _Story:
         for key in list(self.of_transfer[inclusion.transfer.id]):
             self._seat(self.standing[key], inclusion)
         for side, address in sides_of(inclusion.transfer):
-            for watch in self._covering(address, inclusion.block.ref.height):
+            for watch in covering(self.branch.matches.get(address, ()), inclusion.block.ref.height):
                 if (watch.tenant_id, entry_id_of(watch.tenant_id, side, inclusion.transfer.id)) not in self.standing:
                     self._tell_and_advance(self._detect(inclusion, side, watch))
 
@@ -105,24 +121,17 @@ class _Story:
         elif entry.block_hash is not None and entry.block_hash != inclusion.block.ref.hash:
             self._tell_and_advance(move(entry, inclusion, self.now))
 
-    def _covering(self, address: Address, height: int) -> Iterator[MatchedWatch]:
-        """For each tenant the most specific watch that covers the height (watches come in that order)."""
-        told: set[TenantId] = set()
-        for watch in self.branch.matches.get(address, ()):
-            if watch.tenant_id not in told and watch.covers(height):
-                told.add(watch.tenant_id)
-                yield watch
-
     def _detect(self, inclusion: Inclusion, side: Side, watch: MatchedWatch) -> Change:
         transfer = inclusion.transfer
         is_late = self.now - inclusion.block_at > self.live_window
+        by_age = Origin.CATCH_UP if is_late else Origin.LIVE
         return detect(
             inclusion,
             side,
             watch,
             chain_id=self.chain.chain_id,
             credit_point=self.policy.credit_point(transfer.asset_id, transfer.amount_atomic),
-            origin=Origin.CATCH_UP if is_late else Origin.LIVE,
+            origin=self.origin or by_age,
             now=self.now,
             reasons=(*self.branch.reasons.get(transfer.asset_id, ()), *reasons_against_transfer(transfer)),
         )
@@ -131,6 +140,15 @@ class _Story:
         self.tell(change)
         for step in advance(change.after, self.chain, self.now):
             self.tell(step)
+
+
+def covering(watches: Sequence[MatchedWatch], height: int) -> Iterator[MatchedWatch]:
+    """For each tenant the most specific of an address's watches that covers the height (they come in that order)."""
+    told: set[TenantId] = set()
+    for watch in watches:
+        if watch.tenant_id not in told and watch.covers(height):
+            told.add(watch.tenant_id)
+            yield watch
 
 
 def sides_of(transfer: Transfer) -> Iterator[tuple[Side, Address]]:

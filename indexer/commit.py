@@ -43,6 +43,7 @@ from ledger.events import EVENTS_AT_ONCE, LATE_PRIORITY, LIVE_PRIORITY, NewEvent
 from ledger.ids import OPS_TENANT, TenantId, WatchId
 from ledger.matching import match_watches
 from ledger.model import ChainRow, Entry
+from ledger.rereading import cut_job_coverage
 from ledger.spent_nonces import find_spent_entries, insert_spent_nonces
 from ledger.states import Origin, Reason
 
@@ -99,6 +100,7 @@ async def commit_blocks(
             unseated = await find_entries_above(connection, chain.chain_id, ancestor_height)
             await orphan_blocks(connection, chain.chain_id, ancestor_height, now)
             await orphan_coverage(connection, chain.chain_id, ancestor_height, blocks[0].ref.parent_hash, now)
+            await cut_job_coverage(connection, chain.chain_id, ancestor_height, blocks[0].ref.parent_hash)
             chain = _chain_cut(chain, ancestor_height, blocks[0].ref.parent_hash)
         after = _chain_after(chain, blocks, agreement)
         lost = await find_lost(connection, chain.chain_id, is_below_finality=_is_cut(before, chain))
@@ -106,7 +108,7 @@ async def commit_blocks(
         changes = tell_branch(branch, after, followed.policy, now=now, live_window=followed.live_window)
         spent = spent_in(blocks, awaited_after(lost.nonces, changes))
         await insert_spent_nonces(connection, chain.chain_id, spent)
-        committed = await _write_changes(connection, after, agreement, changes, now)
+        committed = await write_changes(connection, after, agreement, changes, now)
         await insert_blocks(connection, chain.chain_id, _committed_blocks(blocks, changes, agreement, readings), now)
         if ancestor_height is not None and expected is not None:
             await _tell_reorg(connection, after, expected, blocks[-1].ref, ancestor_height, now)
@@ -115,7 +117,7 @@ async def commit_blocks(
             chain.chain_id,
             expected=Checkpoint(expected.height, expected.hash) if expected else None,
             new=Checkpoint(blocks[-1].ref.height, blocks[-1].ref.hash),
-            new_at=_time_of(blocks[-1]),
+            new_at=time_of_block(blocks[-1]),
             extra=_heights(after),
         )
     return committed
@@ -143,7 +145,7 @@ async def settle_heights(
             lowest = chain.agreed_height if chain.agreed_height is not None else (after.first_height or 0)
             count = agreement.agreed_by(after.agreed_height)
             await raise_agreement(connection, chain.chain_id, lowest, after.agreed_height, count)
-        return await _write_changes(connection, after, agreement, given_up, now)
+        return await write_changes(connection, after, agreement, given_up, now)
 
 
 def _require_tip(chain: ChainRow, expected: BlockRef | None) -> None:
@@ -178,7 +180,7 @@ def _chain_after(chain: ChainRow, blocks: Sequence[Block], agreement: Agreement)
         first_height=chain.first_height if chain.first_height is not None else first.height,
         tip_height=tip.height,
         tip_hash=tip.hash,
-        tip_at=_time_of(blocks[-1]),
+        tip_at=time_of_block(blocks[-1]),
         agreed_height=raised_height(chain.agreed_height, agreement.quorum_height(chain.quorum)),
     )
 
@@ -263,10 +265,11 @@ async def _read_branch(
     return Branch(inclusions, unseated, list(known.values()), matches, followed.reasons)
 
 
-async def _write_changes(
+async def write_changes(
     connection: Connection, chain: ChainRow, agreement: Agreement, changes: list[Change], now: datetime
 ) -> Committed:
-    """Write what changed, then what the chain's heights make due besides, and tell all of it."""
+    """Write what changed, then what the chain's heights make due besides, and tell all of it. The caller holds the chain's
+    lock."""
     await write_entries(connection, *_new_and_changed(changes))
     due = await find_due_entries(connection, chain, DUE_ENTRIES_MAX)
     promoted: list[Change] = []
@@ -343,7 +346,7 @@ def _committed_blocks(
         counts[after.block_hash] = counts.get(after.block_hash, 0) + 1
     return [
         CommittedBlock(
-            block, _time_of(block), agreement.agreed_by(block.ref.height), counts.get(block.ref.hash, 0), reading
+            block, time_of_block(block), agreement.agreed_by(block.ref.height), counts.get(block.ref.hash, 0), reading
         )
         for block, reading in zip(blocks, readings or repeat(None, len(blocks)), strict=True)
     ]
@@ -369,5 +372,6 @@ async def _tell_reorg(
     await record_events(connection, [event], now)
 
 
-def _time_of(block: Block) -> datetime:
+def time_of_block(block: Block) -> datetime:
+    """Time in the block's header."""
     return datetime.fromtimestamp(block.timestamp_s, UTC)

@@ -16,7 +16,17 @@ from indexer.policy import CreditPoint
 from ledger.ids import Side, entry_id_of
 from ledger.matching import MatchedWatch
 from ledger.model import ChainRow, Entry
-from ledger.states import CREDITED_STATES, ENTRY_TRANSITIONS, Disposition, EntryState, Origin, Reason
+from ledger.states import (
+    CREDITED_STATES,
+    ENTRY_TRANSITIONS,
+    LOST_STATES,
+    SPENT_STATES,
+    Disposition,
+    EntryState,
+    Origin,
+    Reason,
+)
+from ledger.told import Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +110,9 @@ def detect(
     return Change(None, entry, f"{side}.{state}")
 
 
+_NOWHERE: dict[str, Any] = {"block_height": None, "block_hash": None, "block_at": None, "confirm_height": None}
+
+
 def move(entry: Entry, inclusion: Inclusion, now: datetime) -> Change:
     """A reorg put the transfer into another block: the state stays, the block changes, nothing is retracted."""
     after = replace(entry, **_place(entry, inclusion), sequence=entry.sequence + 1, updated_at=now)
@@ -109,8 +122,7 @@ def move(entry: Entry, inclusion: Inclusion, now: datetime) -> Change:
 def lose(entry: Entry, now: datetime) -> Change:
     """The entry lost its block and the new branch does not have it: `reversed` after credit, `reorged` before."""
     state = EntryState.REVERSED if entry.state in CREDITED_STATES else EntryState.REORGED
-    nowhere = {"block_height": None, "block_hash": None, "block_at": None, "confirm_height": None}
-    return _change(entry, state, now, nowhere | {"confirmed_at": None, "finalized_at": None})
+    return _change(entry, state, now, _NOWHERE | {"confirmed_at": None, "finalized_at": None})
 
 
 def include_again(entry: Entry, inclusion: Inclusion, now: datetime) -> Change:
@@ -185,3 +197,34 @@ def _change(entry: Entry, state: EntryState, now: datetime, columns: dict[str, A
         raise ValueError(f"{entry.id}: no step leads from {entry.state} to {state}")
     after = replace(entry, **columns, state=state, sequence=entry.sequence + 1, updated_at=now)
     return Change(entry, after, f"{entry.side}.{state}")
+
+
+def restore(
+    told: Told, inclusion: Inclusion, side: Side, watch: MatchedWatch, *, chain_id: ChainId, now: datetime
+) -> Entry:
+    """An entry whose row is gone, as its tenant was last told of it: its story goes on from there."""
+    credit_point = CreditPoint(told.policy, told.credit_at)
+    new = detect(
+        inclusion,
+        side,
+        watch,
+        chain_id=chain_id,
+        credit_point=credit_point,
+        origin=told.origin,
+        now=now,
+        reasons=tuple(Reason(reason) for reason in told.reasons),
+    ).after
+    is_nowhere = told.state in (*LOST_STATES, *SPENT_STATES)
+    columns: dict[str, Any] = _NOWHERE if is_nowhere else {}
+    return replace(
+        new,
+        **columns,
+        state=told.state,
+        sequence=told.sequence,
+        disposition=told.disposition,
+        watch_id=told.watch_id,
+        detected_at=told.detected_at,
+        confirmed_at=told.confirmed_at,
+        finalized_at=told.finalized_at,
+        updated_at=told.updated_at,
+    )

@@ -230,7 +230,7 @@ async def find_coverage(
         )
         .order_by(coverage.c.to_height)
     )
-    ranges = [_range_from(row) for row in await connection.execute(statement)]
+    ranges = [range_from(row) for row in await connection.execute(statement)]
     return join_all([*ranges, *(_above(ranges[-1], rows) if ranges else rows)])
 
 
@@ -272,6 +272,19 @@ async def find_gaps(
     return gaps_of(ranges, from_height, to_height)
 
 
+async def find_gaps_for_asset(
+    connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int, asset_id: AssetId
+) -> list[Gap]:
+    """The heights, both ends included, that were read for other assets than this one. What was read before readings were
+    recorded is none: nobody knows what for."""
+    ranges = await find_coverage(connection, chain_id, from_height, to_height)
+    known = await list_readings(connection, chain_id)
+    recorded = [one for one in ranges if one.reading is not None]
+    return lacking(
+        recorded, [v for v, reading in known.items() if asset_id in reading.asset_ids], from_height, to_height
+    )
+
+
 async def find_last_range(connection: AsyncConnection, chain_id: ChainId) -> CoverageRange | None:
     """The highest canonical range: above its end, rows tell."""
     statement = (
@@ -281,7 +294,7 @@ async def find_last_range(connection: AsyncConnection, chain_id: ChainId) -> Cov
         .limit(1)
     )
     row = (await connection.execute(statement)).first()
-    return None if row is None else _range_from(row)
+    return None if row is None else range_from(row)
 
 
 async def find_uncompressed(
@@ -328,7 +341,8 @@ def _between(chain_id: ChainId, from_height: int, to_height: int) -> tuple[Any, 
     )
 
 
-def _range_from(row: Row[Any]) -> CoverageRange:
+def range_from(row: Row[Any]) -> CoverageRange:
+    """A row of `coverage` or of `job_coverage`."""
     return CoverageRange(
         row.from_height,
         row.to_height,
@@ -359,7 +373,7 @@ async def extend_coverage(connection: AsyncConnection, chain_id: ChainId, ranges
                 coverage.c.state == BlockState.CANONICAL.value,
                 coverage.c.to_height == last.to_height,
             )
-            .values(_values_of(chain_id, first))
+            .values(values_of(chain_id, first))
         )
         del found[0]
     if found:
@@ -404,7 +418,7 @@ async def orphan_coverage(
     )
     cut = (await connection.execute(select(coverage).where(is_hit, coverage.c.from_height <= above_height))).first()
     if cut is not None:
-        kept = replace(_range_from(cut), to_height=above_height, hash=above_hash)
+        kept = replace(range_from(cut), to_height=above_height, hash=above_hash)
         await connection.execute(insert(coverage).values(_canonical(chain_id, kept)))
         is_cut = (coverage.c.chain_id == chain_id, coverage.c.id == cut.id)
         await connection.execute(
@@ -417,10 +431,11 @@ async def orphan_coverage(
 
 
 def _canonical(chain_id: ChainId, one: CoverageRange) -> dict[str, Any]:
-    return {**_values_of(chain_id, one), "state": BlockState.CANONICAL.value}
+    return {**values_of(chain_id, one), "state": BlockState.CANONICAL.value}
 
 
-def _values_of(chain_id: ChainId, one: CoverageRange) -> dict[str, Any]:
+def values_of(chain_id: ChainId, one: CoverageRange) -> dict[str, Any]:
+    """What such a row says of a range."""
     return {
         "chain_id": chain_id,
         "from_height": one.from_height,

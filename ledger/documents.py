@@ -212,6 +212,22 @@ class CoverageDocument(msgspec.Struct, frozen=True, tag_field="object", tag="cov
     gaps: list[CoverageGapDocument]
 
 
+class DifferenceDocument(msgspec.Struct, frozen=True):
+    """An entry that is not as its block says: `missing`, `extra` or `changed`. `mended` is false for an extra one that was
+    left, since what was read is not proven as well as it is."""
+
+    kind: str
+    mended: bool
+    tenant: str
+    id: str
+    state: str
+    address: str
+    asset: str
+    amount_atomic: str
+    height: int | None
+    transaction: str | None
+
+
 class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain"):
     """What the operator is told of a chain: how it stands, and why it halted, what was decided, or how late it is."""
 
@@ -435,6 +451,22 @@ def range_document(one: CoverageRange, readings: Mapping[int, Reading]) -> Cover
         list(reading.asset_ids) if reading else None,
         reading.decoder if reading else None,
         list(one.nodes),
+    )
+
+
+def difference_document(kind: str, entry: Entry, *, is_mended: bool) -> DifferenceDocument:
+    """A difference between the ledger and the chain as JSON."""
+    return DifferenceDocument(
+        kind=kind,
+        mended=is_mended,
+        tenant=entry.tenant_id,
+        id=entry.id,
+        state=entry.state.value,
+        address=hex_of(entry.address),
+        asset=entry.asset_id,
+        amount_atomic=str(entry.amount_atomic),
+        height=entry.block_height,
+        transaction=hex_of(entry.transaction_hash) if entry.transaction_hash is not None else None,
     )
 
 

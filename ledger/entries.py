@@ -47,10 +47,14 @@ CHANGING = (
 )
 """Columns that an entry's story changes; every other one is fixed at detection."""
 
+FIXED = ("amount_atomic", "asset_id", "sender", "recipient", "transaction_hash")
+"""Columns that its transfer's identity commits to: a row that has others was altered behind our back."""
+
 LOST_ADDRESSES_MAX = 10_000
 """Addresses with lost entries that a commit reads; beyond that it looks at every transfer instead."""
 
 _update_entries = update_statement(entries, KEYS, CHANGING, counter="sequence")
+_mend_entries = update_statement(entries, KEYS, FIXED, counter="sequence")
 
 _transfer_ids = unnested("asked", id=Text())
 
@@ -105,6 +109,18 @@ async def find_entries_above(connection: AsyncConnection, chain_id: ChainId, hei
     statement = (
         select(entries)
         .where(entries.c.chain_id == chain_id, entries.c.block_height > height)
+        .order_by(entries.c.block_height, entries.c.transaction_index, entries.c.id)
+    )
+    return [entry_from(row) for row in await connection.execute(statement)]
+
+
+async def find_entries_in(connection: AsyncConnection, chain_id: ChainId, heights: Collection[int]) -> list[Entry]:
+    """Entries that sit in our blocks at these heights, oldest block first.
+
+    One of the statements that cross tenants."""
+    statement = (
+        select(entries)
+        .where(entries.c.chain_id == chain_id, entries.c.block_height.in_(heights))
         .order_by(entries.c.block_height, entries.c.transaction_index, entries.c.id)
     )
     return [entry_from(row) for row in await connection.execute(statement)]
@@ -169,6 +185,13 @@ async def write_entries(
         raise StoryConflict(
             f"{len(changed) - result.rowcount} of {len(changed)} entries changed under the chain's lock"
         )
+
+
+async def mend_entries(connection: AsyncConnection, mended: Sequence[Entry]) -> None:
+    """Give rows back what their transfers' identities commit to. The caller holds the chain's lock."""
+    if mended:
+        parameters = array_parameters([_columns(entry) for entry in mended], (*KEYS, *FIXED))
+        await connection.execute(_mend_entries, {**parameters, "all_previous": [entry.sequence for entry in mended]})
 
 
 _NAMES = tuple(field.name for field in fields(Entry))

@@ -8,7 +8,6 @@
     |-- NameTaken              refuse the input: the name is in use
     |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
     |-- InvalidCursor          refuse the input: a cursor that was not ours, or not for this list (ledger/cursors.py)
-    |-- BackfillNotAvailable   refuse the input: the past cannot be covered yet (ledger/watches.py)
     |-- MigrationRefused       refuse to start: the database user lacks a privilege
     |-- SchemaBehind           refuse to start: migrations are missing
     `-- SecretError            ledger/secrets.py

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import ChainId
@@ -178,6 +178,22 @@ async def claim_job(
     return None if row is None else _job_from(row)
 
 
+async def require_held(connection: AsyncConnection, job: JobRow) -> None:
+    """Raise `JobTaken` when a job is not the caller's any more: before it writes what only the job's holder may."""
+    statement = select(jobs.c.id).where(_is_held(job))
+    if (await connection.execute(statement)).first() is None:
+        raise JobTaken(f"job {job.id}: it was cancelled, or another process works on it")
+
+
+def _is_held(job: JobRow) -> ColumnElement[bool]:
+    return and_(
+        jobs.c.tenant_id == job.tenant_id,
+        jobs.c.id == job.id,
+        jobs.c.state == JobState.RUNNING.value,
+        jobs.c.lease_token == job.lease_token,
+    )
+
+
 async def progress_job(connection: AsyncConnection, job: JobRow, now: datetime, **values: Any) -> JobRow:  # noqa: ANN401
     """Write how far a job is (`cursor`, `done`, `total`, `covered_from`, `result`, `reason`), and go on holding it. Raises
     `JobTaken` when it is not the caller's any more: then its transaction must not be committed."""
@@ -198,64 +214,8 @@ async def end_job(
 
 
 async def _write(connection: AsyncConnection, job: JobRow, values: Mapping[str, Any]) -> JobRow:
-    is_ours = and_(
-        jobs.c.tenant_id == job.tenant_id,
-        jobs.c.id == job.id,
-        jobs.c.state == JobState.RUNNING.value,
-        jobs.c.lease_token == job.lease_token,
-    )
-    statement = update(jobs).where(is_ours).values(dict(values)).returning(*_columns)
+    statement = update(jobs).where(_is_held(job)).values(dict(values)).returning(*_columns)
     row = (await connection.execute(statement)).first()
     if row is None:
         raise JobTaken(f"job {job.id}: it was cancelled, or another process works on it")
     return _job_from(row)
-
-
-# --- backfills --------------------------------------------------------------------------------------------------------
-
-
-async def find_joinable_backfill(connection: AsyncConnection, tenant_id: TenantId, chain_id: ChainId) -> JobId | None:
-    """A backfill of the tenant for watches that nobody has begun yet: what is asked for now can be read along with it."""
-    statement = select(jobs.c.id).where(*_is_joinable(tenant_id, chain_id)).order_by(jobs.c.id).limit(1)
-    found = (await connection.execute(statement)).scalar()
-    return None if found is None else JobId(found)
-
-
-async def join_backfill(
-    connection: AsyncConnection, tenant_id: TenantId, chain_id: ChainId, job_id: JobId, request: Mapping[str, Any]
-) -> bool:
-    """Widen a backfill to `request` (`from`, and `to`, which may be null), unless somebody has begun it."""
-    is_it = (*_is_joinable(tenant_id, chain_id), jobs.c.id == job_id)
-    row = (await connection.execute(select(jobs.c.request).where(*is_it).with_for_update())).first()
-    if row is None:
-        return False
-    known = row.request
-    lowest = min(known["from"], request["from"])
-    highest = None if None in (known["to"], request["to"]) else max(known["to"], request["to"])
-    total = None if highest is None else highest - lowest + 1
-    widened = {**known, "from": lowest, "to": highest, "watches": known["watches"] + request["watches"]}
-    await connection.execute(update(jobs).where(*is_it).values(request=widened, total=total))
-    return True
-
-
-def _is_joinable(tenant_id: TenantId, chain_id: ChainId) -> tuple[Any, ...]:
-    return (
-        jobs.c.tenant_id == tenant_id,
-        jobs.c.chain_id == chain_id,
-        jobs.c.kind == JobKind.BACKFILL.value,
-        jobs.c.state == JobState.QUEUED.value,
-        jobs.c.request["asset_id"].astext.is_(None),
-    )
-
-
-async def find_covered_from(
-    connection: AsyncConnection, job_ids: Collection[tuple[TenantId, JobId]]
-) -> dict[JobId, int]:
-    """How far down these backfills have come; one that has read nothing is absent.
-
-    One of the statements that cross tenants."""
-    if not job_ids:
-        return {}
-    wanted = or_(*(and_(jobs.c.tenant_id == tenant, jobs.c.id == job) for tenant, job in job_ids))
-    statement = select(jobs.c.id, jobs.c.covered_from).where(wanted, jobs.c.covered_from.is_not(None))
-    return {JobId(row.id): row.covered_from for row in await connection.execute(statement)}

@@ -11,15 +11,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import LargeBinary, func, literal_column, select, true
+from sqlalchemy import LargeBinary, Row, func, literal_column, select, true
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
 from chains.model import Address, ChainId
+from ledger.backfills import find_covered_from, lowered
 from ledger.bulk import unnested
 from ledger.chains import EVM_SCOPE
-from ledger.ids import TenantId, WatchId
+from ledger.ids import JobId, TenantId, WatchId
 from ledger.model import WatchLabel
 from ledger.schema import watches
 
@@ -34,7 +35,9 @@ class MatchedWatch:
     is_specific: bool
     """For this chain alone, rather than for all EVM chains."""
     covered_from_height: int | None
-    """First height that it covers here; None: the chain's own first block."""
+    """First height that it covers here, by its backfill as far as that has come; None: the chain's own first block."""
+    backfill_job_id: JobId | None = None
+    start_height: int | None = None
 
     def covers(self, height: int) -> bool:
         """True when a transfer at `height` is an entry of this watch."""
@@ -55,6 +58,8 @@ _met = (
         watches.c.reference,
         watches.c.metadata,
         watches.c.covered_from,
+        watches.c.backfill_job_id,
+        watches.c.start_height,
     )
     .where(
         watches.c.address == _addresses.c.address,
@@ -74,13 +79,24 @@ async def match_watches(
     if not addresses:
         return {}
     parameters: dict[str, Any] = {"all_address": list(addresses), "chain_id": chain_id}
+    rows = list(await connection.execute(_match, parameters))
+    jobs = {(TenantId(row.tenant_id), JobId(row.backfill_job_id)) for row in rows if row.backfill_job_id is not None}
+    frontiers = await find_covered_from(connection, jobs)
     found: dict[Address, list[MatchedWatch]] = defaultdict(list)
-    for row in await connection.execute(_match, parameters):
-        label = WatchLabel(WatchId(row.id), row.reference, row.metadata)
-        is_specific = row.scope != EVM_SCOPE
-        found[row.address].append(
-            MatchedWatch(TenantId(row.tenant_id), label, row.address, is_specific, row.covered_from.get(chain_id))
-        )
+    for row in rows:
+        found[row.address].append(_matched(row, chain_id, frontiers.get(row.backfill_job_id)))
     for matched in found.values():
         matched.sort(key=lambda watch: (not watch.is_specific, watch.label.id))
     return found
+
+
+def _matched(row: Row[Any], chain_id: ChainId, frontier: int | None) -> MatchedWatch:
+    return MatchedWatch(
+        tenant_id=TenantId(row.tenant_id),
+        label=WatchLabel(WatchId(row.id), row.reference, row.metadata),
+        address=row.address,
+        is_specific=row.scope != EVM_SCOPE,
+        covered_from_height=lowered(row.covered_from.get(chain_id), row.start_height, frontier),
+        backfill_job_id=row.backfill_job_id,
+        start_height=row.start_height,
+    )

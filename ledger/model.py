@@ -85,6 +85,8 @@ class ChainRow:
     nodes: tuple[Mapping[str, Any], ...]
     heartbeat_at: datetime | None
     delayed_since: datetime | None
+    missed_deposits: int = 0
+    """Deposits that audits found missing, ever."""
 
 
 @dataclass(frozen=True, slots=True)

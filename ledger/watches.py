@@ -8,8 +8,8 @@ block came in between.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -34,27 +34,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chains.model import Address, hex_of
+from chains.model import Address, ChainId, hex_of
+from ledger.backfills import find_covered_from, find_joinable_backfill, join_backfill, lowered
 from ledger.chains import EVM_SCOPE, list_chains, share_chains
 from ledger.database import lock_number
-from ledger.errors import LedgerError
-from ledger.ids import TenantId, WatchId, new_ids
+from ledger.ids import JobId, TenantId, WatchId, new_ids
+from ledger.jobs import create_job, find_job, new_job_id
 from ledger.model import ChainRow
 from ledger.schema import watches
+from ledger.states import JobKind
 
 UNDER_LOCK_MAX = 1_000
 """So many rows are inserted under the chains' lock: they take 20 ms. More are tried without it first."""
-
-
-class BackfillNotAvailable(LedgerError):
-    """Refuse the input: a watch asks for blocks before the first that can be covered. Nothing was written."""
-
-    def __init__(self, index: int, covered_from: int | None) -> None:
-        first = "its first block is not known yet" if covered_from is None else f"it is covered from {covered_from}"
-        super().__init__(
-            f"{first}, and blocks before that cannot be read again for a new watch; leave start_height out"
-        )
-        self.index = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +72,9 @@ class WatchRow:
     covered_from: Mapping[str, int]
     created_at: datetime
     deleted_at: datetime | None
+    backfill_job_id: JobId | None = None
+    backfilled_from: int | None = None
+    """How far down its backfill has come; None where there is none, or it has read nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +87,9 @@ class InsertedWatch:
 
 class WatchDocument(msgspec.Struct, frozen=True, tag_field="object", tag="watch"):
     """A watch. `covered_from_height` is the first block whose transfers it turns into entries: a height, or for chain
-    `evm` a height by chain; null until the chain has its first block. `status` is `active`, `exists` (in the answer to
-    a POST: it was there before and was left as it is) or `deleted`."""
+    `evm` a height by chain; null until the chain has its first block. With a `start_height` in the past it goes down to
+    that as the job `backfill_job_id` reads those blocks, and `watch.activated` tells when it has arrived. `status` is
+    `active`, `exists` (in the answer to a POST: it was there before and was left as it is) or `deleted`."""
 
     id: str
     chain: str
@@ -104,6 +99,7 @@ class WatchDocument(msgspec.Struct, frozen=True, tag_field="object", tag="watch"
     start_height: int | None
     covered_from_height: int | dict[str, int | None] | None
     status: str
+    backfill_job_id: str | None = None
 
 
 def watch_document(row: WatchRow, chains: Sequence[ChainRow], *, is_known: bool = False) -> WatchDocument:
@@ -122,6 +118,7 @@ def watch_document(row: WatchRow, chains: Sequence[ChainRow], *, is_known: bool 
         start_height=row.start_height,
         covered_from_height=covered if row.scope == EVM_SCOPE else covered.get(slug),
         status=status,
+        backfill_job_id=row.backfill_job_id,
     )
 
 
@@ -131,7 +128,7 @@ def is_in_scope(chain: ChainRow, scope: str) -> bool:
 
 
 def _covered_from(row: WatchRow, chain: ChainRow) -> int | None:
-    covered = row.covered_from.get(chain.chain_id)
+    covered = lowered(row.covered_from.get(chain.chain_id), row.start_height, row.backfilled_from)
     return covered if covered is not None else chain.first_height
 
 
@@ -157,7 +154,18 @@ _address = func.decode(_asked.c.address, "hex")
 _insert = (
     insert(watches)
     .from_select(
-        ["tenant_id", "id", "scope", "address", "reference", "metadata", "start_height", "covered_from", "created_at"],
+        [
+            "tenant_id",
+            "id",
+            "scope",
+            "address",
+            "reference",
+            "metadata",
+            "start_height",
+            "covered_from",
+            "backfill_job_id",
+            "created_at",
+        ],
         select(
             bindparam("tenant_id", type_=Text),
             _asked.c.id,
@@ -167,6 +175,7 @@ _insert = (
             _asked.c.metadata,
             _asked.c.start_height,
             cast(bindparam("courses", type_=Text), JSONB)[_asked.c.course],
+            cast(bindparam("jobs", type_=Text), JSONB)[_asked.c.course].astext,
             bindparam("now", type_=watches.c.created_at.type),
         )
         # All in one order: two calls with the same addresses must not wait for each other.
@@ -208,6 +217,8 @@ class _Load:
     courses: Sequence[tuple[str, int | None]]
     course_of: Sequence[int]
     as_json: str
+    job_of: Mapping[str, JobId]
+    """For each scope with a start height the backfill that would read its past."""
 
     @property
     def scopes(self) -> set[str]:
@@ -215,7 +226,9 @@ class _Load:
         return {scope for scope, _ in self.courses}
 
 
-def _make_load(tenant_id: TenantId, asked: Sequence[NewWatch], now: datetime) -> _Load:
+async def _make_load(
+    connection: AsyncConnection, tenant_id: TenantId, asked: Sequence[NewWatch], now: datetime
+) -> _Load:
     ids = [WatchId(made) for made in new_ids("wat", now, len(asked))]
     places: dict[tuple[str, int | None], int] = {}
     course_of = [places.setdefault((watch.scope, watch.start_height), len(places)) for watch in asked]
@@ -231,31 +244,36 @@ def _make_load(tenant_id: TenantId, asked: Sequence[NewWatch], now: datetime) ->
         }
         for watch_id, watch, course in zip(ids, asked, course_of, strict=True)
     ]
-    return _Load(tenant_id, asked, ids, now, list(places), course_of, msgspec.json.encode(rows).decode())
+    job_of = {
+        scope: await find_joinable_backfill(connection, tenant_id, ChainId(scope)) or new_job_id(now)
+        for scope in {scope for scope, start_height in places if start_height is not None}
+    }
+    return _Load(tenant_id, asked, ids, now, list(places), course_of, msgspec.json.encode(rows).decode(), job_of)
 
 
 async def insert_watches(
     connection: AsyncConnection, tenant_id: TenantId, asked: Sequence[NewWatch], now: datetime
 ) -> tuple[list[InsertedWatch], list[ChainRow]]:
     """Make the watches that are not there yet. Answers each in its order with its row, and the chains as they stand until
-    the transaction ends. Raises `BackfillNotAvailable`.
+    the transaction ends.
 
-    What the tenant has already (same scope and address, twice in one call too) is answered as it is."""
+    What the tenant has already (same scope and address, twice in one call too) is answered as it is. A start height in the
+    past begins a backfill, one for all watches of the call on that chain; it joins one that nobody has begun yet."""
     # A delete waits: else a watch could vanish between the insert that it stopped and the read that answers it.
     await connection.execute(select(func.pg_advisory_xact_lock_shared(_watch_lock(tenant_id))))
-    load = _make_load(tenant_id, asked, now)
+    load = await _make_load(connection, tenant_id, asked, now)
     chains, count = await _insert_covered(connection, load)
-    starts = _starts(load, chains)
+    starts, jobs = _starts(load, chains), _jobs(load, chains)
     known = await _find_known(connection, load) if count != len(asked) else None
     inserted = []
     for watch_id, watch, course in zip(load.ids, asked, load.course_of, strict=True):
         there = known[watch.scope, watch.address] if known is not None else None
         if there is None or there.id == watch_id:
-            inserted.append(InsertedWatch(_new_row(watch_id, watch, starts[course], now), is_new=True))
+            row = _new_row(watch_id, watch, starts[course], jobs[course], now)
+            inserted.append(InsertedWatch(row, is_new=True))
         else:
             inserted.append(InsertedWatch(there, is_new=False))
-    _refuse_backfill(inserted, chains)
-    return inserted, chains
+    return await _with_backfills(connection, load, inserted, chains), chains
 
 
 async def _insert_covered(connection: AsyncConnection, load: _Load) -> tuple[list[ChainRow], int]:
@@ -289,6 +307,7 @@ async def _insert_at(connection: AsyncConnection, load: _Load, chains: Sequence[
         "tenant_id": load.tenant_id,
         "asked": load.as_json,
         "courses": msgspec.json.encode(_starts(load, chains)).decode(),
+        "jobs": msgspec.json.encode(_jobs(load, chains)).decode(),
         "now": load.now,
     }
     return (await connection.execute(_insert, parameters)).rowcount
@@ -311,7 +330,20 @@ def _starts(load: _Load, chains: Sequence[ChainRow]) -> list[dict[str, int]]:
     ]
 
 
-def _new_row(watch_id: WatchId, watch: NewWatch, covered_from: Mapping[str, int], now: datetime) -> WatchRow:
+def _jobs(load: _Load, chains: Sequence[ChainRow]) -> list[JobId | None]:
+    """For each course the backfill that it needs: where it starts before what is covered anyhow."""
+    tips = {str(chain.chain_id): chain.tip_height for chain in chains}
+
+    def _needs(scope: str, start_height: int | None) -> bool:
+        tip_height = tips.get(scope)
+        return start_height is not None and (tip_height is None or start_height <= tip_height)
+
+    return [load.job_of[scope] if _needs(scope, start) else None for scope, start in load.courses]
+
+
+def _new_row(
+    watch_id: WatchId, watch: NewWatch, covered_from: Mapping[str, int], job_id: JobId | None, now: datetime
+) -> WatchRow:
     return WatchRow(
         watch_id,
         watch.scope,
@@ -322,23 +354,62 @@ def _new_row(watch_id: WatchId, watch: NewWatch, covered_from: Mapping[str, int]
         covered_from,
         created_at=now,
         deleted_at=None,
+        backfill_job_id=job_id,
     )
 
 
-def _refuse_backfill(inserted: Sequence[InsertedWatch], chains: Sequence[ChainRow]) -> None:
+async def _with_backfills(
+    connection: AsyncConnection, load: _Load, inserted: Sequence[InsertedWatch], chains: Sequence[ChainRow]
+) -> list[InsertedWatch]:
+    """Begin, or join, the backfills that new watches need."""
     tips = {str(chain.chain_id): chain.tip_height for chain in chains}
-    for index, one in enumerate(inserted):
-        if not one.is_new or one.row.start_height is None:
-            continue
-        tip = tips.get(one.row.scope)
-        if tip is None or one.row.start_height <= tip:
-            raise BackfillNotAvailable(index, tip + 1 if tip is not None else None)
+    moved: dict[JobId, JobId] = {}
+    for scope, job_id in load.job_of.items():
+        rows = [one.row for one in inserted if one.is_new and one.row.backfill_job_id == job_id]
+        if rows:
+            lowest = min(row.start_height for row in rows if row.start_height is not None)
+            request = {"from": lowest, "to": tips[scope], "watches": len(rows)}
+            moved[job_id] = await _ensure_backfill(connection, load, ChainId(scope), job_id, request)
+    return [_renamed(one, moved) for one in inserted]
+
+
+async def _ensure_backfill(
+    connection: AsyncConnection, load: _Load, chain_id: ChainId, job_id: JobId, request: Mapping[str, Any]
+) -> JobId:
+    """Join the job, make it, or, where somebody has begun it since it was found, make another."""
+    if await join_backfill(connection, load.tenant_id, chain_id, job_id, request):
+        return job_id
+    is_begun = await find_job(connection, load.tenant_id, job_id) is not None
+    made_id = new_job_id(load.now) if is_begun else job_id
+    highest = request["to"]
+    await create_job(
+        connection,
+        tenant_id=load.tenant_id,
+        kind=JobKind.BACKFILL,
+        chain_id=chain_id,
+        request=request,
+        total=None if highest is None else highest - request["from"] + 1,
+        now=load.now,
+        job_id=made_id,
+    )
+    if is_begun:
+        is_moved = (watches.c.tenant_id == load.tenant_id, watches.c.backfill_job_id == job_id)
+        ids = watches.c.id.in_(load.ids)
+        await connection.execute(update(watches).where(*is_moved, ids).values(backfill_job_id=made_id))
+    return made_id
+
+
+def _renamed(one: InsertedWatch, moved: Mapping[JobId, JobId]) -> InsertedWatch:
+    job_id = one.row.backfill_job_id
+    if not one.is_new or job_id is None or moved[job_id] == job_id:
+        return one
+    return replace(one, row=replace(one.row, backfill_job_id=moved[job_id]))
 
 
 async def _find_known(connection: AsyncConnection, load: _Load) -> dict[tuple[str, Address], WatchRow]:
     """The live watches on what is asked for, those that were just made too."""
     parameters = {"tenant_id": load.tenant_id, "asked": load.as_json}
-    rows = [_watch_of(row) for row in await connection.execute(_find_live, parameters)]
+    rows = await _watches_of(connection, load.tenant_id, await connection.execute(_find_live, parameters))
     return {(row.scope, row.address): row for row in rows}
 
 
@@ -346,8 +417,15 @@ def _watch_lock(tenant_id: TenantId) -> int:
     return lock_number("watches", tenant_id)
 
 
-def _watch_of(row: Row[Any]) -> WatchRow:
-    return WatchRow(**row._mapping)
+async def _watches_of(connection: AsyncConnection, tenant_id: TenantId, rows: Iterable[Row[Any]]) -> list[WatchRow]:
+    """The watches, each with how far down its backfill has come."""
+    found = [WatchRow(**row._mapping) for row in rows]
+    jobs = {(tenant_id, row.backfill_job_id) for row in found if row.backfill_job_id is not None}
+    frontiers = await find_covered_from(connection, jobs)
+    return [
+        replace(row, backfilled_from=frontiers[row.backfill_job_id]) if row.backfill_job_id in frontiers else row
+        for row in found
+    ]
 
 
 async def list_watches(
@@ -371,14 +449,23 @@ async def list_watches(
     if after is not None:
         statement = statement.where(watches.c.id < after)
     rows = await connection.execute(statement.order_by(watches.c.id.desc()).limit(limit))
-    return [_watch_of(row) for row in rows]
+    return await _watches_of(connection, tenant_id, rows)
 
 
 async def find_watch(connection: AsyncConnection, tenant_id: TenantId, watch_id: WatchId) -> WatchRow | None:
     """A watch of the tenant, live or deleted."""
     statement = select(*_columns).where(watches.c.tenant_id == tenant_id, watches.c.id == watch_id)
-    row = (await connection.execute(statement)).first()
-    return _watch_of(row) if row is not None else None
+    found = await _watches_of(connection, tenant_id, await connection.execute(statement))
+    return found[0] if found else None
+
+
+async def list_backfilled(
+    connection: AsyncConnection, tenant_id: TenantId, job_id: JobId, after: WatchId | None, limit: int
+) -> list[WatchRow]:
+    """The live watches of a backfill in the order of their ids, from the one after `after` on."""
+    is_its = (watches.c.tenant_id == tenant_id, watches.c.backfill_job_id == job_id, watches.c.deleted_at.is_(None))
+    statement = select(*_columns).where(*is_its, watches.c.id > (after or "")).order_by(watches.c.id).limit(limit)
+    return await _watches_of(connection, tenant_id, await connection.execute(statement))
 
 
 async def delete_watch(connection: AsyncConnection, tenant_id: TenantId, watch_id: WatchId, now: datetime) -> bool:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from chainbell.cli import access, coverage, database, doctor, init, roles, status
+from chainbell.cli import access, coverage, database, doctor, init, replay, roles, status
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
 from chainbell.opening import DatabaseUnreachable
@@ -58,6 +58,7 @@ app.command("serve")(roles.serve_api)
 app.command("status")(status.status)
 app.command("resume")(status.resume)
 app.command("coverage")(coverage.coverage)
+app.command("replay")(replay.replay)
 app.add_typer(access.tenants, name="tenants")
 app.add_typer(access.keys, name="keys")
 

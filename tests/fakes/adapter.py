@@ -88,6 +88,7 @@ class FakeChain:
     """Assets whose movements nobody reads."""
     aside: dict[str, str] = field(default_factory=dict)
     """Hosts that are asked after the others, and why."""
+    listed: tuple[Asset, ...] = (COIN, TOKEN)
     pruned_below: int = 0
     """The node has thrown away what is below this height."""
     contradiction: str | None = None
@@ -188,7 +189,7 @@ class FakeChain:
 
     @property
     def assets(self) -> tuple[Asset, ...]:
-        return (COIN, TOKEN)
+        return self.listed
 
     async def prove_balances(self, blocks: Sequence[Block], watched: Collection[bytes]) -> Sequence[Block]:
         self.proven.append(set(watched))

@@ -14,6 +14,7 @@ import ledger.watches
 from chains.model import hex_of
 from ledger.chains import lock_chain, share_chains
 from ledger.database import transaction
+from ledger.jobs import find_job
 from ledger.schema import watches
 from ledger.schema_access import audit_log
 from tests.integration.api.conftest import Answer, Service
@@ -52,6 +53,7 @@ async def test_a_new_watch_is_covered_from_the_block_after_the_tip(service: Serv
         "start_height": None,
         "covered_from_height": 123,
         "status": "active",
+        "backfill_job_id": None,
     }
 
 
@@ -132,16 +134,23 @@ async def test_metadata_keeps_backslashes_and_any_character_but_nul(service: Ser
     assert (await service.ask("GET", f"/v1/watches/{row['id']}")).json["metadata"] == metadata
 
 
-async def test_a_start_height_before_coverage_is_refused_and_one_after_it_is_kept(service: Service) -> None:
+async def test_a_start_height_in_the_past_begins_a_backfill_and_one_in_the_future_does_not(service: Service) -> None:
     await with_chain(service)
-    refused = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 100})
-    assert (refused.status, refused.json["code"]) == (422, "backfill_not_available")
-    assert refused.json["errors"][0]["pointer"] == "/watches/0/start_height"
-    assert (await service.ask("GET", "/v1/watches")).json["data"] == []
     [row] = (await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 900})).json["data"]
-    assert (row["start_height"], row["covered_from_height"]) == (900, 900)
+    assert (row["start_height"], row["covered_from_height"], row["backfill_job_id"]) == (900, 900, None)
     again = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 1})
     assert again.json["data"][0]["status"] == "exists"
+    assert again.json["data"][0]["backfill_job_id"] is None
+    rows = [{"chain": "ethereum", "address": f"0x{number:040x}", "start_height": 100 + number} for number in (5, 1)]
+    made = (await watch(service, *rows)).json["data"]
+    assert [one["covered_from_height"] for one in made] == [123, 123]  # nothing of the past is covered yet
+    assert made[0]["backfill_job_id"] == made[1]["backfill_job_id"] is not None
+    later = (await watch(service, {"chain": "ethereum", "address": f"0x{9:040x}", "start_height": 7})).json["data"]
+    assert later[0]["backfill_job_id"] == made[0]["backfill_job_id"]  # nobody has begun it yet
+    async with transaction(service.owner) as connection:
+        job = await find_job(connection, service.tenant_id, later[0]["backfill_job_id"])
+    assert job is not None
+    assert (job.request, job.total) == ({"from": 7, "to": 122, "watches": 3}, 116)
 
 
 async def test_a_deleted_watch_keeps_its_history_and_can_be_made_again(service: Service) -> None:
