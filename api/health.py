@@ -10,7 +10,7 @@ import msgspec
 import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -22,6 +22,7 @@ from ledger.deliveries import count_deliveries
 from ledger.documents import ChainDocument, chain_document
 from ledger.errors import SchemaBehind
 from ledger.migrate import require_head
+from ledger.model import ChainRow
 from ledger.states import ChainState
 
 OPENAPI: web.AppKey[bytes] = web.AppKey("openapi", bytes)
@@ -116,7 +117,17 @@ async def _ledger_gauges(request: web.Request) -> list[Metric]:
         return [reachable]
     reachable.add_metric([], 1)
     chains = [chain_document(row, state=chain_state_of(row, now).value, now=now) for row in rows]
-    return [reachable, *_backlog_gauges(counts), *_chain_gauges(chains)]
+    return [reachable, *_backlog_gauges(counts), *_chain_gauges(chains), _missed(rows)]
+
+
+def _missed(rows: Sequence[ChainRow]) -> Metric:
+    """Counted in the ledger, since whatever process finds one ends or restarts."""
+    family = CounterMetricFamily(
+        "chainbell_missed_deposits_total", "Deposits that audits found missing", labels=["chain"]
+    )
+    for row in rows:
+        family.add_metric([row.slug], row.missed_deposits)
+    return family
 
 
 def _backlog_gauges(counts: Mapping[str, int]) -> list[Metric]:

@@ -177,6 +177,11 @@ def _chain(event_type: str) -> ChainNoticeDocument | ChainReorgDocument:
             "runbook": "docs/operations.md#a-chain-stands-still",
             "delayed_since": time_of(_LATER),
         },
+        "chain.audit_failed": {
+            "reason": "the ledger and the chain differ: 1 missing; the first between blocks 19000001 and 19000001: dep_018d",
+            "runbook": "docs/operations.md#an-audit-found-something",
+            "missed_deposits": 1,
+        },
     }
     return ChainNoticeDocument("ethereum", "eip155:1", 19_000_001, 18_999_940, **facts.get(event_type, {}))
 

@@ -26,6 +26,8 @@ from chainbell.version import VERSION
 from chains.errors import WrongChain
 from chains.evm.adapter import EvmAdapter
 from chains.evm.workers import Workers
+from indexer.audit import BlockAuditor
+from indexer.auditing import Auditor, audits_by_the_clock
 from indexer.commit import Followed
 from indexer.follower import Course, Follower
 from indexer.historian import Historian
@@ -182,12 +184,19 @@ async def open_past(
         await adapter.close()
 
 
+def auditor_of(engine: AsyncEngine, past: Past, chain: ConfiguredChain) -> Auditor:
+    """What audits a configured chain."""
+    blocks = BlockAuditor(engine, past.rereader, past.followed)
+    return Auditor(engine, blocks, chain.profile.chain_id, chain.slug)
+
+
 async def _keep_past(
     engine: AsyncEngine, chain: ConfiguredChain, policy_version: int, workers: Workers, stop: asyncio.Event
 ) -> None:
     """Work on the jobs of one chain, and make those that its listed assets call for."""
     async with open_past(engine, chain, policy_version, workers, PAST_SHARE) as (past, adapter):
-        await Historian(engine, past, adapter, chain.profile.chain_id, chain.slug).keep(stop)
+        with audits_by_the_clock(auditor_of(engine, past, chain)):
+            await Historian(engine, past, adapter, chain.profile.chain_id, chain.slug).keep(stop)
 
 
 async def notify(settings: Settings, stop: asyncio.Event) -> None:

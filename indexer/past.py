@@ -89,8 +89,8 @@ class Past:
 
     def __init__(self, engine: Engine, rereader: Rereader, followed: Followed, slug: Slug) -> None:
         self._engine = engine
-        self._rereader = rereader
-        self._followed = followed
+        self.rereader = rereader
+        self.followed = followed
         self._slug = slug
         self._readings = Readings(engine, followed.chain_id, rereader.adapter)
         self._assets = {asset.id: asset for asset in rereader.adapter.assets}
@@ -114,14 +114,14 @@ class Past:
                 return await progress_job(connection, job, await database_now(connection), cursor=cursor)
 
     async def _begin(self, job: JobRow, errand: Errand) -> JobRow:
-        await self._rereader.recall()
+        await self.rereader.recall()
         async with transaction(self._engine) as connection:
-            chain = await find_chain(connection, self._followed.chain_id)
+            chain = await find_chain(connection, self.followed.chain_id)
         if chain.first_height is None or chain.tip_height is None:
             raise NotYet(f"{self._slug}: no block of it was committed yet")
         highest = chain.first_height - 1 if errand.highest is None else min(errand.highest, chain.tip_height)
         if errand.lowest <= highest:
-            await self._rereader.probe(sorted({errand.lowest, (errand.lowest + highest) // 2, highest}))
+            await self.rereader.probe(sorted({errand.lowest, (errand.lowest + highest) // 2, highest}))
         async with transaction(self._engine) as connection:
             return await progress_job(
                 connection,
@@ -141,11 +141,11 @@ class Past:
         highest = job.cursor["height"]
         lowest = max(errand.lowest, highest - self._spans[asset is not None] + 1)
         known = job.cursor.get("hash")
-        top_hash = await self._rereader.hash_at(highest) if known is None else bytes.fromhex(known)
+        top_hash = await self.rereader.hash_at(highest) if known is None else bytes.fromhex(known)
         if asset is None:
-            stretch = await self._rereader.read(lowest, highest, top_hash)
+            stretch = await self.rereader.read(lowest, highest, top_hash)
         else:
-            stretch = await self._rereader.read_for(asset, lowest, highest, top_hash)
+            stretch = await self.rereader.read_for(asset, lowest, highest, top_hash)
         cost = _cost_of(stretch.blocks, time.monotonic() - began)
         self._spans[asset is not None] = next_span(self._spans[asset is not None], cost, span_max)
         return await self._commit(job, errand, stretch, await self._readings.of(stretch.blocks))
@@ -160,11 +160,11 @@ class Past:
     async def _commit(self, job: JobRow, errand: Errand, stretch: Stretch, readings: Sequence[int]) -> JobRow:
         counts: Mapping[str, int] = {}
         async with transaction(self._engine) as connection:
-            chain, now = await lock_chain(connection, self._followed.chain_id)
+            chain, now = await lock_chain(connection, self.followed.chain_id)
             await require_held(connection, job)  # two that work on one job come here one after the other
             await require_ours(connection, chain, stretch)
             scope = _scope_of(job, errand, self._assets)
-            comparison = await compare(connection, self._followed, chain, stretch, scope, now)
+            comparison = await compare(connection, self.followed, chain, stretch, scope, now)
             if not errand.is_dry_run:
                 counts = await apply(connection, chain, stretch, comparison, readings, now)
                 await self._cover(connection, chain, job, errand, stretch, readings, now)
@@ -212,7 +212,7 @@ class Past:
         after = job.cursor.get("activated")
         rows = await list_backfilled(connection, job.tenant_id, job.id, after, ACTIVATED_AT_ONCE)
         chains = await list_chains(connection)
-        livemode = next(chain.livemode for chain in chains if chain.chain_id == self._followed.chain_id)
+        livemode = next(chain.livemode for chain in chains if chain.chain_id == self.followed.chain_id)
         events = [
             NewEvent(
                 tenant_id=job.tenant_id,

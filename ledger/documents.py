@@ -229,7 +229,8 @@ class DifferenceDocument(msgspec.Struct, frozen=True):
 
 
 class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="chain"):
-    """What the operator is told of a chain: how it stands, and why it halted, what was decided, or how late it is."""
+    """What the operator is told of a chain: how it stands, and why it halted, what was decided, how late it is, or what an
+    audit found."""
 
     chain: str
     chain_id: str
@@ -240,6 +241,7 @@ class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="
     halted_for: str | UnsetType | None = UNSET
     accept_reorg_to: int | UnsetType | None = UNSET
     delayed_since: str | UnsetType = UNSET
+    missed_deposits: int | UnsetType = UNSET
 
 
 class TipDocument(msgspec.Struct, frozen=True):

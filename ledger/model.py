@@ -85,6 +85,7 @@ class ChainRow:
     nodes: tuple[Mapping[str, Any], ...]
     heartbeat_at: datetime | None
     delayed_since: datetime | None
+    audited_height: int | None = None
     missed_deposits: int = 0
     """Deposits that audits found missing, ever."""
 

@@ -95,6 +95,7 @@ chains = Table(
     ),
     Column("heartbeat_at", TIME, comment="last sign of life of the follower"),
     Column("delayed_since", TIME, comment="since when its tip has stood still for too long, as operators were told"),
+    Column("audited_height", BigInteger, comment="highest block that the audit at finality has come to"),
     Column(
         "missed_deposits",
         BigInteger,

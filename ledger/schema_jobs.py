@@ -1,9 +1,10 @@
-"""Tables of work on the past: jobs, and what backfills have covered. A part of `ledger/schema.py`."""
+"""Tables of work on the past: jobs, what backfills have covered, what audits found. A part of `ledger/schema.py`."""
 
 from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -83,4 +84,26 @@ job_coverage = Table(
     CheckConstraint("from_height <= to_height", name="heights"),
     comment="what a backfill has read for its watches: for them it tells of a height before `coverage` does, and below the"
     " chain's first block it alone does",
+)
+
+findings = Table(
+    "findings",
+    metadata,
+    Column("chain_id", Text, ForeignKey("chains.chain_id"), nullable=False),
+    Column(
+        "key",
+        Text,
+        nullable=False,
+        comment="an entry's id, an address with an asset, or a block",
+    ),
+    Column("kind", Text, nullable=False, comment="missing, extra, changed, balance or branch"),
+    Column("is_missed_deposit", Boolean, nullable=False),
+    Column("from_height", BigInteger, nullable=False),
+    Column("to_height", BigInteger, nullable=False, comment="included: where it is"),
+    Column("detail", JSONB, nullable=False),
+    Column("found_at", TIME, nullable=False),
+    Column("mended_at", TIME, comment="when an audit of the same heights found it no more"),
+    PrimaryKeyConstraint("chain_id", "key"),
+    Index("ix_findings_open", "chain_id", "from_height", postgresql_where=text("mended_at IS NULL")),
+    comment="what audits found the ledger and the chain to differ in: each once",
 )

@@ -209,7 +209,8 @@ class FakeChain:
         return 1
 
     def node_statuses(self) -> tuple[NodeStatus, ...]:
-        return (NodeStatus(self.host, self.host, "ok", len(self.blocks) - 1, None),)
+        known = (self, *self.other_hosts.values())
+        return tuple(NodeStatus(one.host, one.host, "ok", len(one.blocks) - 1, None) for one in known)
 
     async def close(self) -> None:
         """Nothing is open."""

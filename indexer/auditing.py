@@ -1,0 +1,183 @@
+"""Audits as they are run: by hand over a range, and by the clock over what has become final since the last one.
+
+An audit finds; it mends nothing. By hand it shows what it found, and a person runs the replay. By the clock nobody looks,
+so each block that differs is given to a replay, as a job. Whoever runs it, what is new is counted in
+`chains.missed_deposits`, and told to the operator once. One process at a time audits a chain by the clock, by a session
+advisory lock, for economy alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from chains.errors import ChainError
+from chains.model import ChainId, Slug
+from indexer.audit import BlockAudit, BlockAuditor, findings_of, joined
+from indexer.errors import IndexerError
+from ledger.chains import find_chain, update_chain
+from ledger.database import Engine, database_now, leadership, transaction
+from ledger.findings import Finding, close_findings, record_findings
+from ledger.ids import OPS_TENANT
+from ledger.jobs import create_job
+from ledger.states import ChainState, JobKind
+
+log = structlog.get_logger()
+
+AUDIT_INTERVAL = timedelta(minutes=10)
+
+SAMPLE_SHARE = 0.05
+"""Of the blocks in which nothing was found: so many are read again. Traces that hide a transfer show in one of twenty."""
+
+FIRST_BLOCKS = 10_000
+"""How far below finality the first audit by the clock begins, on a chain that was followed for long before it."""
+
+REPLAYS_MAX = 100
+"""Blocks that one audit by the clock gives to replays."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit came to."""
+
+    from_height: int
+    to_height: int
+    blocks: BlockAudit
+    findings: Sequence[Finding]
+    new: Sequence[Finding]
+    """Those that were not known before."""
+
+
+class Auditor:
+    """Audits one chain."""
+
+    def __init__(self, engine: Engine, blocks: BlockAuditor, chain_id: ChainId, slug: Slug) -> None:
+        self._engine = engine
+        self._blocks = blocks
+        self._chain_id = chain_id
+        self._slug = slug
+        self._chance = random.Random()  # noqa: S311 - it chooses samples
+
+    async def audit(
+        self,
+        from_height: int,
+        to_height: int,
+        share: float,
+        tell: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> AuditReport:
+        """Audit the blocks between two heights, both included, those that touched a watch and a share of the others, and
+        keep what is found. `tell` is called with how many of how many were looked at. The report's `to_height` is how far it
+        came."""
+        heights, last = await self._blocks.heights_of(from_height, to_height, share, self._chance)
+        audit = await self._blocks.audit(heights, lambda done: tell(done, len(heights)))
+        found = findings_of(audit)
+        async with transaction(self._engine) as connection:
+            now = await database_now(connection)
+            new = await record_findings(connection, self._chain_id, found, now)
+            keys = {one.key for one in found}
+            await close_findings(connection, self._chain_id, audit.heights, keys, now)
+        return AuditReport(from_height, last, audit, found, new)
+
+    async def audit_all(
+        self,
+        from_height: int,
+        to_height: int,
+        share: float,
+        tell: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> AuditReport:
+        """The same, to the end of the range, however much it takes."""
+        report = await self.audit(from_height, to_height, share, tell)
+        while report.to_height < to_height:
+            more = await self.audit(report.to_height + 1, to_height, share, tell)
+            report = AuditReport(
+                report.from_height,
+                more.to_height,
+                joined(report.blocks, more.blocks),
+                [*report.findings, *more.findings],
+                [*report.new, *more.new],
+            )
+        return report
+
+    async def audit_final(self) -> AuditReport | None:
+        """Audit what has become final since the last time, and have it replayed where it differs; None where nothing has."""
+        async with transaction(self._engine) as connection:
+            chain = await find_chain(connection, self._chain_id)
+        final = chain.finalized_height
+        if final is None or chain.first_height is None or chain.state is ChainState.HALTED:
+            return None
+        first = (
+            max(chain.first_height, final - FIRST_BLOCKS) if chain.audited_height is None else chain.audited_height + 1
+        )
+        if first > final:
+            return None
+        report = await self.audit(first, final, SAMPLE_SHARE)
+        async with transaction(self._engine) as connection:
+            now = await database_now(connection)
+            await update_chain(connection, self._chain_id, {"audited_height": report.to_height})
+            for height in sorted({one.from_height for one in report.findings if one.kind != "branch"})[:REPLAYS_MAX]:
+                await create_job(
+                    connection,
+                    tenant_id=OPS_TENANT,
+                    kind=JobKind.REPLAY,
+                    chain_id=self._chain_id,
+                    request={"from": height, "to": height, "address": None, "dry_run": False, "reason": "audit"},
+                    total=1,
+                    now=now,
+                )
+        return report
+
+    async def keep(self) -> None:
+        """One audit by the clock. It must stop nobody: what fails is said, and the next one is the remedy."""
+        try:
+            async with leadership(self._engine, "audit", self._chain_id) as leader:
+                report = await self.audit_final() if leader is not None else None
+        except asyncio.CancelledError:
+            return  # the process ends; what was not audited is, by its successor
+        except (ChainError, IndexerError) as error:
+            log.warning("audit not possible", chain=self._slug, reason=str(error))
+        except Exception as error:  # noqa: BLE001 (nothing else is there to hear it)
+            log.error("audit failed", chain=self._slug, error=repr(error).splitlines()[0])
+        else:
+            if report is not None:
+                self._say(report)
+
+    def _say(self, report: AuditReport) -> None:
+        tell = log.error if report.new else log.info
+        tell(
+            "audited",
+            chain=self._slug,
+            from_height=report.from_height,
+            to_height=report.to_height,
+            blocks=len(report.blocks.heights),
+            by_same_host=report.blocks.by_same_host,
+            unread=len(report.blocks.unread),
+            findings=len(report.findings),
+            new=len(report.new),
+        )
+
+
+@contextmanager
+def audits_by_the_clock(auditor: Auditor) -> Iterator[None]:
+    """Audit again and again while the block runs."""
+    scheduler = AsyncIOScheduler(timezone=UTC)
+    scheduler.add_job(
+        auditor.keep,
+        "interval",
+        seconds=AUDIT_INTERVAL.total_seconds(),
+        jitter=60,
+        coalesce=True,
+        max_instances=1,
+        misfire_grace_time=None,
+    )
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.shutdown(wait=False)
