@@ -12,9 +12,9 @@ from api.problems import Code, invalid, not_found
 from api.routes import Call, Route
 from ledger.chains import list_chains
 from ledger.documents import CoverageDocument
+from ledger.errors import NoSuchHeights
 from ledger.watch_coverage import (
     AddressCoverageDocument,
-    NoSuchHeights,
     describe_address_coverage,
     describe_coverage,
 )

@@ -6,6 +6,7 @@
     |-- JobTaken               stop working on it: a job was cancelled, or another process has it; nothing was written
     |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
     |-- NameTaken              refuse the input: the name is in use
+    |-- NoSuchHeights          refuse the input: heights that we have not read, or the higher one first
     |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
     |-- InvalidCursor          refuse the input: a cursor that was not ours, or not for this list (ledger/cursors.py)
     |-- MigrationRefused       refuse to start: the database user lacks a privilege
@@ -18,6 +19,8 @@ Beside it stand ValueErrors of what a tenant typed: `MalformedKey` (ledger/keys.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class LedgerError(Exception):
@@ -42,6 +45,14 @@ class UnknownName(LedgerError):
 
 class NameTaken(LedgerError):
     """The name is already in use."""
+
+
+class NoSuchHeights(LedgerError):
+    """The asked heights of a chain cannot be told of, or read again; `part` says which part of the question is at fault."""
+
+    def __init__(self, part: Literal["chain", "from", "to"], message: str) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class SchemaBehind(LedgerError):

@@ -1,21 +1,24 @@
 """Coverage as it is asked for: of a chain, and of an address through the watches on it.
 
-A watch covers nothing below its covered-from height, whatever was read there: what came before was read for others.
+A watch covers nothing below its covered-from height, whatever was read there: what came before was read for others. Where
+its backfill has read a block, that tells of it, and elsewhere what the follower read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Address, hex_of
+from ledger.backfills import find_covered_from, lowered
 from ledger.chains import EVM_SCOPE
-from ledger.coverage import CoverageRange, Reading, find_coverage, list_listed_assets, list_readings
+from ledger.coverage import CoverageRange, Gap, find_coverage, gaps_of, list_listed_assets, list_readings
 from ledger.documents import (
     CoverageDocument,
     CoverageRangeDocument,
@@ -23,19 +26,14 @@ from ledger.documents import (
     gaps_by_need,
     range_document,
 )
-from ledger.errors import LedgerError
-from ledger.ids import TenantId, WatchId
+from ledger.errors import NoSuchHeights
+from ledger.ids import JobId, TenantId, WatchId
+from ledger.jobs import find_job
 from ledger.model import ChainRow
+from ledger.rereading import find_job_coverage
 from ledger.schema import watches
+from ledger.states import ENDED_STATES
 from ledger.watches import is_in_scope
-
-
-class NoSuchHeights(LedgerError):
-    """Refuse the input: the asked heights cannot be told of. `part` says which part of the question is at fault."""
-
-    def __init__(self, part: Literal["chain", "from", "to"], message: str) -> None:
-        super().__init__(message)
-        self.part = part
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +44,18 @@ class CoveringWatch:
     id: WatchId
     start_height: int | None
     covered_from_height: int | None
-    """None: the chain has no first block yet."""
+    """First height that it covers, by its backfill as far as that has come; None: the chain has no first block yet."""
+    backfill_job_id: JobId | None = None
 
 
 class WatchGapDocument(msgspec.Struct, frozen=True):
     """Heights, both ends included, that a watch does not cover; where `missing` names a value path or an asset, not for
-    that."""
+    that. `job_id` is the backfill that waits or is at work to close the gap."""
 
     from_height: int
     to_height: int
     missing: str | None
+    job_id: str | None
 
 
 class WatchCoverageDocument(msgspec.Struct, frozen=True):
@@ -66,6 +66,7 @@ class WatchCoverageDocument(msgspec.Struct, frozen=True):
     tenant: str
     start_height: int | None
     covered_from_height: int | None
+    backfill_job_id: str | None
     ranges: list[CoverageRangeDocument]
     gaps: list[WatchGapDocument]
 
@@ -117,14 +118,24 @@ async def describe_address_coverage(
     ranges = await find_coverage(connection, chain.chain_id, first, last)
     readings = await list_readings(connection, chain.chain_id)
     needs = (*chain.value_paths, *await list_listed_assets(connection, chain.chain_id))
-    return AddressCoverageDocument(
-        chain.slug,
-        chain.chain_id,
-        hex_of(address),
-        first,
-        last,
-        [_watch_document(watch, ranges, readings, needs, first, last) for watch in found],
-    )
+    told = []
+    for watch in found:
+        by_job, job_id = await _backfill_of(connection, watch)
+        begin = last + 1 if watch.covered_from_height is None else watch.covered_from_height
+        covered = cut_to(laid_over(by_job, ranges), max(begin, first), last)
+        gaps = _gap_documents(watch, gaps_by_need(covered, readings, needs, first, last), job_id)
+        told.append(_watch_document(watch, [range_document(one, readings) for one in covered], gaps))
+    return AddressCoverageDocument(chain.slug, chain.chain_id, hex_of(address), first, last, told)
+
+
+async def _backfill_of(connection: AsyncConnection, watch: CoveringWatch) -> tuple[list[CoverageRange], JobId | None]:
+    """What a watch's backfill has read, and its id while it waits or is at work."""
+    if watch.backfill_job_id is None:
+        return [], None
+    job = await find_job(connection, watch.tenant_id, watch.backfill_job_id)
+    is_open = job is not None and job.state not in ENDED_STATES
+    ranges = await find_job_coverage(connection, watch.tenant_id, watch.backfill_job_id)
+    return ranges, watch.backfill_job_id if is_open else None
 
 
 def _heights(chain: ChainRow, from_height: int | None, to_height: int | None, lowest: int | None) -> tuple[int, int]:
@@ -140,24 +151,44 @@ def _heights(chain: ChainRow, from_height: int | None, to_height: int | None, lo
 
 
 def _watch_document(
-    watch: CoveringWatch,
-    ranges: Sequence[CoverageRange],
-    readings: Mapping[int, Reading],
-    needs: Sequence[str],
-    from_height: int,
-    to_height: int,
+    watch: CoveringWatch, ranges: list[CoverageRangeDocument], gaps: list[WatchGapDocument]
 ) -> WatchCoverageDocument:
-    first = to_height + 1 if watch.covered_from_height is None else watch.covered_from_height
-    covered = cut_to(ranges, max(first, from_height), to_height)
-    gaps = gaps_by_need(covered, readings, needs, from_height, to_height)
     return WatchCoverageDocument(
         watch.id,
         watch.tenant_id,
         watch.start_height,
         watch.covered_from_height,
-        [range_document(one, readings) for one in covered],
-        [WatchGapDocument(gap.from_height, gap.to_height, missing) for gap, missing in gaps],
+        watch.backfill_job_id,
+        ranges,
+        gaps,
     )
+
+
+def _gap_documents(
+    watch: CoveringWatch, gaps: Sequence[tuple[Gap, str | None]], job_id: JobId | None
+) -> list[WatchGapDocument]:
+    """The gaps, cut where the backfill ends: it reads from the watch's start height to where the watch is covered."""
+    begin, end = watch.start_height, watch.covered_from_height
+    if job_id is None or begin is None or end is None:
+        return [WatchGapDocument(gap.from_height, gap.to_height, missing, None) for gap, missing in gaps]
+    found = []
+    for gap, missing in gaps:
+        cuts = sorted({gap.from_height, *(h for h in (begin, end) if gap.from_height < h <= gap.to_height)})
+        for first, following in pairwise((*cuts, gap.to_height + 1)):
+            of_job = job_id if begin <= first < end else None
+            found.append(WatchGapDocument(first, following - 1, missing, of_job))
+    return found
+
+
+def laid_over(upper: Sequence[CoverageRange], lower: Sequence[CoverageRange]) -> list[CoverageRange]:
+    """`upper`, and of `lower` what is at no height of it. For telling, as `cut_to`."""
+    below = [
+        piece
+        for one in lower
+        for gap in gaps_of(upper, one.from_height, one.to_height)
+        for piece in cut_to([one], gap.from_height, gap.to_height)
+    ]
+    return sorted([*upper, *below], key=lambda one: one.from_height)
 
 
 def cut_to(ranges: Sequence[CoverageRange], from_height: int, to_height: int) -> list[CoverageRange]:
@@ -178,13 +209,22 @@ async def find_covering_watches(
     Of all it is one of the statements that cross tenants."""
     scopes = [scope for scope in (chain.chain_id, EVM_SCOPE) if is_in_scope(chain, scope)]
     statement = select(
-        watches.c.tenant_id, watches.c.id, watches.c.scope, watches.c.start_height, watches.c.covered_from
+        watches.c.tenant_id, watches.c.id, watches.c.start_height, watches.c.covered_from, watches.c.backfill_job_id
     ).where(watches.c.address == address, watches.c.scope.in_(scopes), watches.c.deleted_at.is_(None))
     if tenant_id is not None:
         statement = statement.where(watches.c.tenant_id == tenant_id)
-    return [_covering(row, chain) for row in await connection.execute(statement.order_by(watches.c.id))]
+    rows = list(await connection.execute(statement.order_by(watches.c.id)))
+    jobs = {(TenantId(row.tenant_id), JobId(row.backfill_job_id)) for row in rows if row.backfill_job_id is not None}
+    frontiers = await find_covered_from(connection, jobs)
+    return [_covering(row, chain, frontiers.get(row.backfill_job_id)) for row in rows]
 
 
-def _covering(row: Any, chain: ChainRow) -> CoveringWatch:  # noqa: ANN401 (a row, whose columns no type names)
-    covered = row.covered_from.get(chain.chain_id, chain.first_height)
-    return CoveringWatch(TenantId(row.tenant_id), WatchId(row.id), row.start_height, covered)
+def _covering(row: Any, chain: ChainRow, frontier: int | None) -> CoveringWatch:  # noqa: ANN401 (a row)
+    covered = lowered(row.covered_from.get(chain.chain_id), row.start_height, frontier)
+    return CoveringWatch(
+        TenantId(row.tenant_id),
+        WatchId(row.id),
+        row.start_height,
+        chain.first_height if covered is None else covered,
+        row.backfill_job_id,
+    )

@@ -19,9 +19,9 @@ from chains.model import Address
 from ledger.addresses import BadAddress, read_address
 from ledger.chains import list_chains
 from ledger.documents import CoverageDocument, CoverageGapDocument, CoverageRangeDocument
+from ledger.errors import NoSuchHeights
 from ledger.watch_coverage import (
     AddressCoverageDocument,
-    NoSuchHeights,
     WatchCoverageDocument,
     WatchGapDocument,
     describe_address_coverage,
@@ -96,6 +96,8 @@ def _print_coverage(
         console.print(f"{name}: no gaps from {document.from_height} to {document.to_height}", highlight=False)
     for gap in gaps:
         what = "not covered" if gap.missing is None else f"not read for {gap.missing}"
+        if isinstance(gap, WatchGapDocument) and gap.job_id is not None:
+            what += f" yet: {gap.job_id} is to read it"
         console.print(f"[yellow]{name}: {gap.from_height} to {gap.to_height} {what}[/yellow]", highlight=False)
 
 

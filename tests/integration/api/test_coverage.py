@@ -9,11 +9,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import AssetId, AssetKind, ChainId, hex_of
-from ledger.chains import EVM_SCOPE
+from ledger.chains import EVM_SCOPE, update_chain
 from ledger.coverage import CoverageRange, Reading, ensure_reading, extend_coverage
-from ledger.database import transaction
+from ledger.database import database_now, transaction
 from ledger.ids import TenantId
+from ledger.jobs import JobRow, cancel_job, claim_job, end_job, progress_job
+from ledger.rereading import extend_job_coverage
 from ledger.schema import assets
+from ledger.states import JobState
 from ledger.watches import NewWatch, WatchRow, delete_watch, insert_watches
 from tests.integration.api.conftest import Service
 from tests.integration.api.seeding import ADDRESS, ETHEREUM, NATIVE, START, add_chain, set_tip
@@ -128,6 +131,68 @@ async def test_an_address_that_the_tenant_does_not_watch_is_not_found(service: S
         await delete_watch(connection, service.tenant_id, mine.id, START)
     answer = await service.ask("GET", "/v1/coverage", query={"chain": "ethereum", "address": hex_of(ADDRESS)})
     assert (answer.status, answer.json["code"]) == (404, "not_found")
+
+
+async def take(connection: AsyncConnection) -> JobRow:
+    """The one job that waits, to work on it."""
+    job = await claim_job(connection, [ETHEREUM], timedelta(0), await database_now(connection))
+    assert job is not None
+    return job
+
+
+async def test_each_stage_of_a_backfill_is_told_as_it_is(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        await add_chain(connection, tip=TIP)
+        version = await ensure_reading(connection, ETHEREUM, WITH_LOGS, START)
+        await extend_coverage(connection, ETHEREUM, [read(600, TIP, version)])
+        await update_chain(connection, ETHEREUM, {"first_height": 600})
+        asked = NewWatch(ETHEREUM, ADDRESS, None, {}, 550)
+        [made], _ = await insert_watches(connection, service.tenant_id, [asked], START)
+        job_id = made.row.backfill_job_id
+    told = await covered(service, address=hex_of(ADDRESS))
+    [mine] = told["watches"]
+    assert (told["from_height"], told["to_height"], mine["covered_from_height"]) == (550, TIP, TIP + 1)
+    assert (mine["start_height"], mine["backfill_job_id"], mine["ranges"]) == (550, job_id, [])
+    assert heights(mine["gaps"], "job_id") == [(550, TIP, job_id)]
+
+    async with transaction(service.owner) as connection:
+        job = await take(connection)
+        found = [read(700, 800, version, "bloom"), read(801, TIP, version)]
+        await extend_job_coverage(connection, service.tenant_id, job.id, ETHEREUM, found)
+        job = await progress_job(connection, job, await database_now(connection), covered_from=700, done=301)
+        await extend_coverage(connection, ETHEREUM, [read(TIP + 1, TIP + 5, version)])
+        await set_tip(connection, TIP + 5)
+    [mine] = (await covered(service, address=hex_of(ADDRESS)))["watches"]
+    assert mine["covered_from_height"] == 700
+    # The backfill tells of what it has read, the follower of what came after.
+    expected = [(700, 800, "bloom"), (801, TIP, "roots"), (TIP + 1, TIP + 5, "roots")]
+    assert heights(mine["ranges"], "proof") == expected
+    assert heights(mine["gaps"], "job_id") == [(550, 699, job_id)]
+    [mine] = (await covered(service, address=hex_of(ADDRESS), **{"from": 500, "to": 750}))["watches"]
+    assert heights(mine["ranges"], "proof") == [(700, 750, "bloom")]
+    assert heights(mine["gaps"], "job_id") == [(500, 549, None), (550, 699, job_id)]
+
+    async with transaction(service.owner) as connection:
+        await extend_job_coverage(connection, service.tenant_id, job.id, ETHEREUM, [read(540, 699, version)])
+        now = await database_now(connection)
+        job = await progress_job(connection, job, now, covered_from=540, done=461)
+        await end_job(connection, job, JobState.DONE, now)
+    told = await covered(service, address=hex_of(ADDRESS))
+    [mine] = told["watches"]
+    assert (told["from_height"], mine["covered_from_height"], mine["gaps"]) == (550, 550, [])
+    assert heights(mine["ranges"], "proof")[0] == (550, 699, "roots")
+
+
+async def test_a_cancelled_backfill_leaves_its_gap_and_is_not_named_as_closing_it(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        await add_followed_chain(connection)
+        watch = await watch_at(connection, service.tenant_id, 700, start_height=600)
+        assert watch.backfill_job_id is not None
+        await cancel_job(connection, service.tenant_id, watch.backfill_job_id, START)
+    [mine] = (await covered(service, address=hex_of(ADDRESS)))["watches"]
+    assert mine["backfill_job_id"] == watch.backfill_job_id
+    assert heights(mine["ranges"]) == [(701, TIP)]
+    assert heights(mine["gaps"], "missing", "job_id") == [(600, 700, None, None)]
 
 
 async def test_an_asset_that_was_listed_later_is_a_gap_of_an_address_too(service: Service) -> None:
