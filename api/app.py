@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from aiohttp import web
 
-from api import chains, coverage, deliveries, endpoints, entries, events, health, watches
+from api import chains, coverage, deliveries, endpoints, entries, events, health, jobs, watches
 from api.answering import answer
 from api.health import OPENAPI
 from api.middleware import answer_safely
@@ -26,6 +26,7 @@ ROUTES: Sequence[Route] = (
     *deliveries.ROUTES,
     *chains.ROUTES,
     *coverage.ROUTES,
+    *jobs.ROUTES,
 )
 OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from api.inputs import AddressText, ChainName, address_given, chain_named
+from api.inputs import AddressText, ChainName, Height, address_given, chain_named
 from api.problems import Code, invalid, not_found
 from api.routes import Call, Route
 from ledger.chains import list_chains
@@ -18,8 +18,6 @@ from ledger.watch_coverage import (
     describe_address_coverage,
     describe_coverage,
 )
-
-Height = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class CoverageQuery(

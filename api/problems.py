@@ -30,6 +30,7 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
+    JOB_ENDED = "job_ended"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_REQUEST = "invalid_request"
@@ -59,6 +60,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.METHOD_NOT_ALLOWED: Kind(405, "The method is not allowed here"),
     Code.REQUEST_TIMEOUT: Kind(408, "The body came too slowly"),
     Code.IDEMPOTENCY_IN_PROGRESS: Kind(409, "The first request with this Idempotency-Key is still being answered"),
+    Code.JOB_ENDED: Kind(409, "The job has ended"),
     Code.BODY_TOO_LARGE: Kind(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body has an unsupported type"),
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),

@@ -11,9 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chainbell.errors import UsageError
 from chainbell.logs import configure_logs
 from chainbell.settings import load_settings
 from chainbell.settings_model import Settings
+from chains.model import Address
+from ledger.addresses import BadAddress, read_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,14 @@ def context_of(context: typer.Context) -> Context:
     if found is None:
         raise RuntimeError("a command was called without the global options")
     return found
+
+
+def address_given(text: str) -> Address:
+    """The bytes of an `--address`. Raises `UsageError`."""
+    try:
+        return read_address(text)
+    except BadAddress as error:
+        raise UsageError(f"--address {text}: {error}") from None
 
 
 def _cell(value: object) -> str:

@@ -12,11 +12,9 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chainbell.cli.access import in_transaction
-from chainbell.cli.context import context_of
+from chainbell.cli.context import address_given, context_of
 from chainbell.cli.status import find_row
 from chainbell.errors import UsageError
-from chains.model import Address
-from ledger.addresses import BadAddress, read_address
 from ledger.chains import list_chains
 from ledger.documents import CoverageDocument, CoverageGapDocument, CoverageRangeDocument
 from ledger.errors import NoSuchHeights
@@ -43,7 +41,7 @@ def coverage(
     """Show which heights of a chain are covered, by which sources and at which proof, and the gaps."""
     if from_height is not None and to_height is not None and from_height > to_height:
         raise UsageError(f"--from {from_height} is above --to {to_height}; swap them")
-    asked = None if address is None else _address_given(address)
+    asked = None if address is None else address_given(address)
 
     async def _read(connection: AsyncConnection) -> CoverageDocument | AddressCoverageDocument:
         row = find_row(await list_chains(connection), chain)
@@ -68,13 +66,6 @@ def coverage(
         return
     for watch in document.watches:
         _print_watch(document, watch)
-
-
-def _address_given(text: str) -> Address:
-    try:
-        return read_address(text)
-    except BadAddress as error:
-        raise UsageError(f"--address {text}: {error}") from None
 
 
 def _print_watch(document: AddressCoverageDocument, watch: WatchCoverageDocument) -> None:

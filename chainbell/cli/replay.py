@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from chainbell.cli.context import Context, context_of
+from chainbell.cli.context import Context, address_given, context_of
 from chainbell.configured import ConfiguredChain
 from chainbell.errors import ChainbellError, UsageError
 from chainbell.opening import open_database, open_engine, register_chains
@@ -23,17 +23,16 @@ from chainbell.roles import chosen_chains, open_past
 from chains.errors import ChainError
 from chains.evm.adapter import EvmAdapter
 from chains.evm.workers import Workers
-from chains.model import Address, hex_of
+from chains.model import Address
 from indexer.errors import IndexerError
 from indexer.historian import refusal_of
 from indexer.past import Past
-from ledger.addresses import read_address
-from ledger.backfills import find_lowest_covered
 from ledger.chains import find_chain
 from ledger.database import database_now, transaction
-from ledger.ids import OPS_TENANT
-from ledger.jobs import JobDocument, JobRow, cancel_job, create_job, end_job, job_document
-from ledger.states import ENDED_STATES, JobKind, JobState
+from ledger.errors import NoSuchHeights
+from ledger.jobs import JobDocument, JobRow, cancel_job, end_job, job_document
+from ledger.replays import NewReplay, create_replay
+from ledger.states import ENDED_STATES, JobState
 
 DIFFERENT = 3
 """Exit status: done, and there are differences."""
@@ -74,7 +73,7 @@ def replay(
     """Read a range of blocks again, prove them, and bring the ledger to what they say. The checkpoint never moves."""
     ours = context_of(context)
     (configured,) = chosen_chains(ours.settings(), (chain,))
-    party = None if address is None else read_address(address)
+    party = None if address is None else address_given(address)
     if from_height > to_height:
         raise UsageError(f"--from {from_height} is above --to {to_height}; swap them")
     with open_database(ours.settings()) as url:
@@ -116,32 +115,14 @@ async def _create(
     engine: AsyncEngine, chain: ConfiguredChain, heights: tuple[int, int], address: Address | None, *, dry_run: bool
 ) -> JobRow:
     """The job, ours from the start. Raises `UsageError` for a range that we have not read."""
-    lowest, highest = heights
+    asked = NewReplay(*heights, address, dry_run)
     async with transaction(engine) as connection:
         row = await find_chain(connection, chain.profile.chain_id)
-        if row.first_height is None or row.tip_height is None:
-            raise UsageError(f"--chain {chain.slug}: no block of it was committed yet; start its follower")
-        if highest > row.tip_height:
-            raise UsageError(f"--to {highest} is above our tip {row.tip_height}: the follower has not come that far")
-        known = await find_lowest_covered(connection, row.chain_id)
-        first_height = min(row.first_height, known if known is not None else row.first_height)
-        if lowest < first_height:
-            raise UsageError(f"--from {lowest} is below {first_height}, the first block that any watch is covered from")
-        return await create_job(
-            connection,
-            tenant_id=OPS_TENANT,
-            kind=JobKind.REPLAY,
-            chain_id=row.chain_id,
-            request={
-                "from": lowest,
-                "to": highest,
-                "address": None if address is None else hex_of(address),
-                "dry_run": dry_run,
-            },
-            total=highest - lowest + 1,
-            now=await database_now(connection),
-            is_taken=True,
-        )
+        try:
+            return await create_replay(connection, row, asked, await database_now(connection), is_taken=True)
+        except NoSuchHeights as error:
+            given = {"chain": chain.slug, "from": asked.from_height, "to": asked.to_height}[error.part]
+            raise UsageError(f"--{error.part} {given}: {error}") from None
 
 
 def _progress(ours: Context) -> Progress:

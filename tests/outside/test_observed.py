@@ -72,6 +72,11 @@ async def test_an_observed_chain_says_so_everywhere_and_holds_once_proofs_are_en
             await check_coverage_of(installation, shop, deposits[0]["to"])
             wrong = await installation.attempt("coverage", "--chain", SLUG, "--from", "9", "--to", "8")
             assert (wrong.status, wrong.sentence) == (2, "chainbell: --from 9 is above --to 8; swap them")
+            above = await installation.attempt("replay", "--chain", SLUG, "--from", "1", "--to", str(HEIGHT + 1))
+            assert above.status == 2
+            assert f"--to {HEIGHT + 1}: it is above our tip {HEIGHT}" in above.sentence
+            below = await installation.attempt("replay", "--chain", SLUG, "--from", "1", "--to", str(HEIGHT))
+            assert (below.status, f"--from 1: it is below {HEIGHT}" in below.sentence) == (2, True)
             assert f"{SLUG} proof" in await proof_of(installation)
             assert '"event":"proof is only observed"' in installation.log_text()
             assert '"event":"proof failed, not enforced"' in installation.log_text()

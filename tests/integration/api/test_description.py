@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ledger.database import transaction
+from ledger.ids import OPS_TENANT
 from tests.integration.api.conftest import Service
 from tests.integration.api.seeding import add_chain, add_entry, add_watch, confirm_entry
 
@@ -25,11 +26,18 @@ async def test_no_request_of_schemathesis_is_answered_against_the_description(se
         watch = await add_watch(connection, service.tenant_id)
         entry = await add_entry(connection, service.tenant_id, watch, 1, now=datetime.now(UTC))
         await confirm_entry(connection, entry, datetime.now(UTC))
+    await call_everything(service, service.key, tmp_path, "--exclude-path-regex", "^/(metrics|openapi)")
+    operators = await service.make_key("*", tenant_id=OPS_TENANT)
+    await call_everything(service, operators, tmp_path, "--include-path-regex", "^/v1/(replays|jobs)")
+
+
+async def call_everything(service: Service, key: str, tmp_path: Path, *which: str) -> None:
+    """One run of schemathesis with a key."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"),
-        *("--header", f"Authorization: Bearer {service.key}"),
+        *("--header", f"Authorization: Bearer {key}"),
         *("--checks", CHECKS, "--max-examples", str(EXAMPLES), "--seed", str(SEED)),
-        *("--phases", "examples,coverage,fuzzing", "--exclude-path-regex", "^/(metrics|openapi)"),
+        *("--phases", "examples,coverage,fuzzing", *which),
         *("--generation-database", "none", "--no-color", "--request-timeout", "40"),
     ]
     process = await asyncio.create_subprocess_exec(

@@ -57,15 +57,27 @@ async def test_an_unknown_a_revoked_and_an_expired_key_are_told_alike(service: S
 
 async def test_every_route_refuses_a_key_without_its_scope_and_names_it(service: Service) -> None:
     for route in ROUTES:
-        other = "chains:read" if route.scope != "chains:read" else "watches:read"
+        other = "chains:read" if "chains:read" not in route.scopes else "watches:read"
         key = await service.make_key(other)
         body: dict[str, object] | None = {} if route.method in ("POST", "PATCH") else None
         answer = await service.ask(route.method, route.path.replace("{id}", "x"), body, key=key)
         assert (answer.status, answer.json["code"]) == (403, "missing_scope"), route.path
-        assert route.scope in answer.json["detail"]
-        granted = await service.make_key(route.scope.split(":")[0] + ":*")
-        answer = await service.ask(route.method, route.path.replace("{id}", "x"), body, key=granted)
-        assert answer.status in (200, 404, 422), route.path
+        assert " or ".join(route.scopes) in answer.json["detail"]
+        for scope in route.scopes:
+            tenant_id = OPS_TENANT if route.is_operators else service.tenant_id
+            granted = await service.make_key(scope.split(":")[0] + ":*", tenant_id=tenant_id)
+            answer = await service.ask(route.method, route.path.replace("{id}", "x"), body, key=granted)
+            assert answer.status in (200, 404, 422), route.path
+
+
+async def test_what_is_the_operators_no_other_tenant_may_do_whatever_its_scopes(service: Service) -> None:
+    theirs = [route for route in ROUTES if route.is_operators]
+    assert [route.path for route in theirs] == ["/v1/replays"]
+    for route in theirs:
+        for scope in ("*", route.scope):
+            answer = await service.ask(route.method, route.path, {}, key=await service.make_key(scope))
+            assert (answer.status, answer.json["code"]) == (403, "missing_scope")
+            assert "--tenant ops" in answer.json["detail"]
 
 
 async def test_the_operators_key_reads_chains(service: Service) -> None:
