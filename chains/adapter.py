@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, Outline
+from chains.model import Address, Asset, AssetId, Block, BlockHash, BlockRef, Holding, Outline
 
 
 class Internal(StrEnum):
@@ -120,6 +120,13 @@ class ChainAdapter(Protocol):
     async def prove_balances(self, blocks: Sequence[Block], watched: Collection[Address]) -> Sequence[Block]:
         """The blocks, with what traces alone tell of the watched addresses raised to `state` where the accounts' proven
         balances bear it out. Raises `ChainHolds` where they contradict it: then none of the blocks may be committed."""
+
+    async def fetch_holdings(
+        self, ref: BlockRef, asked: Sequence[tuple[Address, AssetId]], hosts: Sequence[str] | None = None
+    ) -> Mapping[tuple[Address, AssetId], Holding]:
+        """What accounts hold of assets after the block, which is on the nodes' current branch; absent where no node can
+        tell, for example since it has no state of that block any more. Nodes of `hosts` alone are asked where it is given.
+        Raises nothing where no node answers: nothing is told then."""
 
     def recall_tracers(self, tracers: Mapping[str, str]) -> None:
         """What the ledger remembers: by host, the method by which it was once seen to trace."""

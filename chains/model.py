@@ -223,6 +223,21 @@ class Outline:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What one account holds of one asset after one block."""
+
+    amount_atomic: int
+    is_proven: bool
+    """Against the state root of that block; else it is one node's word."""
+    nonce: int | None
+    """How many transactions the account has sent, told with the native coin alone; a contract's counts what it created."""
+    has_code: bool | None
+    """Whether the account has code, told with the native coin alone: a contract, or one that lends its code (EIP-7702)."""
+    host: str
+    """Whose answer it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Movement:
     """A transfer before it has its identity: what `identify_transfers` numbers and names."""
 

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Struct
 
+from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
+from chains.evm.header import prove_header
 from chains.evm.keccak import keccak
 from chains.evm.rlp import LIST, STRING, header_bytes, list_items, number_value, string_value
 from chains.evm.trie import EMPTY_ROOT
-from chains.evm.wire import Data, bytes_of
-from chains.model import Address
+from chains.evm.wire import Data, bytes_of, decode_header
+from chains.model import Address, BlockHash, hex_of
 
 NO_CODE = keccak(b"")
 """The code hash of an account without code."""
@@ -53,6 +55,15 @@ NO_ACCOUNT = Account(0, 0, EMPTY_ROOT, NO_CODE)
 """What an account is that does not exist."""
 
 _decode_proof = msgspec.json.Decoder(WireAccountProof).decode
+
+
+def state_root_of(header: bytes | msgspec.Raw, block_hash: BlockHash, dialect: Dialect) -> bytes:
+    """The state root in the JSON of the header that has that hash, which is recomputed. Raises `ProofFailure`."""
+    decoded = decode_header(header, dialect)
+    if decoded is None or bytes_of(decoded.hash) != block_hash:
+        raise ProofFailure("place", f"not the header of block {hex_of(block_hash)}")
+    prove_header(decoded)
+    return bytes_of(decoded.state_root)
 
 
 def decode_account_proof(answer: bytes | msgspec.Raw) -> WireAccountProof:

@@ -19,16 +19,15 @@ from dataclasses import replace
 import msgspec
 
 from chains.errors import ChainHolds
-from chains.evm.account import NO_CODE, decode_account_proof, prove_account
+from chains.evm.account import NO_CODE, decode_account_proof, prove_account, state_root_of
 from chains.evm.balance import expected_change
 from chains.evm.contradiction import Bearing, bearing_of
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described
-from chains.evm.header import prove_header
 from chains.evm.reading import RawBlock, ReadingRules
 from chains.evm.traces import settle_traces
 from chains.evm.tracing import Tracers
-from chains.evm.wire import bytes_of, decode_block, decode_header, decode_receipts
+from chains.evm.wire import decode_block, decode_receipts
 from chains.model import Address, Block, BlockHash, LocatorKind, ProofLevel, Slug, TraceProof, Transfer, hex_of
 from chains.node.errors import NodeError, RpcError
 from chains.node.health import Upstream
@@ -120,24 +119,16 @@ class Accounts:
         return None
 
     async def _ask_change(self, upstream: Upstream, block: Block, address: Address) -> tuple[int, bool]:
-        ref = block.ref
+        ref, dialect = block.ref, self._rules.dialect
         places = ((ref.hash, ref.height), (ref.parent_hash, ref.height - 1))
         headers = [block_call(block_hash, has_transactions=False) for block_hash, _ in places]
         proofs: list[Call] = [("eth_getProof", [hex_of(address), [], hex(height)]) for _, height in places]
         answers = [_result(answer) for answer in await upstream.client.batch([*headers, *proofs])]
         after, before = [
-            prove_account(self._state_root(header, block_hash), address, decode_account_proof(proof))
+            prove_account(state_root_of(header, block_hash, dialect), address, decode_account_proof(proof))
             for header, proof, (block_hash, _) in zip(answers[:2], answers[2:], places, strict=True)
         ]
         return after.balance - before.balance, after.code_hash != NO_CODE
-
-    def _state_root(self, answer: msgspec.Raw, block_hash: BlockHash) -> bytes:
-        """The state root of the header that has that hash. Raises `ProofFailure`."""
-        header = decode_header(answer, self._rules.dialect)
-        if header is None or bytes_of(header.hash) != block_hash:
-            raise ProofFailure("place", f"not the header of block {hex_of(block_hash)}")
-        prove_header(header)
-        return bytes_of(header.state_root)
 
 
 def _expected_changes(rules: ReadingRules, raw: RawBlock, addresses: Sequence[Address]) -> dict[Address, int | None]:

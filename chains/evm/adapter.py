@@ -7,8 +7,8 @@ Here they meet: an answer that fails its proof is a failing of the node that gav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
@@ -19,24 +19,37 @@ import msgspec
 from chains.adapter import Internal, NodeHead, NodeStatus
 from chains.errors import BlockNotFound, WrongChain
 from chains.evm.accounts import Accounts
+from chains.evm.blaming import blaming, proven
 from chains.evm.dialect import Dialect
 from chains.evm.errors import ProofFailure
 from chains.evm.fetching import block_call, described, fetch_raw_block, outline_of, present
+from chains.evm.holdings import Holdings
 from chains.evm.observing import ProofObserver
 from chains.evm.outlines import may_move
 from chains.evm.probe import NodeProbe, probe_node, with_lag
-from chains.evm.reading import DECODER_VERSION, BlocksMixed, Place, RawBlock, ReadingRules, read_block, read_ref
+from chains.evm.reading import DECODER_VERSION, Place, RawBlock, ReadingRules, read_block, read_ref
 from chains.evm.state_syncs import with_state_sync
-from chains.evm.traces import TracesDiffer, TracesRefused
 from chains.evm.tracing import Tracers
 from chains.evm.workers import Workers, pickled_rules
-from chains.model import Address, Asset, Block, BlockHash, BlockRef, FailedCheck, Outline, ProofLevel, ValuePath
+from chains.model import (
+    Address,
+    Asset,
+    AssetId,
+    Block,
+    BlockHash,
+    BlockRef,
+    FailedCheck,
+    Holding,
+    Outline,
+    ProofLevel,
+    ValuePath,
+)
 from chains.node.client import NodeClient, open_session
 from chains.node.errors import NodeError, NodeFailed, NodeGarbled, NodeUnproven, NodeUnsettled, RpcError
 from chains.node.health import BLOCK, HEAD, REF, Upstream
 from chains.node.hosts import Hosts
 from chains.node.jsonrpc import NULL, Call
-from chains.node.naming import NodeSettings, names_of, one_line
+from chains.node.naming import NodeSettings, names_of
 from chains.node.newheads import HeadSocket, HintBox, SocketFailed, listening, silence_limit_s
 from chains.node.pool import Pool
 from chains.profile import ChainProfile
@@ -81,6 +94,7 @@ class EvmAdapter:
         self._hosts = Hosts(self._pool, quorum)
         self._tracers = Tracers(profile.slug, self._pool, internal, quorum)
         self._accounts = Accounts(profile.slug, self._pool, self._tracers, self._rules)
+        self._holdings = Holdings(self._pool, self._rules)
 
     def _socket(self, name: str, url: str) -> HeadSocket:
         return HeadSocket(self.profile.slug, name, url, self._session, silence_limit_s(self.profile.block_time_s))
@@ -210,6 +224,12 @@ class EvmAdapter:
     async def prove_balances(self, blocks: Sequence[Block], watched: Collection[Address]) -> Sequence[Block]:
         """The blocks, with what traces alone tell of the watched addresses raised to `state` where it can be."""
         return [await self._accounts.prove(block, watched) for block in blocks]
+
+    async def fetch_holdings(
+        self, ref: BlockRef, asked: Sequence[tuple[Address, AssetId]], hosts: Sequence[str] | None = None
+    ) -> Mapping[tuple[Address, AssetId], Holding]:
+        """What accounts hold of assets after the block, native value proven where nodes offer proofs."""
+        return await self._holdings.fetch(ref, asked, hosts)
 
     def recall_tracers(self, tracers: Mapping[str, str]) -> None:
         """What the ledger remembers of who traces."""
@@ -343,22 +363,3 @@ async def _refusal_of(socket: HeadSocket) -> str | None:
     except SocketFailed as failure:
         return str(failure)
     return None
-
-
-def proven(upstream: Upstream, read: Callable[[], T]) -> T:
-    """What `read` returns; a failed proof becomes the failing of the node that gave the answer."""
-    with blaming(upstream):
-        return read()
-
-
-@contextmanager
-def blaming(upstream: Upstream) -> Iterator[None]:
-    """A proof that fails in here becomes the failing of the node that gave the answer."""
-    try:
-        yield
-    except (TracesDiffer, TracesRefused):
-        raise  # of other nodes than the one that gave the block
-    except BlocksMixed as failure:
-        raise NodeUnsettled(upstream.name, failure.check, one_line(failure.detail)) from failure
-    except ProofFailure as failure:
-        raise NodeUnproven(upstream.name, failure.check, one_line(failure.detail)) from failure

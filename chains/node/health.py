@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from chains.adapter import NodeStatus
 from chains.node.client import NodeClient
 
-HEAD, REF, BLOCK = "head", "ref", "block"
+HEAD, REF, BLOCK, STATE = "head", "ref", "block", "state"
 """The kinds of questions, by what they cost a node."""
 
 LATENCY_GAIN = 0.2

@@ -75,7 +75,7 @@ class Pool:
         Raises `ChainHolds` when any node answered and none could prove it, `BlockNotFound` when those that answered
         have no such block, `NodeUnavailable` when none answered.
         """
-        line = self._in_order(self.upstreams if among is None else among, height)
+        line = self.in_order(self.upstreams if among is None else among, height)
         race = _Race(self, ask, kind, height)
         try:
             while line or race.is_on:
@@ -112,7 +112,9 @@ class Pool:
         """True while a node that failed is left alone, as far as others can do."""
         return upstream.paused_until > self._clock()
 
-    def _in_order(self, upstreams: Sequence[Upstream], height: int | None) -> list[Upstream]:
+    def in_order(self, upstreams: Sequence[Upstream], height: int | None) -> list[Upstream]:
+        """Those first that are well, have the block at `height`, and do not lag; else as the operator prefers them."""
+
         def _place(one: Upstream) -> tuple[bool, bool, bool]:
             return self.is_paused(one), height is not None and height < one.lowest, self._is_behind(one)
 

@@ -18,12 +18,14 @@ from chains.model import (
     BlockHash,
     BlockRef,
     ChainId,
+    Holding,
     Locator,
     LocatorKind,
     Movement,
     Outline,
     ProofLevel,
     Transaction,
+    Transfer,
     identify_transfers,
 )
 from chains.node.newheads import HintBox
@@ -60,9 +62,28 @@ def payment(
     return Movement(asset.id, sender, recipient, amount_atomic, Locator(kind), carrier, has_failed)
 
 
+def _moved(transfer: Transfer, address: bytes) -> int:
+    """By how much a transfer changes what the address holds."""
+    if transfer.has_failed:
+        return 0
+    return transfer.amount_atomic * ((transfer.recipient == address) - (transfer.sender == address))
+
+
 def _spends_of(movements: Sequence[Movement]) -> bytes:
     carriers = {m.transaction.hash: m.transaction for m in movements if m.transaction is not None}
     return pack_spends(Spend(t.sender, t.nonce, t.hash) for t in carriers.values() if t.nonce is not None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that the state knows from a height on, and that no block tells of: a hidden deposit (above zero), an invented
+    one (below), or an `approve()`, which is a transaction that moves only its fee."""
+
+    height: int
+    address: bytes
+    asset_id: AssetId
+    amount_atomic: int
+    is_transaction: bool = False
 
 
 @dataclass
@@ -93,6 +114,19 @@ class FakeChain:
     """The node has thrown away what is below this height."""
     contradiction: str | None = None
     """What the balances say against the traces."""
+    opening: dict[tuple[bytes, AssetId], int] = field(default_factory=dict)
+    """What accounts held before the first block."""
+    changes: list[Change] = field(default_factory=list)
+    lies: dict[tuple[bytes, AssetId], int] = field(default_factory=dict)
+    """By how much this host's word on what is held differs from what is; it proves nothing that it lies about."""
+    has_proofs: bool = True
+    """Whether native value is told with proofs."""
+    state_from: int = 0
+    """Below this height nobody has the state any more."""
+    coded: set[bytes] = field(default_factory=set)
+    """Addresses with code."""
+    asked_holdings: list[tuple[int, int]] = field(default_factory=list)
+    """The height and the number of accounts of each question."""
 
     def mine(self, *movements: Movement, count: int = 1, salt: str = "") -> BlockRef:
         """Add a block with these movements, then `count - 1` empty ones; returns the head."""
@@ -196,6 +230,40 @@ class FakeChain:
         if self.contradiction is not None:
             raise ChainHolds(self.contradiction)
         return blocks
+
+    async def fetch_holdings(
+        self, ref: BlockRef, asked: Sequence[tuple[bytes, AssetId]], hosts: Sequence[str] | None = None
+    ) -> Mapping[tuple[bytes, AssetId], Holding]:
+        found: dict[tuple[bytes, AssetId], Holding] = {}
+        for chain in (self, *self.other_hosts.values()):
+            if hosts is None or chain.host in hosts:
+                found = chain.holdings_at(ref, asked) | found
+        return found
+
+    def holdings_at(
+        self, ref: BlockRef, asked: Sequence[tuple[bytes, AssetId]]
+    ) -> dict[tuple[bytes, AssetId], Holding]:
+        """What this host alone says is held after the block."""
+        self.asked_holdings.append((ref.height, len(asked)))
+        if self.is_down or ref.height < self.state_from or self._ref(ref.height) != ref:
+            return {}
+        return {one: self._holding(ref.height, *one) for one in asked}
+
+    def _holding(self, height: int, address: bytes, asset_id: AssetId) -> Holding:
+        transfers = [transfer for block in self.blocks[: height + 1] for transfer in block.transfers]
+        changes = [change for change in self.changes if change.height <= height and change.address == address]
+        sent = {
+            t.transaction.hash: t.transaction for t in transfers if t.transaction and t.transaction.sender == address
+        }
+        amount = self.opening.get((address, asset_id), 0) + self.lies.get((address, asset_id), 0)
+        amount += sum(_moved(transfer, address) for transfer in transfers if transfer.asset_id == asset_id)
+        amount += sum(change.amount_atomic for change in changes if change.asset_id == asset_id)
+        if asset_id != COIN.id:
+            return Holding(amount, False, None, None, self.host)
+        amount -= sum(transaction.fee_atomic or 0 for transaction in sent.values())
+        nonce = len(sent) + sum(change.is_transaction for change in changes)
+        is_proven = self.has_proofs and (address, asset_id) not in self.lies
+        return Holding(amount, is_proven, nonce, address in self.coded, self.host)
 
     def recall_tracers(self, tracers: Mapping[str, str]) -> None:
         self.tracers = {**tracers, **self.tracers}
