@@ -76,8 +76,8 @@ def _spends_of(movements: Sequence[Movement]) -> bytes:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that the state knows from a height on, and that no block tells of: a hidden deposit (above zero), an invented
-    one (below), or an `approve()`, which is a transaction that moves only its fee."""
+    """Something that the state knows from a height on and no block tells of: a hidden deposit (above zero), an invented one
+    (below), or an `approve()`, which is a transaction that moves only its fee."""
 
     height: int
     address: bytes
