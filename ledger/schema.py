@@ -35,6 +35,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from chains.model import AssetKind, LocatorKind
 from ledger import schema_access as schema_access
+from ledger import schema_audit as schema_audit
 from ledger import schema_jobs as schema_jobs
 from ledger.columns import AMOUNT, TIME, iff, one_of
 from ledger.columns import metadata as metadata
