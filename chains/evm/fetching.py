@@ -21,6 +21,7 @@ from chains.node.client import Bounds
 from chains.node.errors import MethodNotSupported, NodeGarbled, NodeLacks, NodeUnsettled, RpcError
 from chains.node.health import Upstream
 from chains.node.jsonrpc import NULL, Call
+from chains.node.naming import one_line
 
 Answer = msgspec.Raw | RpcError
 
@@ -33,6 +34,11 @@ class _Body(msgspec.Struct):
     transactions: list[_Carrier]
 
 
+class _TracedTransaction(msgspec.Struct):
+    result: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+
 class _Outline(msgspec.Struct, rename="camel"):
     number: str
     hash: str
@@ -41,6 +47,7 @@ class _Outline(msgspec.Struct, rename="camel"):
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_traced = msgspec.json.Decoder(list[_TracedTransaction]).decode
 _decode_outline = msgspec.json.Decoder(_Outline).decode
 
 TRACE_BOUNDS = Bounds(timeout_s=30.0, answer_bytes_max=128 * 1024 * 1024)
@@ -123,6 +130,9 @@ async def fetch_traces(upstream: Upstream, method: TraceMethod, ref: BlockRef) -
         raise
     if _is_nothing(answer):
         raise NodeLacks(upstream.name, f"{method.value}: has no traces of {described(ref.height)}")
+    lacking = _untraced_reason(answer)
+    if lacking is not None:
+        raise NodeLacks(upstream.name, f"{method.value}: cannot trace {described(ref.height)}: {lacking}")
     if method is TraceMethod.TRACE_BLOCK and hex_of(ref.hash).encode() not in bytes(answer).lower():
         raise NodeLacks(upstream.name, f"{method.value}: has another block in the place of {described(ref.hash)}")
     return RawTraces(method, answer, upstream.name, upstream.host)
@@ -167,6 +177,19 @@ def _raw_block(upstream: Upstream, block: msgspec.Raw, receipts: bytes | msgspec
 
 def _is_nothing(answer: msgspec.Raw) -> bool:
     return answer == NULL or (len(answer) < 8 and bytes(answer).strip() == b"[]")
+
+
+def _untraced_reason(answer: msgspec.Raw) -> str | None:
+    """Why the node could not trace one of the transactions, where it says so in place of a trace: it has thrown away the
+    state before the block. None where each has its trace, and where that is for others to find out."""
+    if b'"error"' not in bytes(answer):
+        return None
+    try:
+        rows = _decode_traced(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    refused = (bytes(row.error) for row in rows if not bytes(row.result) and bytes(row.error))
+    return next((one_line(error.decode()) for error in refused), None)
 
 
 def outline_of(upstream: Upstream, block: bytes | msgspec.Raw) -> Outline:

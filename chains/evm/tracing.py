@@ -88,6 +88,8 @@ class _Tracer:
     """Why it is not known to trace."""
     is_undecided: bool = True
     """It has not said yet whether it traces: it was not asked, or could not be understood."""
+    has_one_method: bool = False
+    """It has said that it does not know the other one."""
     paused_until: float = 0.0
     latency_s: float = PATIENCE_S[-1] / PATIENCE_FACTOR
     """How long its traces take: a moving average."""
@@ -288,17 +290,23 @@ class Tracers:
         return await self._ask(tracer, ref)
 
     async def _ask(self, tracer: _Tracer, ref: BlockRef) -> RawTraces:
-        """One node's traces, by the method that its host is known for; by the other where it has lost that one."""
+        """One node's traces, by the method that its host is known for; by the other where it has lost that one, or has the
+        block's traces and not the state to make them anew."""
         known = tracer.method or self._methods[tracer.upstream.host]
+        other = next(method for method in TraceMethod if method is not known)
         try:
             return await fetch_traces(tracer.upstream, known, ref)
-        except MethodNotSupported as failure:
-            other = next(method for method in TraceMethod if method is not known)
-            try:
-                traces = await fetch_traces(tracer.upstream, other, ref)
-            except MethodNotSupported:
-                raise failure from None
-        self._note_method(tracer, other)
+        except (MethodNotSupported, NodeLacks) as refusal:
+            failure = refusal
+        if tracer.has_one_method and isinstance(failure, NodeLacks):
+            raise failure
+        try:
+            traces = await fetch_traces(tracer.upstream, other, ref)
+        except (MethodNotSupported, NodeLacks) as refusal:
+            tracer.has_one_method = isinstance(refusal, MethodNotSupported)
+            raise failure from None
+        if isinstance(failure, MethodNotSupported):
+            self._note_method(tracer, other)
         return traces
 
     async def _hear(

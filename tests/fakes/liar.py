@@ -334,8 +334,9 @@ def _drop_trace(_node: LyingNode, traces: list[Json]) -> Json:
     return traces[:-1]
 
 
-def _null_traces(_node: LyingNode, _traces: list[Json]) -> Json:
-    return None
+async def _null_traces(_node: LyingNode, method: str, _params: list[Json], result: Json) -> Json:
+    """By whichever method it is asked: else the other one would tell the truth."""
+    return None if method in ("debug_traceBlockByHash", "trace_block") else result
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
@@ -455,7 +456,7 @@ LIES: tuple[Lie, ...] = (
     Lie("invents what a contract sent on", _about_traces(_invent_move)),
     Lie("changes what contracts sent on", _about_traces(_change_move)),
     Lie("drops a trace", _about_traces(_drop_trace)),
-    Lie("answers null for traces", _about_traces(_null_traces), rate=0.7),
+    Lie("answers null for traces", _null_traces, rate=0.7),
     lag(3),
     lag_behind_own_head(2),
     Lie("claims a head that is not there", _false_head),

@@ -25,6 +25,7 @@ from chains.node.health import Upstream
 from chains.profile import load_profile
 from tests.fakes.node import Json, RecordedNode, delay, drop_one_log, html, null, refuse
 from tests.unit.chains.evm.recorded import internal_moves, recorded, recorded_traces
+from tests.unit.chains.evm.trace_forms import flat_form
 
 HEIGHT = 13_998_626
 LATER = 19_299_001
@@ -393,3 +394,31 @@ async def test_a_host_that_lost_one_method_is_asked_by_the_other(town: Town) -> 
     adapter.recall_tracers({"127.0.0.1": "trace_block"})
     assert (await adapter.fetch_block(HEIGHT)).traced_by == ("node-1",)
     assert adapter.tracers == {"127.0.0.1": TRACE}
+
+
+@pytest.mark.parametrize("says", ["Resource not found", "required historical state unavailable"])
+async def test_a_block_whose_state_is_gone_is_traced_by_what_the_node_had_kept_of_it(town: Town, says: str) -> None:
+    """A node that keeps traces can tell those of blocks that it can no longer make anew; it is no liar for that."""
+    node, whole = await town.node(1), await town.node(2)
+    flat = flat_form(recorded_traces(HEIGHT), recorded(HEIGHT).block["hash"])
+    node.extra["trace_block"] = lambda _height: flat
+    pruned = [{"txHash": row["hash"], "error": says} for row in recorded(HEIGHT).block["transactions"]]
+    node.misbehave(lambda _answer: pruned, method=TRACE, height=HEIGHT)
+    adapter = town.adapter(node)
+    await adapter.fetch_block(LATER)
+    block = await adapter.fetch_block(HEIGHT)
+    assert internal_transfers(block) == internal_transfers(await town.adapter(whole).fetch_block(HEIGHT))
+    assert block.traced_by == ("node-1",)
+    assert adapter.tracers == {"127.0.0.1": TRACE}  # of newer blocks it is asked as before
+    assert [status.state for status in adapter.node_statuses()] == ["ok"]
+
+
+async def test_a_block_whose_state_is_gone_holds_where_the_node_has_kept_nothing_of_it(town: Town) -> None:
+    node = await town.node(1)
+    pruned = [{"txHash": row["hash"], "error": "Resource not found"} for row in recorded(HEIGHT).block["transactions"]]
+    node.misbehave(lambda _answer: pruned, method=TRACE, height=HEIGHT)
+    adapter = town.adapter(node)
+    await adapter.fetch_block(LATER)
+    with pytest.raises(ChainHolds, match=f"cannot trace block {HEIGHT}: .Resource not found"):
+        await adapter.fetch_block(HEIGHT)
+    assert [status.state for status in adapter.node_statuses()] == ["ok"]
