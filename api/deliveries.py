@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from api.auditing import audit
 from api.inputs import Identifier
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
@@ -19,6 +20,7 @@ from ledger.listing import (
     list_attempts,
     list_deliveries,
 )
+from ledger.recovery import redeliver
 from ledger.states import DeliveryState
 
 _LIST = "deliveries"
@@ -73,6 +75,18 @@ async def list_attempts_of_delivery(call: Call[PageQuery, None]) -> Page[Attempt
     return Page(page, following)
 
 
+async def redeliver_my_delivery(call: Call[None, None]) -> DeliveryDocument:
+    """Redeliver
+
+    Sends the event again at once, with its id and bytes, whatever else its deposit waits for: as a delivery of its own,
+    which the answer shows. One that is still owed is sent now. A paused endpoint gets it when it is resumed."""
+    made = await redeliver(call.connection, call.tenant_id, DeliveryId(call.path["id"]), call.now)
+    if made is None:
+        raise not_found("delivery")
+    await audit(call, "delivery.redelivered", call.path["id"], delivery=made)
+    return await _find(made, call)
+
+
 async def _find(delivery_id: str, call: Call[PageQuery, None] | Call[None, None]) -> DeliveryDocument:
     delivery = await find_delivery(call.connection, call.tenant_id, DeliveryId(delivery_id))
     if delivery is None:
@@ -84,4 +98,5 @@ ROUTES = (
     Route("GET", "/v1/deliveries", "deliveries:read", list_my_deliveries),
     Route("GET", "/v1/deliveries/{id}", "deliveries:read", get_delivery),
     Route("GET", "/v1/deliveries/{id}/attempts", "deliveries:read", list_attempts_of_delivery),
+    Route("POST", "/v1/deliveries/{id}/redeliver", "deliveries:write", redeliver_my_delivery),
 )

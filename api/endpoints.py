@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -22,7 +23,9 @@ from ledger.endpoints import (
     list_endpoints,
 )
 from ledger.events import record_event
+from ledger.holding import Held, Task, pause_endpoint, resume_endpoint, start_task
 from ledger.ids import EndpointId
+from ledger.jobs import JobDocument, job_document
 from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
 from ledger.states import EVENT_TYPES
 from ledger.urls import UnsafeUrl, parse_endpoint_url
@@ -65,6 +68,33 @@ class TestOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which event to send."""
 
     event_type: Annotated[str, Meta(pattern=r"^test\.ping$")] = TEST_EVENT_TYPE
+
+
+class PauseOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why it is paused, for those who read it later."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")] = "paused by its owner"
+
+
+class ResumeOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of what was held: all of it is sent (what is exhausted too), the newest of each subject, or nothing."""
+
+    held: Held = Held.ALL
+
+
+class RecoverOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which events to deliver once more: those stored from `since` to `until` (null: now); what failed, what the endpoint
+    never had a delivery of, or all."""
+
+    since: datetime
+    until: datetime | None = None
+    only: Literal["failed", "missing", "all"] = "failed"
+
+
+class ResumedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
+    """An endpoint that was resumed. `job_id` is the job that works on what was held; null where it was active."""
+
+    job_id: str | None
 
 
 class PingDocument(msgspec.Struct, frozen=True, tag_field="object", tag="test"):
@@ -175,6 +205,55 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
     return TestAnswer(event_id, delivery)
 
 
+async def pause_my_endpoint(call: Call[None, PauseOrder]) -> EndpointDocument:
+    """Pause an endpoint
+
+    What it is owed is held and burns no attempts; what is in flight settles. One that is not active stays as it is."""
+    reason = call.body.reason
+    found = await pause_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), call.now, reason=reason)
+    if found is None:
+        raise not_found("endpoint")
+    row, is_changed = found
+    if is_changed:
+        await audit(call, "endpoint.paused", row.id, reason=reason)
+    return endpoint_document(row)
+
+
+async def resume_my_endpoint(call: Call[None, ResumeOrder]) -> ResumedEndpointDocument:
+    """Resume an endpoint
+
+    `held` says what becomes of what was held, by the job that the answer names. One that is active stays as it is."""
+    held = call.body.held
+    found = await resume_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), held, call.now)
+    if found is None:
+        raise not_found("endpoint")
+    row, job = found
+    if job is not None:
+        await audit(call, "endpoint.resumed", row.id, held=held.value, job=job.id)
+    return ResumedEndpointDocument(**msgspec.structs.asdict(endpoint_document(row)), job_id=job.id if job else None)
+
+
+async def recover_my_endpoint(call: Call[None, RecoverOrder]) -> JobDocument:
+    """Deliver events once more
+
+    As a job: each event keeps its id and bytes. An event that is still owed to the endpoint is left alone."""
+    endpoint = await _find(call)
+    since, until = _utc("/since", call.body.since), call.body.until
+    last = None if until is None else _utc("/until", until)
+    if since > (last or call.now):
+        raise invalid("/since", "it is after the end of the range; name an earlier time")
+    asked = {"since": since.isoformat(), "until": last.isoformat() if last else None, "only": call.body.only}
+    job = await start_task(call.connection, call.tenant_id, endpoint.id, Task.RECOVER, asked, call.now)
+    await audit(call, "endpoint.recovered", endpoint.id, job=job.id, **asked)
+    return job_document(job, None)
+
+
+def _utc(pointer: str, moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise invalid(pointer, "a time needs its zone, such as 2026-11-01T00:00:00Z")
+    return moment.astimezone(UTC)
+
+
 async def _find(call: Call[Any, Any]) -> EndpointRow:
     row = await find_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]))
     if row is None:
@@ -203,4 +282,7 @@ ROUTES = (
     Route("PATCH", "/v1/endpoints/{id}", "endpoints:write", update_endpoint),
     Route("DELETE", "/v1/endpoints/{id}", "endpoints:write", remove_endpoint, status=204),
     Route("POST", "/v1/endpoints/{id}/test", "endpoints:write", send_test),
+    Route("POST", "/v1/endpoints/{id}/pause", "endpoints:write", pause_my_endpoint),
+    Route("POST", "/v1/endpoints/{id}/resume", "endpoints:write", resume_my_endpoint),
+    Route("POST", "/v1/endpoints/{id}/recover", "endpoints:write", recover_my_endpoint, status=202),
 )

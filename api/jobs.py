@@ -57,7 +57,8 @@ async def create_my_replay(call: Call[None, ReplayInput]) -> JobDocument:
 async def get_job(call: Call[None, None]) -> JobDocument:
     """Get a job
 
-    A backfill of your watches by its `backfill_job_id`; for the operator also replays, and backfills of listed assets."""
+    A backfill of your watches by its `backfill_job_id`, and what recovers your deliveries; for the
+    operator also replays, and backfills of listed assets."""
     return await _described(call.connection, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
 
 
@@ -83,13 +84,13 @@ async def _described(connection: Connection, job: JobRow | None) -> JobDocument:
 
 ROUTES = (
     Route("POST", "/v1/replays", "replays:write", create_my_replay, status=202, is_operators=True),
-    Route("GET", "/v1/jobs/{id}", "watches:read", get_job, other_scopes=("replays:write",)),
+    Route("GET", "/v1/jobs/{id}", "watches:read", get_job, other_scopes=("replays:write", "endpoints:write")),
     Route(
         "POST",
         "/v1/jobs/{id}/cancel",
         "watches:write",
         cancel_my_job,
         problems=(Code.JOB_ENDED,),
-        other_scopes=("replays:write",),
+        other_scopes=("replays:write", "endpoints:write"),
     ),
 )

@@ -43,6 +43,7 @@ from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
 from notifier.dispatcher import Dispatcher
 from notifier.maintenance import housekeeping, partition_upkeep
+from notifier.recovery import keep_recovering
 from notifier.sender import Sender
 
 log = structlog.get_logger()
@@ -207,7 +208,9 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
         engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell notify"))
         stack.enter_context(housekeeping(engine))
         sender = await stack.enter_async_context(Sender(policy_of(settings), version=VERSION))
-        await Dispatcher(engine, sender, secret_box).run(stop)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_recovering(engine, stop))
+            group.create_task(Dispatcher(engine, sender, secret_box).run(stop))
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

@@ -1,0 +1,223 @@
+"""Pausing, resuming, redelivering and recovering over the API, with the notifier's worker doing its batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from ledger import recovery
+from ledger.database import database_now, transaction
+from ledger.deliveries import claim_due_deliveries
+from ledger.events import NewEvent, record_events
+from ledger.ids import OPS_TENANT
+from ledger.schema import events
+from ledger.schema_access import audit_log
+from notifier.recovery import recover_once
+from tests.integration.api.conftest import Service
+
+SINCE = "2026-01-01T00:00:00Z"
+
+
+async def create(service: Service, **body: object) -> str:
+    answer = await service.ask("POST", "/v1/endpoints", {"url": "https://merchant.example/hooks", **body})
+    endpoint_id: str = answer.json["id"]
+    return endpoint_id
+
+
+async def tell(service: Service, *subjects: str) -> None:
+    """Events about these subjects, in order."""
+    async with transaction(service.owner) as connection:
+        told = [NewEvent(service.tenant_id, "deposit.detected", name, False, {"id": name}) for name in subjects]
+        await record_events(connection, told, await database_now(connection))
+
+
+async def work(service: Service) -> None:
+    """What the notifier does until no job is left; jobs here need a few steps only."""
+    for _ in range(50):
+        if not await recover_once(service.owner):
+            return
+    raise AssertionError("jobs did not end in 50 steps")
+
+
+async def listed(service: Service, **query: object) -> list[Any]:
+    found: list[Any] = (await service.ask("GET", "/v1/deliveries", query=query)).json["data"]
+    return found
+
+
+async def states(service: Service) -> Counter[str]:
+    return Counter(row["state"] for row in await listed(service))
+
+
+async def execute(service: Service, statement: str) -> None:
+    async with transaction(service.owner) as connection:
+        await connection.execute(text(statement))
+
+
+async def told_to_ops(service: Service) -> list[str]:
+    async with transaction(service.owner) as connection:
+        rows = await connection.execute(select(events.c.type).where(events.c.tenant_id == OPS_TENANT))
+        return list(rows.scalars())
+
+
+async def test_a_pause_holds_what_is_pending_and_what_comes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "BATCH", 2)
+    endpoint = await create(service)
+    await tell(service, *(f"dep_{number}" for number in range(5)))
+    answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {"reason": "moving"})
+    assert (answer.status, answer.json["state"], answer.json["state_reason"]) == (200, "paused", "moving")
+    await tell(service, "dep_9")
+    await work(service)
+    assert await states(service) == {"held": 6}
+    assert {row["attempts"] for row in await listed(service, state="held")} == {0}
+    again = await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {"reason": "other"})
+    assert again.json["state_reason"] == "moving"
+    assert await told_to_ops(service) == ["endpoint.paused"]
+    async with transaction(service.owner) as connection:
+        lines = select(audit_log.c.action).where(audit_log.c.subject == endpoint)
+        assert list((await connection.execute(lines)).scalars()).count("endpoint.paused") == 1
+
+
+async def test_what_is_in_flight_at_a_pause_is_held_only_when_it_comes_back(service: Service) -> None:
+    endpoint = await create(service)
+    await tell(service, "dep_1", "dep_2")
+    async with transaction(service.owner) as connection:
+        [claimed] = await claim_due_deliveries(connection, limit=1, lease_s=600, token="t")
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    for _ in range(5):
+        await recover_once(service.owner)
+    assert await states(service) == {"held": 1, "pending": 1}
+    assert [row["id"] for row in await listed(service, state="pending")] == [claimed.id]
+    await execute(service, "UPDATE deliveries SET lease_token = NULL, leased_until = NULL")
+    await work(service)
+    assert await states(service) == {"held": 2}
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ("all", {"pending": 4, "exhausted": 1}),
+        ("latest", {"pending": 2, "superseded": 1, "exhausted": 1}),
+        ("discard", {"discarded": 3, "exhausted": 1}),
+    ],
+)
+async def test_a_resumption_does_with_what_was_held_what_is_asked(
+    service: Service, monkeypatch: pytest.MonkeyPatch, held: str, expected: dict[str, int]
+) -> None:
+    monkeypatch.setattr(recovery, "BATCH", 2)
+    endpoint = await create(service)
+    await tell(service, "dep_0")
+    await execute(service, "UPDATE deliveries SET state = 'exhausted', settled_at = now(), attempts = 13")
+    await tell(service, "dep_1", "dep_2", "dep_1")
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    await work(service)
+    answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/resume", {"held": held})
+    assert (answer.status, answer.json["state"], answer.json["state_reason"]) == (200, "active", None)
+    await work(service)
+    assert await states(service) == expected
+    job = (await service.ask("GET", f"/v1/jobs/{answer.json['job_id']}")).json
+    assert (job["kind"], job["state"]) == ("recover", "done")
+    assert await told_to_ops(service) == ["endpoint.paused", "endpoint.resumed"]
+    if held == "latest":
+        superseded, *_ = await listed(service, state="superseded")
+        newer = [row for row in await listed(service, entry="dep_1", state="pending") if row["entry_id"] == "dep_1"]
+        assert superseded["entry_id"] == "dep_1"
+        assert newer[0]["id"] > superseded["id"]
+    again = await service.ask("POST", f"/v1/endpoints/{endpoint}/resume", {"held": held})
+    assert again.json["job_id"] is None
+
+
+async def test_a_redelivery_is_a_delivery_of_its_own_that_waits_for_no_other(service: Service) -> None:
+    await create(service)
+    await tell(service, "dep_1", "dep_1")
+    _, first = (row["id"] for row in await listed(service, entry="dep_1"))
+    old = {row["id"]: row for row in await listed(service)}[first]
+    await execute(service, f"UPDATE deliveries SET state = 'delivered', settled_at = now() WHERE id = '{first}'")
+    headers = {"Idempotency-Key": "once"}
+    path = f"/v1/deliveries/{first}/redeliver"
+    answers = [await service.ask("POST", path, {}, headers=headers) for _ in range(2)]
+    assert answers[0].status == 200
+    assert answers[0].json == answers[1].json
+    made = answers[0].json
+    assert (made["event_id"], made["state"], made["attempts"]) == (old["event_id"], "pending", 0)
+    assert await states(service) == {"pending": 2, "delivered": 1}
+    async with transaction(service.owner) as connection:
+        claimed = await claim_due_deliveries(connection, limit=10, lease_s=60, token="t")
+    assert [delivery.id for delivery in claimed] == [made["id"]]
+    body = (await service.ask("GET", f"/v1/events/{made['event_id']}")).content
+    assert claimed[0].body == body
+
+
+@pytest.mark.parametrize(
+    ("only", "redelivered"),
+    [("failed", {"dep_1"}), ("missing", {"dep_0"}), ("all", {"dep_0", "dep_1", "dep_2"})],
+)
+async def test_a_recovery_delivers_what_is_asked_for_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch, only: str, redelivered: set[str]
+) -> None:
+    monkeypatch.setattr(recovery, "BATCH", 2)
+    await tell(service, "dep_0")
+    endpoint = await create(service)
+    await tell(service, "dep_1", "dep_2", "dep_3")
+    settled = "settled_at = now() WHERE subject"
+    await execute(service, f"UPDATE deliveries SET state = 'exhausted', {settled} = 'dep_1'")
+    await execute(service, f"UPDATE deliveries SET state = 'delivered', {settled} = 'dep_2'")
+    before = {row["id"] for row in await listed(service)}
+    answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/recover", {"since": SINCE, "only": only})
+    assert (answer.status, answer.json["state"]) == (202, "queued")
+    await work(service)
+    made = [row for row in await listed(service) if row["id"] not in before]
+    assert {row["entry_id"] for row in made} == redelivered
+    job = (await service.ask("GET", f"/v1/jobs/{answer.json['id']}")).json
+    assert (job["state"], job["done"], job["total"]) == ("done", 4, 4)
+    assert job["result"] == {"redelivered": len(redelivered)}
+    repeated = await service.ask("POST", f"/v1/endpoints/{endpoint}/recover", {"since": SINCE, "only": only})
+    await work(service)
+    job = (await service.ask("GET", f"/v1/jobs/{repeated.json['id']}")).json
+    assert job["result"]["redelivered"] == 0
+
+
+async def test_a_cancelled_recovery_does_nothing_more(service: Service) -> None:
+    await tell(service, "dep_0")
+    endpoint = await create(service)
+    asked = {"since": SINCE, "only": "missing"}
+    job_id = (await service.ask("POST", f"/v1/endpoints/{endpoint}/recover", asked)).json["id"]
+    assert (await service.ask("POST", f"/v1/jobs/{job_id}/cancel")).json["state"] == "cancelled"
+    await work(service)
+    assert await listed(service) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("resume", {"held": "some"}, "/held"),
+        ("pause", {"reason": ""}, "/reason"),
+        ("recover", {}, "/since"),
+        ("recover", {"since": "2026-11-01T00:00:00"}, "/since"),
+        ("recover", {"since": SINCE, "until": "2025-11-01T00:00:00Z"}, "/since"),
+        ("recover", {"since": SINCE, "only": "some"}, "/only"),
+    ],
+)
+async def test_bad_input_is_named(service: Service, path: str, body: dict[str, Any], pointer: str) -> None:
+    endpoint = await create(service)
+    answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/{path}", body)
+    assert answer.status == 422
+    assert answer.json["errors"][0]["pointer"] == pointer
+
+
+async def test_a_strangers_endpoints_and_deliveries_are_404(service: Service) -> None:
+    endpoint = await create(service)
+    await tell(service, "dep_1")
+    [delivery] = await listed(service)
+    _, stranger = await service.make_tenant("other")
+    for path, body in (
+        (f"/v1/endpoints/{endpoint}/pause", {}),
+        (f"/v1/endpoints/{endpoint}/resume", {"held": "all"}),
+        (f"/v1/endpoints/{endpoint}/recover", {"since": SINCE}),
+        (f"/v1/deliveries/{delivery['id']}/redeliver", {}),
+    ):
+        answer = await service.ask("POST", path, body, key=stranger)
+        assert (answer.status, answer.json["code"]) == (404, "not_found"), path
+    assert await states(service) == {"pending": 1}
