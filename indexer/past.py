@@ -100,6 +100,7 @@ class Past:
     async def step(self, job: JobRow) -> JobRow:
         """Do one step; the job as it is then. Raises what the adapter raises, `NotYet`, and `JobTaken`."""
         errand = errand_of(job)
+        await self.rereader.recall()  # at each step: what goes on with a job may not be what began it
         if "height" not in job.cursor:
             return await self._begin(job, errand)
         if job.cursor["height"] < errand.lowest:
@@ -114,7 +115,6 @@ class Past:
                 return await progress_job(connection, job, await database_now(connection), cursor=cursor)
 
     async def _begin(self, job: JobRow, errand: Errand) -> JobRow:
-        await self.rereader.recall()
         async with transaction(self._engine) as connection:
             chain = await find_chain(connection, self.followed.chain_id)
         if chain.first_height is None or chain.tip_height is None:
@@ -122,6 +122,7 @@ class Past:
         highest = chain.first_height - 1 if errand.highest is None else min(errand.highest, chain.tip_height)
         if errand.lowest <= highest:
             await self.rereader.probe(sorted({errand.lowest, (errand.lowest + highest) // 2, highest}))
+            await self._remember(errand)
         async with transaction(self._engine) as connection:
             return await progress_job(
                 connection,
@@ -146,9 +147,14 @@ class Past:
             stretch = await self.rereader.read(lowest, highest, top_hash)
         else:
             stretch = await self.rereader.read_for(asset, lowest, highest, top_hash)
+        await self._remember(errand)
         cost = _cost_of(stretch.blocks, time.monotonic() - began)
         self._spans[asset is not None] = next_span(self._spans[asset is not None], cost, span_max)
         return await self._commit(job, errand, stretch, await self._readings.of(stretch.blocks))
+
+    async def _remember(self, errand: Errand) -> None:
+        if not errand.is_dry_run:
+            await self.rereader.remember()
 
     def _asset_of(self, errand: Errand) -> Asset | None:
         if errand.asset_id is None:

@@ -16,7 +16,7 @@ from chains.model import Asset, Block, BlockHash, BlockRef, ChainId, Slug
 from indexer.errors import BranchChanged
 from indexer.history import Stretch
 from indexer.prefetch import Bounds, prefetch
-from ledger.chains import find_chain
+from ledger.chains import find_chain, remember_tracers
 from ledger.database import Engine, transaction
 from ledger.rereading import find_known_above
 
@@ -36,12 +36,23 @@ class Rereader:
         self.adapter = adapter
         self._chain_id = chain_id
         self._slug = slug
+        self._remembered: dict[str, str] = {}
 
     async def recall(self) -> None:
         """Learn from the ledger who traces: history is read with no less than the head."""
         async with transaction(self._engine) as connection:
             chain = await find_chain(connection, self._chain_id)
         self.adapter.recall_tracers(chain.tracers)
+        self._remembered = dict(chain.tracers)
+
+    async def remember(self) -> None:
+        """Write down who was found to trace since `recall`: a process that goes on with the work must not begin with less,
+        and take the past by fewer tracing hosts, or without traces."""
+        found = dict(self.adapter.tracers)
+        if not found.items() <= self._remembered.items():
+            async with transaction(self._engine) as connection:
+                await remember_tracers(connection, self._chain_id, found, self.adapter.value_paths)
+            self._remembered |= found
 
     async def hash_at(self, height: int) -> BlockHash:
         """The hash of our block at a height, led down from the nearest one above it that the ledger knows. Raises

@@ -242,3 +242,16 @@ async def test_a_listed_asset_opens_a_gap_and_a_backfill_closes_it(database_url:
     assert len(await world.execute("SELECT id FROM jobs")) == 1
     assert isinstance(await made.converge(), Extended) is False
     await made.engine.dispose()
+
+
+async def test_who_traces_is_known_to_the_process_that_goes_on_with_a_backfill(world: PastWorld) -> None:
+    made = await world.watch(ALICE, start_height=3)
+    world.past._spans[False] = 8
+    await world.execute("UPDATE jobs SET state = 'running', lease_token = 'ours', leased_until = now()")
+    job = await world.find("ten_a", made.row.backfill_job_id or "")
+    job = await world.past.step(await world.past.step(job))
+    world.node.tracers = {"127.0.0.1": "trace_block"}  # found while the next blocks are read
+    job = await world.past.step(job)
+    world.node.tracers = {}  # as of a process that has just begun
+    await world_of(world.ledger).past.step(job)
+    assert world.node.tracers == {"127.0.0.1": "trace_block"}
