@@ -145,6 +145,12 @@ async def find_endpoint(
     return _endpoint_of(row) if row is not None else None
 
 
+async def find_endpoint_owner(connection: AsyncConnection, endpoint_id: EndpointId) -> TenantId | None:
+    """Whose endpoint it is, for the operator's command line. Crosses tenants."""
+    statement = select(endpoints.c.tenant_id).where(endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
+    return (await connection.execute(statement)).scalar_one_or_none()
+
+
 async def list_endpoints(
     connection: AsyncConnection, tenant_id: TenantId, *, after: EndpointId | None = None, limit: int
 ) -> list[EndpointRow]:

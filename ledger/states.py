@@ -194,6 +194,7 @@ EVENT_TYPES = (
     "chain.delayed",
     "chain.reorged",
     "chain.audit_failed",
+    "endpoint.failing",
     "endpoint.paused",
     "endpoint.resumed",
 )

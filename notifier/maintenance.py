@@ -15,16 +15,27 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from ledger.database import Engine, database_now, transaction
+from ledger.audit import record_audit
+from ledger.database import Connection, Engine, database_now, transaction
 from ledger.deliveries import delete_settled_deliveries
+from ledger.failing import find_dead_endpoints, find_failing_endpoints, find_gone_endpoints, warn_of
+from ledger.holding import pause_endpoint
 from ledger.idempotency import delete_old_idempotency_keys
+from ledger.ids import EndpointId, TenantId
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
+from ledger.states import EndpointState
 from notifier.metrics import HOUSEKEEPING
 
 log = structlog.get_logger()
 
 DELETE_MAX = 5_000
 """Rows that one transaction deletes."""
+
+HOUSEKEEPER = "notifier"
+"""Actor in the audit log of what housekeeping changes."""
+
+GONE = "it answered 410 Gone twice"
+DEAD = "it only failed for five days"
 
 Job = Callable[[Engine], Awaitable[None]]
 
@@ -58,6 +69,40 @@ async def forget_answers(engine: Engine) -> None:
         await delete_old_idempotency_keys(connection, await database_now(connection))
 
 
+async def judge_endpoints(engine: Engine) -> None:
+    """Pause endpoints that said twice that they are gone, disable those that only fail for days, and warn before."""
+    async with transaction(engine) as connection:
+        now = await database_now(connection)
+        gone = [(key, EndpointState.PAUSED, GONE) for key in await find_gone_endpoints(connection)]
+        dead = [(key, EndpointState.DISABLED, DEAD) for key in await find_dead_endpoints(connection, now)]
+    for (tenant_id, endpoint_id), state, reason in gone + dead:
+        async with transaction(engine) as connection:
+            await _stop_endpoint(connection, tenant_id, endpoint_id, state, reason)
+    async with transaction(engine) as connection:
+        now = await database_now(connection)
+        await warn_of(connection, await find_failing_endpoints(connection, now), now)
+
+
+async def _stop_endpoint(
+    connection: Connection, tenant_id: TenantId, endpoint_id: EndpointId, state: EndpointState, reason: str
+) -> None:
+    now = await database_now(connection)
+    found = await pause_endpoint(connection, tenant_id, endpoint_id, now, reason=reason, state=state)
+    if found is None or not found[1]:
+        return
+    action = "endpoint.paused" if state is EndpointState.PAUSED else "endpoint.disabled"
+    await record_audit(
+        connection,
+        tenant_id=tenant_id,
+        actor=HOUSEKEEPER,
+        action=action,
+        subject=endpoint_id,
+        now=now,
+        detail={"reason": reason},
+    )
+    log.warning("endpoint stopped", endpoint=endpoint_id, state=state.value, reason=reason)
+
+
 @contextmanager
 def partition_upkeep(engine: Engine) -> Iterator[None]:
     """Keep partitions ahead while the block runs: every role that writes events or attempts does this for itself."""
@@ -72,6 +117,7 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (make_partitions, timedelta(hours=1)),
         (retire, timedelta(hours=6)),
         (forget_answers, timedelta(hours=1)),
+        (judge_endpoints, timedelta(minutes=5)),
     )
     with _running(engine, jobs):
         yield
