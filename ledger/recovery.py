@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select, tuple_, update
@@ -22,7 +22,7 @@ from ledger.hints import mark_news
 from ledger.holding import Held, Task
 from ledger.ids import DeliveryId, EndpointId, TenantId, new_id
 from ledger.jobs import LEASE, JobRow, end_job, find_job, progress_job, release_job
-from ledger.schema import deliveries, events
+from ledger.schema import deliveries, endpoints, events
 from ledger.schema_jobs import jobs
 from ledger.states import DeliveryState, EndpointState, JobKind, JobState
 
@@ -42,8 +42,9 @@ async def redeliver(
     """Owe a delivery's event to its endpoint again, at once; returns the new delivery's id. One that is still owed is sent
     as it is, and its own id returned. None where there is no such delivery, or its endpoint was deleted."""
     statement = select(deliveries).where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
+    found = (await connection.execute(statement)).first()
+    endpoint = None if found is None else await _lock_endpoint(connection, tenant_id, found.endpoint_id)
     row = (await connection.execute(statement.with_for_update())).first()
-    endpoint = None if row is None else await find_endpoint(connection, tenant_id, EndpointId(row.endpoint_id))
     if row is None or endpoint is None:
         return None
     mark_news(connection)
@@ -58,6 +59,14 @@ async def redeliver(
     copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": 0, "priority": LIVE_PRIORITY}
     await copy_rows(connection, deliveries, [copy])
     return DeliveryId(copy["id"])
+
+
+async def _lock_endpoint(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: str) -> EndpointRow | None:
+    """The endpoint, which is neither paused nor resumed until the commit: what is stored as pending would escape a pause
+    that went over its deliveries meanwhile."""
+    place = (endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id)
+    await connection.execute(select(endpoints.c.id).where(*place).with_for_update(read=True))
+    return await find_endpoint(connection, tenant_id, EndpointId(endpoint_id))
 
 
 def _copy_of(row: Mapping[Any, Any], endpoint: EndpointRow, now: datetime) -> dict[str, Any]:
@@ -95,7 +104,7 @@ async def claim_recovery(connection: AsyncConnection, now: datetime) -> JobRow |
 
 async def step_recovery(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
     """Do a job's next batch, and give it back or end it. Raises `JobTaken` where it is not the caller's any more."""
-    endpoint = await find_endpoint(connection, job.tenant_id, EndpointId(job.request["endpoint_id"]))
+    endpoint = await _lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])
     if endpoint is None:
         return await end_job(connection, job, JobState.FAILED, now, "its endpoint was deleted")
     if job.request["task"] == Task.RECOVER.value:
@@ -113,8 +122,8 @@ async def _turn_over(connection: AsyncConnection, job: JobRow, endpoint: Endpoin
     free = [row for row in rows if not row.is_leased]
     leased = [row for row in rows if row.is_leased]
     changed = await _hold(connection, free) if is_hold else await _release(connection, job, endpoint, free, now)
-    first_leased = job.cursor.get("again") or (_place(leased[0]) if leased else None)
-    cursor = {"after": _place(rows[-1]), "again": first_leased} if rows else {"after": None, "again": None}
+    first_leased = job.cursor.get("again") or (_before(leased[0]) if leased else None)
+    cursor = {"after": _place(rows[-1]), "again": first_leased} if rows else {"after": first_leased, "again": None}
     job = await progress_job(connection, job, now, done=job.done + changed, cursor=cursor)
     if rows or first_leased is not None:  # what was in flight is looked at again, until it has settled
         return await release_job(connection, job, now)
@@ -123,6 +132,10 @@ async def _turn_over(connection: AsyncConnection, job: JobRow, endpoint: Endpoin
 
 def _place(row: Row[Any]) -> list[Any]:
     return [row.created_at.isoformat(), row.id]
+
+
+def _before(row: Row[Any]) -> list[Any]:
+    return [(row.created_at - timedelta(microseconds=1)).isoformat(), row.id]
 
 
 async def _next_deliveries(connection: AsyncConnection, job: JobRow, states: Sequence[str]) -> Sequence[Row[Any]]:
