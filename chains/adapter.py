@@ -141,6 +141,11 @@ class ChainAdapter(Protocol):
         """Which paths of value are read (`chains.model.ValuePath`)."""
 
     @property
+    def is_tracing_open(self) -> bool:
+        """True as long as traces are wanted and no block had anything to trace: so nobody had to say whether they trace, and
+        what was read lacks nothing that a trace would tell."""
+
+    @property
     def decoder_version(self) -> int:
         """Which transfers are found in a block; another number finds others."""
 

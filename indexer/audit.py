@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chains.errors import ChainError
-from chains.model import Block
+from chains.model import Block, BlockRef
 from indexer.commit import Followed
 from indexer.errors import BranchChanged
 from indexer.history import Difference, DifferenceKind, Scope, Stretch, compare
@@ -26,6 +26,9 @@ from ledger.states import Origin
 
 TOUCHED_MAX = 2_000
 """Blocks with entries that one look takes from the ledger."""
+
+BRANCH = "branch"
+"""The kind of what no replay mends: a host that names another final block than ours."""
 
 SAMPLE_MAX = 1_000
 """Other blocks that are looked at in one audit at most."""
@@ -65,8 +68,17 @@ class BlockAuditor:
         self._engine = engine
         self._rereader = rereader
         self._followed = followed
-        self._adapter = rereader.adapter
-        self._scope = Scope(Origin.REPLAY, frozenset(asset.id for asset in self._adapter.assets))
+        self.adapter = rereader.adapter
+        self._scope = Scope(Origin.REPLAY, frozenset(asset.id for asset in self.adapter.assets))
+
+    async def ref_at(self, height: int) -> BlockRef:
+        """Our block at a height, as a node names it too. Raises `BranchChanged` where none does, and what the adapter
+        raises."""
+        ours = await self._rereader.hash_at(height)
+        ref = await self.adapter.fetch_ref(height)
+        if ref is None or ref.hash != ours:
+            raise BranchChanged(f"block {height}: no node names the one that is ours")
+        return ref
 
     async def heights_of(
         self, from_height: int, to_height: int, share: float, chance: random.Random
@@ -109,11 +121,11 @@ class BlockAuditor:
 
     async def _second_opinion(self, height: int, supplier: str | None) -> tuple[Block, bool]:
         """The block, and whether it is from another host than the one that had supplied it."""
-        others = [status.host for status in self._adapter.node_statuses() if status.name != supplier]
-        same = {status.host for status in self._adapter.node_statuses() if status.name == supplier}
+        others = [status.host for status in self.adapter.node_statuses() if status.name != supplier]
+        same = {status.host for status in self.adapter.node_statuses() if status.name == supplier}
         if hosts := [host for host in dict.fromkeys(others) if host not in same]:
-            return await self._adapter.fetch_block_from(hosts, height), supplier is not None
-        return await self._adapter.fetch_block(height), False
+            return await self.adapter.fetch_block_from(hosts, height), supplier is not None
+        return await self.adapter.fetch_block(height), False
 
     async def _compare(self, block: Block) -> Sequence[Difference]:
         async with transaction(self._engine) as connection:

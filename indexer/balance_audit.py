@@ -70,6 +70,14 @@ class BalanceAudit:
     set_aside: dict[Account, str] = field(default_factory=dict)
     """Hosts whose word differed from another's that agrees with the ledger."""
 
+    def add(self, other: BalanceAudit) -> BalanceAudit:
+        """What other accounts' audit came to, together with this."""
+        self.differences += other.differences
+        self.matched += other.matched
+        self.untold |= other.untold
+        self.set_aside |= other.set_aside
+        return self
+
 
 async def audit_balances(
     engine: Engine, adapter: ChainAdapter, chain_id: ChainId, at: BlockRef, addresses: Sequence[WatchedAddress]
@@ -193,7 +201,7 @@ class _Audit:
         """All entries that count, as they stand while `at` is our block."""
         async with transaction(self._engine) as connection:
             ours = await find_canonical_at(connection, self._chain_id, [self._at.height])
-            if ours.get(self._at.height, self._at) != self._at:
+            if ours.get(self._at.height, self._at).hash != self._at.hash:
                 raise BranchChanged(
                     f"{self._chain_id}: block {self._at.height} is not the one that is audited any more"
                 )
@@ -233,7 +241,7 @@ class _Audit:
             self._result.matched.append(account)
             return
         self._result.untold[account] = judgement.reason or Untold.NO_STATE
-        log.info(
+        log.debug(
             "balance untold",
             chain=self._chain_id,
             address=hex_of(account[0]),

@@ -59,6 +59,8 @@ class Readings:
     async def of(self, blocks: Sequence[Block]) -> list[int]:
         """The version for each block: with traces only where they were read, or where there was nothing to trace."""
         paths = tuple(self._adapter.value_paths)
+        if self._adapter.is_tracing_open:
+            paths = (*paths, ValuePath.TRACES.value)
         if paths != self._known:
             self._versions = await self._register(paths)
             self._known = paths

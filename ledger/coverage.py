@@ -238,7 +238,12 @@ async def _find_above_ranges(
     connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int
 ) -> list[CoverageRange]:
     last = await find_last_range(connection, chain_id)
-    height = from_height if last is None else max(from_height, last.to_height + 1)
+    lowest = from_height if last is None else max(from_height, last.to_height + 1)
+    # There may be none for a long way: who asks for an address asks from before the chain's first block.
+    first = select(func.min(blocks.c.height)).where(*_between(chain_id, lowest, to_height))
+    height: int | None = (await connection.execute(first)).scalar_one()
+    if height is None:
+        return []
     rows: list[CoverageRange] = []
     while height <= to_height:
         found = await find_uncompressed(connection, chain_id, height, min(to_height, height + ROWS_AT_ONCE - 1))

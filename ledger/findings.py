@@ -109,10 +109,12 @@ async def close_findings(
     await connection.execute(update(findings).where(*is_closed).values(mended_at=now))
 
 
-async def close_finding(connection: AsyncConnection, chain_id: ChainId, key: str, now: datetime) -> None:
-    """One finding that was looked for again, and is no more."""
-    is_it = (findings.c.chain_id == chain_id, findings.c.key == key, findings.c.mended_at.is_(None))
-    await connection.execute(update(findings).where(*is_it).values(mended_at=now))
+async def close_balance_findings(
+    connection: AsyncConnection, chain_id: ChainId, keys: Collection[str], now: datetime
+) -> None:
+    """Findings about balances that agree now."""
+    is_closed = (findings.c.chain_id == chain_id, findings.c.key.in_(keys), findings.c.mended_at.is_(None))
+    await connection.execute(update(findings).where(*is_closed).values(mended_at=now))
 
 
 async def list_open_findings(connection: AsyncConnection, chain_id: ChainId) -> list[Finding]:

@@ -22,6 +22,7 @@ from chainbell.errors import ChainbellError
 from chainbell.opening import DatabaseUnreachable
 from chainbell.supervisor import PARENT_VARIABLE, REFUSED
 from chains.errors import ChainError
+from indexer.errors import IndexerError
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 
@@ -86,7 +87,7 @@ def main() -> None:
     """Run the command line and leave the process with its exit status."""
     try:
         app(global_options_first(sys.argv[1:]), prog_name="chainbell")
-    except (ChainbellError, ChainError, LedgerError, EmbeddedPostgresError) as error:
+    except (ChainbellError, ChainError, IndexerError, LedgerError, EmbeddedPostgresError) as error:
         typer.echo(f"chainbell: {error}", err=True)
         sys.exit(_exit_status(error))
     except BrokenPipeError:

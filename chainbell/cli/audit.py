@@ -17,6 +17,7 @@ from chainbell.configured import ConfiguredChain
 from chainbell.errors import UsageError
 from chainbell.opening import open_database
 from chainbell.roles import auditor_of, chosen_chains
+from chains.model import hex_of
 from indexer.auditing import SAMPLE_SHARE, AuditReport
 from ledger.chains import find_chain
 from ledger.database import Engine, transaction
@@ -27,7 +28,8 @@ UNREAD_SHOWN_MAX = 20
 
 class AuditDocument(msgspec.Struct, frozen=True):
     """What an audit came to. `by_same_host` counts blocks that no other host could confirm; `unread` names blocks that
-    nobody could give."""
+    nobody could give. `balances` counts those that agree with the entries; `balances_untold` names those that nobody could
+    judge, with the reason."""
 
     chain: str
     from_height: int
@@ -35,6 +37,8 @@ class AuditDocument(msgspec.Struct, frozen=True):
     blocks: int
     by_same_host: int
     unread: list[dict[str, Any]]
+    balances: int
+    balances_untold: list[dict[str, Any]]
     findings: list[dict[str, Any]]
 
 
@@ -52,7 +56,8 @@ def audit(
     ] = None,
     to_height: Annotated[int | None, typer.Option("--to", min=0, help="Last height; by default our tip.")] = None,
 ) -> None:
-    """Read blocks again from other hosts and compare them with the ledger. Exit status 3 where they differ."""
+    """Check the ledger against the chain: blocks again from other hosts, and balances of watched addresses. Exit status 3
+    where they differ."""
     ours = context_of(context)
     (configured,) = chosen_chains(ours.settings(), (chain,))
     share = share_of(sample)
@@ -106,7 +111,18 @@ def _show(ours: Context, chain: str, report: AuditReport) -> None:
     unread = [{"height": height, "reason": reason} for height, reason in report.blocks.unread]
     blocks = report.blocks
     document = AuditDocument(
-        chain, report.from_height, report.to_height, len(blocks.heights), blocks.by_same_host, unread, findings
+        chain,
+        report.from_height,
+        report.to_height,
+        len(blocks.heights),
+        blocks.by_same_host,
+        unread,
+        len(report.balances.matched),
+        [
+            {"address": hex_of(address), "asset": asset_id, "reason": reason.value}
+            for (address, asset_id), reason in report.balances.untold.items()
+        ],
+        findings,
     )
     if ours.wants_json:
         typer.echo(msgspec.json.encode(document).decode())
@@ -126,7 +142,8 @@ def _show(ours: Context, chain: str, report: AuditReport) -> None:
         console.print(f"[yellow]block {one['height']} could not be audited: {one['reason']}[/yellow]", highlight=False)
     console.print(
         f"{chain}: blocks {report.from_height} to {report.to_height}: {len(blocks.heights)} compared"
-        f" ({blocks.by_same_host} with the host that had supplied them), {len(unread)} could not be,"
+        f" ({blocks.by_same_host} with the host that had supplied them), {len(unread)} could not be;"
+        f" balances: {len(report.balances.matched)} agree, {len(report.balances.untold)} could not be judged;"
         f" {len(findings)} differences",
         highlight=False,
     )
@@ -143,7 +160,18 @@ def _row(one: Finding) -> dict[str, Any]:
 
 
 def _table_of(rows: list[dict[str, Any]]) -> Table:
-    names = ("kind", "from", "to", "key", "address", "asset", "amount_atomic", "reason")
+    names = (
+        "kind",
+        "from",
+        "to",
+        "key",
+        "address",
+        "asset",
+        "amount_atomic",
+        "expected_atomic",
+        "found_atomic",
+        "reason",
+    )
     table = Table(*names)
     for row in rows:
         table.add_row(*("-" if row.get(name) is None else str(row[name]) for name in names))

@@ -212,6 +212,11 @@ class EvmAdapter:
         return tuple(path.value for path in (paths if not self.tracers else (*paths, ValuePath.TRACES)))
 
     @property
+    def is_tracing_open(self) -> bool:
+        """True until a block came that has transactions, where traces are wanted."""
+        return self._tracers.is_open
+
+    @property
     def decoder_version(self) -> int:
         """Which transfers are found in a block (`chains.evm.reading.DECODER_VERSION`)."""
         return DECODER_VERSION

@@ -139,6 +139,11 @@ class Tracers:
         return self.is_wanted and (is_bound or is_open)
 
     @property
+    def is_open(self) -> bool:
+        """Traces are wanted, and no block has made it necessary yet to find out who traces."""
+        return self.is_wanted and not self._methods and not self._has_searched
+
+    @property
     def methods(self) -> Mapping[str, str]:
         """By host, the method by which it traces, or was once seen to."""
         configured = dict.fromkeys(tracer.upstream.host for tracer in self._tracers)

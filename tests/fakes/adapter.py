@@ -273,6 +273,10 @@ class FakeChain:
         return ("native", "logs", "traces") if self.tracers else ("native", "logs")
 
     @property
+    def is_tracing_open(self) -> bool:
+        return False
+
+    @property
     def decoder_version(self) -> int:
         return 1
 

@@ -11,7 +11,7 @@ from indexer.audit import SAMPLE_MAX, BlockAuditor, sampled
 from indexer.auditing import Auditor
 from ledger.database import transaction
 from ledger.findings import list_open_findings
-from tests.fakes.adapter import CHAIN_ID, TOKEN, FakeChain, address, payment
+from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, Change, FakeChain, address, payment
 from tests.integration.indexer.conftest import make_ledger
 from tests.integration.indexer.past_world import PastWorld, world_of
 
@@ -85,6 +85,26 @@ async def test_by_the_clock_only_what_became_final_is_audited_and_what_differs_i
     again = await auditor.audit_final()
     assert again is not None
     assert (again.from_height, again.to_height, again.findings) == (31, 44, [])
+
+
+async def test_value_that_every_tracer_hides_is_found_by_the_balance(world: PastWorld) -> None:
+    chain = world.ledger.chain
+    chain.tracers = {"node-a": "debug_traceBlockByHash"}
+    auditor = auditor_of(world)
+    assert (await auditor.audit(0, 39, 1.0)).findings == []
+    chain.mine(count=10)
+    await world.ledger.converge(3)
+    chain.changes.append(Change(43, ALICE, COIN.id, 500))
+    chain.other_hosts["node-b"].changes = chain.changes
+    report = await auditor.audit(40, 49, 1.0)
+    (found,) = report.findings
+    assert (found.kind, found.is_missed_deposit, found.from_height) == ("balance", True, 43)
+    assert (await world.ledger.row()).missed_deposits == 1
+    assert (await world.ledger.bodies("ten_ops"))[-1]["type"] == "chain.audit_failed"
+    chain.changes.clear()
+    assert (await auditor.audit(40, 49, 1.0)).findings == []
+    async with transaction(world.ledger.engine) as connection:
+        assert await list_open_findings(connection, CHAIN_ID) == []
 
 
 async def test_another_block_of_a_host_below_finality_is_a_finding_and_above_it_is_none(world: PastWorld) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
+import ledger.coverage
 from chains.model import AssetId
 from indexer.follower import Extended
 from ledger.chains import register_chain
-from ledger.coverage import find_gaps_for_asset
+from ledger.coverage import find_coverage, find_gaps_for_asset
 from ledger.database import transaction
 from ledger.errors import JobTaken
 from ledger.ids import OPS_TENANT, TenantId, WatchId
@@ -255,3 +256,12 @@ async def test_who_traces_is_known_to_the_process_that_goes_on_with_a_backfill(w
     world.node.tracers = {}  # as of a process that has just begun
     await world_of(world.ledger).past.step(job)
     assert world.node.tracers == {"127.0.0.1": "trace_block"}
+
+
+async def test_coverage_is_told_from_far_below_the_first_block(
+    world: PastWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger.coverage, "ROWS_AT_ONCE", 8)
+    async with transaction(world.ledger.engine) as connection:
+        ranges = await find_coverage(connection, CHAIN_ID, 0, 60)
+    assert [(one.from_height, one.to_height) for one in ranges] == [(40, 60)]
