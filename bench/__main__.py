@@ -16,6 +16,7 @@ from bench.following import BARE, FollowingTask, FollowingUsage
 from bench.installation import make_database, make_template
 from bench.live import Latency, LiveTask
 from bench.many import scratch
+from bench.past import PastTask
 from bench.process import BenchFailed, measured, serving
 from bench.reading import Reading, ReadingTask
 from bench.report import (
@@ -108,6 +109,19 @@ class Bench:
             many = self._followed("many", node_url, PROOFS[-1], WATCHES_FEW, self.sizes.crowd)
         return crowd_rows(few, many)
 
+    def past(self) -> list[Row]:
+        """The same blocks once more, as jobs do it."""
+        pairs: dict[str, tuple[FollowingUsage, FollowingUsage]] = {}
+        with serving("bench.node", self.chain) as node_url:
+            for work in ("replay", "backfill"):
+                self.say(f"{work} of {self.sizes.blocks} blocks: {BARE}, {PROOFS[-1]}")
+                bare = self._followed("", node_url, BARE, 0, 0)
+                sizes = self.sizes
+                task = PastTask(node_url, self.chain, PROOFS[-1], sizes.blocks, "", sizes.watches, 0, sizes.seed, work)
+                task.database_url = make_database(self.database_url, f"past_{work}")
+                pairs[work] = bare, msgspec.convert(measured("bench.past", task), FollowingUsage)
+        return following_rows(pairs)
+
     def _followed(self, name: str, node_url: str, proof: str, watches: int, crowd: int) -> FollowingUsage:
         task = FollowingTask(node_url, self.chain, proof, self.sizes.blocks, "", watches, crowd, self.sizes.seed)
         if proof != BARE:
@@ -136,17 +150,32 @@ class Bench:
 
     def live(self) -> list[Row]:
         """A chain that grows, from the node to the merchant."""
+        baseline, chainbell = self._live(("", "live"))
+        return latency_rows(chainbell, baseline)
+
+    def live_beside(self) -> list[Row]:
+        """The same beside replays of what was followed, one after the other, compared with the same alone."""
+        alone, beside = self._live(("alone", "beside"))
+        rows = ("answered to received", beside.answered_to_received, alone.answered_to_received)
+        waits = ("before that, mined to answered", beside.mined_to_answered, alone.mined_to_answered)
+        return [
+            Row(f"{name}, {cut}", getattr(ours, f"{cut}_ms"), getattr(theirs, f"{cut}_ms"), "ms")
+            for name, ours, theirs in (rows, waits)
+            for cut in ("p50", "p99")
+        ]
+
+    def _live(self, names: tuple[str, str]) -> list[Latency]:
         latencies = []
         interval_s = self.sizes.live_interval_s
-        for name, blocks in (("", max(3, self.sizes.live_blocks // 4)), ("live", self.sizes.live_blocks)):
+        for name in names:
+            blocks = self.sizes.live_blocks if name else max(3, self.sizes.live_blocks // 4)
             self.say(f"{blocks} live blocks, one every {interval_s:g} s: {name or BARE}")
             with serving("bench.node", self.chain, str(interval_s)) as node_url, serving("bench.sink") as sink_url:
-                task = LiveTask(node_url, sink_url, self.chain, blocks, interval_s)
+                task = LiveTask(node_url, sink_url, self.chain, blocks, interval_s, is_beside_past=name == "beside")
                 if name:
                     task.database_url = make_database(self.database_url, name)
                 latencies.append(msgspec.convert(measured("bench.live", task), Latency))
-        baseline, chainbell = latencies
-        return latency_rows(chainbell, baseline)
+        return latencies
 
     def watching(self) -> dict[str, list[Row]]:
         """Many watches, by REST."""
@@ -171,8 +200,10 @@ def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
                 **bench.reading(),
                 "following mainnet-sized blocks": bench.following(),
                 "following among many watches": bench.crowd(),
+                "mainnet-sized blocks once more, as jobs": bench.past(),
                 "delivering signed webhooks": bench.delivering(),
                 "one deposit in each live block": bench.live(),
+                "the same beside replays, bare: alone": bench.live_beside(),
                 **bench.watching(),
             }
     return Report(msgspec.to_builtins(sizes), sections)

@@ -18,18 +18,24 @@ import aiohttp
 import msgspec
 import structlog
 import uvloop
+from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import EventDict, WrappedLogger
 
 from bench.chain import START_HEIGHT, load_chain, watched_live
 from bench.delivering import open_dispatcher, post_signed
-from bench.following import fetch_bare, open_adapter
+from bench.following import fetch_bare, open_adapter, open_workers
 from bench.installation import add_tenant, add_watches, ledger_at, make_follower, register
 from bench.node import NodeTimes
+from bench.past import make_replay, past_of
 from bench.sink import Arrival
 from bench.usage import Usage, measure_usage
 from chainbell.logs import configure_logs
 from chainbell.supervisor import calm_garbage_collector
+from indexer.commit import Followed
+from indexer.historian import Historian
 from indexer.run import follow
+from ledger.chains import find_chain
+from ledger.database import transaction
 from ledger.ids import new_id
 from ledger.secrets import new_endpoint_secret
 
@@ -43,7 +49,7 @@ POLL_INTERVAL_S = 1.0
 
 
 class LiveTask(msgspec.Struct):
-    """`database_url` is empty for the bare loop."""
+    """`database_url` is empty for the bare loop. Beside the head, what was followed can be replayed again and again."""
 
     node_url: str
     sink_url: str
@@ -51,6 +57,7 @@ class LiveTask(msgspec.Struct):
     blocks: int
     interval_s: float
     database_url: str = ""
+    is_beside_past: bool = False
 
 
 class Spread(msgspec.Struct):
@@ -139,12 +146,26 @@ async def run_chainbell(task: LiveTask, commits: CommitTimes) -> Latency:
                     block_time_s=task.interval_s,
                 )
             )
+            if task.is_beside_past:
+                group.create_task(_replay(engine, task, followed, stop))
             with measure_usage(task.blocks - 1) as usage:
                 await _mine(session, task)
                 received = await _received(session, task)
             stop.set()
         node = await _node_times(session, task)
     return _latency(usage, node, received, commits.at)
+
+
+async def _replay(engine: AsyncEngine, task: LiveTask, followed: Followed, stop: asyncio.Event) -> None:
+    """Replay all that there is, as the follow role does beside a head, and then again."""
+    async with open_workers(task.node_url, PROOF) as (adapter, _):
+        past = past_of(engine, adapter, followed)
+        historian = Historian(engine, past, adapter, followed.chain_id, followed.policy.slug)
+        while not stop.is_set():
+            async with transaction(engine) as connection:
+                chain = await find_chain(connection, followed.chain_id)
+            job = await make_replay(engine, followed, START_HEIGHT, chain.tip_height or START_HEIGHT)
+            await historian.work(job, task.blocks * task.interval_s, stop)
 
 
 async def run_bare(task: LiveTask) -> Latency:

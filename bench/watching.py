@@ -178,6 +178,12 @@ def _copy_lines(task: WatchingTask, call: int) -> Iterator[bytes]:
         yield ("\t".join(row) + "\n").encode()
 
 
+_COPY = (
+    "COPY bare (tenant_id, id, scope, address, reference, metadata, start_height, covered_from, created_at, deleted_at)"
+    " FROM STDIN"
+)
+
+
 def load_bare(task: WatchingTask) -> Usage:
     """COPY the same rows, a transaction for each call's."""
     usage = Usage(_call_count(task) * WATCHES_A_CALL)
@@ -187,7 +193,7 @@ def load_bare(task: WatchingTask) -> Usage:
         for call in range(_call_count(task)):
             text = b"".join(_copy_lines(task, call))
             with measure_usage(WATCHES_A_CALL) as one:
-                with connection.cursor() as cursor, cursor.copy("COPY bare FROM STDIN") as copy:
+                with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
                     copy.write(text)
                 connection.commit()
             usage.elapsed_s += one.elapsed_s

@@ -33,7 +33,8 @@ from indexer.follower import Course, Follower
 from indexer.historian import Historian
 from indexer.past import Past
 from indexer.policy import Policy, reasons_against
-from indexer.rereading import Rereader
+from indexer.prefetch import Bounds
+from indexer.rereading import BESIDE_HEAD, Rereader
 from indexer.run import follow
 from ledger.chains import list_chains
 from ledger.cursors import cursor_key_of
@@ -178,7 +179,8 @@ async def open_past(
     nodes = [node.model_copy(update={"rps": node.rps * share}) if node.rps else node for node in chain.nodes]
     adapter = EvmAdapter(chain.profile, nodes, workers=workers, internal=chain.internal, quorum=chain.quorum)
     try:
-        rereader = Rereader(engine, adapter, chain.profile.chain_id, chain.slug)
+        bounds = Bounds() if share == 1.0 else BESIDE_HEAD
+        rereader = Rereader(engine, adapter, chain.profile.chain_id, chain.slug, bounds)
         await rereader.recall()
         yield Past(engine, rereader, followed_of(chain, policy_version), chain.slug), adapter
     finally:

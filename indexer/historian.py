@@ -1,10 +1,10 @@
 """Working on a chain's jobs beside its follower, without being in its way.
 
 Who works on a job holds its lease; any number of processes may try. What keeps the head from waiting: a job's nodes are
-asked by an adapter of its own at a part of their pace, with half of what a catch-up has under way; each step is followed
-by a pause; and while the chain catches up or is halted, nothing is done at all. A job that nodes cannot serve gives its
-turn to the next one and says what it waits for: a backfill waits for as long as it takes, since nothing is lost by that. A
-replay is refused instead, for somebody waits for its answer.
+asked by an adapter of its own at a part of their pace, with a quarter of what a catch-up has under way; each step is
+followed by a pause as long as itself; and while the chain catches up or is halted, nothing is done at all. A job that
+nodes cannot serve gives its turn to the next one and says what it waits for: a backfill waits for as long as it takes,
+since nothing is lost by that. A replay is refused instead, for somebody waits for its answer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IDLE_INTERVAL_S = 1.0
 WAITING_INTERVAL_S = 10.0
 """After nodes could not serve a job, before anything is tried again."""
 
-REST = 0.5
+REST = 1.0
 """A step is followed by a pause of so many times what it took."""
 
 

@@ -20,8 +20,8 @@ from ledger.chains import find_chain, remember_tracers
 from ledger.database import Engine, transaction
 from ledger.rereading import find_known_above
 
-BOUNDS = Bounds(in_flight=4, in_flight_bytes=32 * 1024 * 1024)
-"""Half of what a follower that catches up has under way: the head asks the same nodes."""
+BESIDE_HEAD = Bounds(in_flight=2, in_flight_bytes=32 * 1024 * 1024)
+"""A quarter of what a follower that catches up has under way: the head asks the same nodes, and wants a core for itself."""
 
 OUTLINES_AT_ONCE = 250
 """Headers that are asked for together; a node that takes fewer calls in a batch is sent several."""
@@ -30,8 +30,11 @@ OUTLINES_AT_ONCE = 250
 class Rereader:
     """Reads one chain's past."""
 
-    def __init__(self, engine: Engine, adapter: ChainAdapter, chain_id: ChainId, slug: Slug) -> None:
+    def __init__(
+        self, engine: Engine, adapter: ChainAdapter, chain_id: ChainId, slug: Slug, bounds: Bounds = BESIDE_HEAD
+    ) -> None:
         """`adapter` is of its own: what nodes fail at in the past must not cost them their place at the head."""
+        self._bounds = bounds
         self._engine = engine
         self.adapter = adapter
         self._chain_id = chain_id
@@ -72,7 +75,7 @@ class Rereader:
     async def read(self, lowest: int, highest: int, top_hash: BlockHash) -> Stretch:
         """Every block from one height to another, both included; `top_hash` is that of the highest. Raises
         `BranchChanged` where they are not ours, and what the adapter raises."""
-        async with prefetch(self.adapter.fetch_block_ahead, lowest, highest, BOUNDS) as coming:
+        async with prefetch(self.adapter.fetch_block_ahead, lowest, highest, self._bounds) as coming:
             blocks = [block async for block in coming]
         if coming.failure is not None:
             raise coming.failure

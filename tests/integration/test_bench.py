@@ -23,6 +23,12 @@ ROWS = {
         "largest worker, at most",
     },
     "following mainnet-sized blocks": {"bare loop", "structure", "bloom", "roots"},
+    "mainnet-sized blocks once more, as jobs": {"bare loop", "replay", "backfill"},
+    "the same beside replays, bare: alone": {
+        f"{name}, {percentile}"
+        for name in ("answered to received", "before that, mined to answered")
+        for percentile in ("p50", "p99")
+    },
     "delivering signed webhooks": {"bare loop", "dispatcher"},
     "one deposit in each live block": {
         "node requests a minute",
