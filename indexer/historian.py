@@ -86,7 +86,18 @@ class Historian:
         except JobTaken as error:
             log.info("job given up", chain=self._slug, reason=str(error))
             return 0.0
+        except UNAVAILABLE:
+            raise
+        except Exception as error:  # noqa: BLE001 (the head of the chain must not stand still for it)
+            return await self._confess(job, error)
         return WAITING_INTERVAL_S if job.reason is not None and job.state is JobState.RUNNING else 0.0
+
+    async def _confess(self, job: JobRow, error: Exception) -> float:
+        """A fault of ours is told where operators look for the job, and met again when it has its next turn."""
+        log.error("job failed by a fault of ours", chain=self._slug, job=job.id, exc_info=error)
+        async with transaction(self._engine) as connection:
+            await release_job(connection, job, await database_now(connection), f"a fault of ours: {error!r}")
+        return WAITING_INTERVAL_S
 
     async def work(self, job: JobRow, slice_s: float, stop: asyncio.Event) -> JobRow:
         """Work on a job that is ours for a while, then give it back, unless it has ended. Raises `JobTaken`."""

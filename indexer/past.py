@@ -28,14 +28,20 @@ from indexer.metrics import EVENTS
 from indexer.rereading import Rereader
 from indexer.step import SPAN_BLOCKS_MAX, STEP_BLOCKS_MAX, StepCost, next_span
 from ledger.chains import find_chain, list_chains, lock_chain
-from ledger.coverage import CoverageRange, Reading, ensure_reading, find_coverage, join_all, list_readings
+from ledger.coverage import CoverageRange, Reading, ensure_reading, join_all, list_readings
 from ledger.database import Connection, Engine, database_now, transaction
 from ledger.documents import difference_document
 from ledger.events import LATE_PRIORITY, NewEvent, record_events
 from ledger.ids import WatchId
 from ledger.jobs import JobRow, end_job, progress_job, require_held
 from ledger.model import ChainRow
-from ledger.rereading import extend_job_coverage, is_as_good, overlay_coverage, overlay_job_coverage
+from ledger.rereading import (
+    extend_job_coverage,
+    find_met_readings,
+    is_as_good,
+    overlay_coverage,
+    overlay_job_coverage,
+)
 from ledger.states import JobKind, JobState, Origin
 from ledger.watches import list_backfilled, watch_document
 
@@ -303,11 +309,10 @@ async def _cover_asset(
     """Blocks that were searched for one asset are known for that besides."""
     lowest, highest = stretch.refs[0].height, stretch.refs[-1].height
     known = await list_readings(connection, chain.chain_id)
-    met = {one.reading for one in await find_coverage(connection, chain.chain_id, lowest, highest)}
+    met = await find_met_readings(connection, chain.chain_id, lowest, highest)
     versions = {
-        version: await ensure_reading(connection, chain.chain_id, _with_asset(reading, asset_id), now)
-        for version, reading in known.items()
-        if version in met or lowest < (chain.first_height or 0)
+        version: await ensure_reading(connection, chain.chain_id, _with_asset(known[version], asset_id), now)
+        for version in sorted(met)
     }
 
     def _better(old: CoverageRange) -> CoverageRange:

@@ -29,14 +29,16 @@ async def find_joinable_backfill(connection: AsyncConnection, tenant_id: TenantI
 async def join_backfill(
     connection: AsyncConnection, tenant_id: TenantId, chain_id: ChainId, job_id: JobId, request: Mapping[str, Any]
 ) -> bool:
-    """Widen a backfill to `request` (`from`, and `to`, which may be null), unless somebody has begun it."""
+    """Widen a backfill to `request` (`from`, and `to`, which is null while the chain has no block), unless somebody has
+    begun it."""
     is_it = (*_is_joinable(tenant_id, chain_id), jobs.c.id == job_id)
     row = (await connection.execute(select(jobs.c.request).where(*is_it).with_for_update())).first()
     if row is None:
         return False
     known = row.request
     lowest = min(known["from"], request["from"])
-    highest = None if None in (known["to"], request["to"]) else max(known["to"], request["to"])
+    # Null stands for the block before the chain's first one, and so for less than any height of ours.
+    highest = max((to for to in (known["to"], request["to"]) if to is not None), default=None)
     total = None if highest is None else highest - lowest + 1
     widened = {**known, "from": lowest, "to": highest, "watches": known["watches"] + request["watches"]}
     await connection.execute(update(jobs).where(*is_it).values(request=widened, total=total))

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import BigInteger, SmallInteger, Text, bindparam, delete, insert, select, update
+from sqlalchemy import BigInteger, SmallInteger, Text, bindparam, delete, insert, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import BlockRef, ChainId, ProofLevel, TraceProof
@@ -177,6 +177,23 @@ async def overlay_job_coverage(
     for tenant_id, job_id in dict.fromkeys((row.tenant_id, row.job_id) for row in rows):
         old = [range_from(row) for row in rows if (row.tenant_id, row.job_id) == (tenant_id, job_id)]
         await _insert_job_coverage(connection, tenant_id, job_id, chain_id, overlaid(old, refs, better))
+
+
+async def find_met_readings(
+    connection: AsyncConnection, chain_id: ChainId, from_height: int, to_height: int
+) -> set[int]:
+    """The versions of the readings with which any of these blocks was read, by the follower or by a backfill."""
+    arms = [
+        select(table.c.reading).where(
+            table.c.chain_id == chain_id, table.c.from_height <= to_height, table.c.to_height >= from_height
+        )
+        for table in (coverage, job_coverage)
+    ]
+    rows = select(blocks.c.reading).where(
+        blocks.c.chain_id == chain_id, blocks.c.height.between(from_height, to_height)
+    )
+    found = (await connection.execute(union(*arms, rows))).scalars()
+    return {reading for reading in found if reading is not None}
 
 
 async def find_job_coverage(connection: AsyncConnection, tenant_id: TenantId, job_id: JobId) -> list[CoverageRange]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from ledger.coverage import find_coverage, find_gaps_for_asset
 from ledger.database import transaction
 from ledger.errors import JobTaken
 from ledger.ids import OPS_TENANT, TenantId, WatchId
-from ledger.jobs import cancel_job
+from ledger.jobs import JobRow, cancel_job
 from ledger.rereading import find_job_coverage
 from ledger.schema_jobs import jobs
 from ledger.states import JobState
@@ -265,3 +266,57 @@ async def test_coverage_is_told_from_far_below_the_first_block(
     async with transaction(world.ledger.engine) as connection:
         ranges = await find_coverage(connection, CHAIN_ID, 0, 60)
     assert [(one.from_height, one.to_height) for one in ranges] == [(40, 60)]
+
+
+async def test_watches_from_before_the_chains_first_block_and_after_it_get_all_that_each_lacks(
+    database_url: str,
+) -> None:
+    """The first one lacks what is before block 15, the second all up to the tip: one job must not stop at the former."""
+    chain = FakeChain()
+    chain.mine(payment("a", ALICE, 10), payment("b", BOB, 11), count=16)
+    chain.mine(payment("c", BOB, 12), count=4)
+    made = await make_ledger(database_url, chain, start=15)
+    world = world_of(made)
+    first = await world.watch(ALICE, start_height=0)
+    await made.converge(3)
+    second = await world.watch(BOB, start_height=0)
+    assert second.row.backfill_job_id == first.row.backfill_job_id
+    await world.work()
+    assert sorted(await amounts(world)) == ["deposit 10", "deposit 11", "deposit 12"]
+    assert (await world.replay(0, 19)).result["missing"] == 0
+    await made.engine.dispose()
+
+
+async def test_an_asset_is_searched_for_where_a_backfill_has_read_otherwise_than_the_follower(world: PastWorld) -> None:
+    """The backfill's blocks have a reading that none of the chain's own ranges has."""
+    await world.watch(ALICE, start_height=3)
+    world.node.tracers = {"node-a": "debug_traceBlockByHash"}
+    await world_of(world.ledger).work()
+    world.node.listed = (COIN, TOKEN, LATE_TOKEN)
+    async with transaction(world.ledger.engine) as connection:
+        await register_chain(connection, replace(world.ledger.configuration, assets=world.node.listed), NOW)
+    later = world_of(world.ledger)
+    for _ in range(3):
+        later.past._spans[True] = 8
+        await later.work()
+    assert "deposit 30" in await amounts(world)
+    states = await world.execute("SELECT state, reason FROM jobs")
+    assert {(row.state, row.reason) for row in states} == {("done", None)}
+
+
+async def test_a_fault_of_ours_in_a_job_stops_nobody_and_is_its_reason(
+    world: PastWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world.watch(ALICE, start_height=3)
+
+    async def _break(_job: JobRow) -> JobRow:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(world.past, "step", _break)
+    await world.execute("UPDATE jobs SET created_at = created_at - interval '1 minute'")
+    await world.historian._turn(asyncio.Event())
+    job = await world.find("ten_a", made.row.backfill_job_id or "")
+    assert (job.state, job.lease_token, job.reason) == (JobState.RUNNING, None, "a fault of ours: KeyError('a fault')")
+    monkeypatch.undo()
+    await world.work()
+    assert (await world.find("ten_a", job.id)).state is JobState.DONE
