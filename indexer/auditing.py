@@ -156,7 +156,7 @@ class Auditor:
         report = await self.audit(first, final, SAMPLE_SHARE)
         async with transaction(self._engine) as connection:
             now = await database_now(connection)
-            await update_chain(connection, self._chain_id, {"audited_height": report.to_height})
+            await update_chain(connection, self._chain_id, {"audited_height": audited_by(report)})
             for lowest, highest in _to_replay(report.new)[:REPLAYS_MAX]:
                 await create_job(
                     connection,
@@ -199,6 +199,13 @@ class Auditor:
             findings=len(report.findings),
             new=len(report.new),
         )
+
+
+def audited_by(report: AuditReport) -> int:
+    """How far an audit by the clock has come: to the first block that nobody could give, which is looked at again. Not for
+    ever: what no host has after `FIRST_BLOCKS` more is left, and its audit was said to be not possible."""
+    lowest = min((height for height, _ in report.blocks.unread), default=report.to_height + 1)
+    return lowest - 1 if report.to_height - lowest < FIRST_BLOCKS else report.to_height
 
 
 def _to_replay(findings: Sequence[Finding]) -> list[tuple[int, int]]:

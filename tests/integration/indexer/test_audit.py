@@ -122,6 +122,11 @@ async def test_where_no_other_host_answers_the_audit_says_what_it_could_not_read
     world.ledger.chain.other_hosts["node-b"].is_down = True
     report = await auditor_of(world).audit(0, 39, 0)
     assert [height for height, _ in report.blocks.unread] == [1, 9]
+    await auditor_of(world).audit_final()
+    assert (await world.ledger.row()).audited_height == 0  # block 1 is asked for again
+    world.ledger.chain.other_hosts["node-b"].is_down = False
+    await auditor_of(world).audit_final()
+    assert (await world.ledger.row()).audited_height == 30
     world.ledger.chain.other_hosts.clear()
     report = await auditor_of(world).audit(0, 39, 0)
     assert (report.blocks.heights, report.blocks.by_same_host) == ([1, 9], 2)
