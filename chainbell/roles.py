@@ -114,7 +114,9 @@ async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence
         raise ChainbellError("no chain is configured: add a [chains.<slug>] section, as `chainbell init` shows")
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
-        pool_size = 4 * len(chains) + 2  # a leader's lock, its commits, its sign of life and its past for each chain
+        # A leader's lock, its commits and its sign of life for each chain. Its past shares these: it can wait, and Postgres
+        # has a hundred connections for everybody.
+        pool_size = 3 * len(chains) + 2
         opened = open_engine(settings, url, application="chainbell follow", pool_size=pool_size)
         engine = await stack.enter_async_context(opened)
         versions = await register_chains(engine, chains)

@@ -36,6 +36,7 @@ class _Body(msgspec.Struct):
 
 class _TracedTransaction(msgspec.Struct):
     result: msgspec.Raw = msgspec.Raw()
+    type: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
 
 
@@ -188,7 +189,8 @@ def _untraced_reason(answer: msgspec.Raw) -> str | None:
         rows = _decode_traced(answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    refused = (bytes(row.error) for row in rows if not bytes(row.result) and bytes(row.error))
+    # Some give the bare frame, without a result around it: its error is that the transaction failed.
+    refused = (bytes(row.error) for row in rows if not (bytes(row.result) or bytes(row.type)) and bytes(row.error))
     return next((one_line(error.decode()) for error in refused), None)
 
 

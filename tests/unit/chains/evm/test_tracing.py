@@ -17,7 +17,8 @@ from chains.adapter import Internal
 from chains.errors import ChainHolds, NodeUnavailable
 from chains.evm import tracing
 from chains.evm.adapter import EvmAdapter
-from chains.evm.fetching import TRACE_BOUNDS, outline_of
+from chains.evm.fetching import TRACE_BOUNDS, fetch_traces, outline_of
+from chains.evm.traces import TraceMethod
 from chains.evm.workers import Workers
 from chains.model import Block, LocatorKind, ProofLevel, Slug, TraceProof, hex_of
 from chains.node.client import NodeClient, open_session
@@ -422,3 +423,17 @@ async def test_a_block_whose_state_is_gone_holds_where_the_node_has_kept_nothing
     with pytest.raises(ChainHolds, match=f"cannot trace block {HEIGHT}: .Resource not found"):
         await adapter.fetch_block(HEIGHT)
     assert [status.state for status in adapter.node_statuses()] == ["ok"]
+
+
+async def test_a_bare_frame_of_a_failed_transaction_is_a_trace(town: Town) -> None:
+    node, whole = await town.node(1), await town.node(2)
+    bare = [row.get("result", row) for row in recorded_traces(HEIGHT)]
+    failed = [{**frame, "error": "execution reverted"} if frame.get("value") == "0x0" else frame for frame in bare]
+    assert any("error" in frame for frame in failed)
+    node.misbehave(lambda _answer: bare, method=TRACE, height=HEIGHT)
+    block = await town.adapter(node).fetch_block(HEIGHT)
+    assert internal_transfers(block) == internal_transfers(await town.adapter(whole).fetch_block(HEIGHT))
+    upstream = Upstream(NodeClient(Slug("tracenet"), "node-1", node.url, await town.session()))
+    node.misbehave(lambda _answer: failed, method=TRACE, height=HEIGHT)
+    ref = outline_of(upstream, msgspec.json.encode(recorded(HEIGHT).block)).ref
+    assert (await fetch_traces(upstream, TraceMethod.CALL_TRACER, ref)).answer
