@@ -15,10 +15,11 @@ from chains.errors import ChainError
 from chains.model import Block, BlockRef
 from indexer.commit import Followed
 from indexer.errors import BranchChanged
-from indexer.history import Difference, DifferenceKind, Scope, Stretch, compare
+from indexer.history import Difference, DifferenceKind, Scope, Stretch, compare, require_ours
 from indexer.rereading import Rereader
 from ledger.chains import find_chain
-from ledger.database import Engine, database_now, transaction
+from ledger.coverage import find_gaps_for_asset
+from ledger.database import Connection, Engine, database_now, transaction
 from ledger.documents import difference_document
 from ledger.findings import Finding, find_suppliers, find_touched
 from ledger.ids import Side
@@ -27,8 +28,6 @@ from ledger.states import Origin
 TOUCHED_MAX = 2_000
 """Blocks with entries that one look takes from the ledger."""
 
-BRANCH = "branch"
-"""The kind of what no replay mends: a host that names another final block than ours."""
 
 SAMPLE_MAX = 1_000
 """Other blocks that are looked at in one audit at most."""
@@ -108,6 +107,7 @@ class BlockAuditor:
         try:
             ours = await self._rereader.hash_at(height)
             block, is_other = await self._second_opinion(height, suppliers.get(height))
+            differences = await self._compare(block) if block.ref.hash == ours else []
         except (ChainError, BranchChanged) as error:
             audit.unread.append((height, str(error)))
             return
@@ -117,7 +117,7 @@ class BlockAuditor:
             return
         audit.heights.append(height)
         audit.by_same_host += not is_other
-        audit.differences += [(height, one) for one in await self._compare(block)]
+        audit.differences += [(height, one) for one in differences]
 
     async def _second_opinion(self, height: int, supplier: str | None) -> tuple[Block, bool]:
         """The block, and whether it is from another host than the one that had supplied it."""
@@ -132,7 +132,16 @@ class BlockAuditor:
             chain = await find_chain(connection, self._followed.chain_id)
             now = await database_now(connection)
             stretch = Stretch([block.ref], [block])
-            return (await compare(connection, self._followed, chain, stretch, self._scope, now)).differences
+            await require_ours(connection, chain, stretch)
+            found = (await compare(connection, self._followed, chain, stretch, self._scope, now)).differences
+            return [one for one in found if not await self._is_gap(connection, block.ref.height, one)]
+
+    async def _is_gap(self, connection: Connection, height: int, difference: Difference) -> bool:
+        """An entry is missing of an asset that the block was not read for: coverage shows that, and a backfill mends it."""
+        if difference.kind is not DifferenceKind.MISSING:
+            return False
+        chain_id, asset_id = self._followed.chain_id, difference.entry.asset_id
+        return bool(await find_gaps_for_asset(connection, chain_id, height, height, asset_id))
 
 
 def sampled(from_height: int, to_height: int, share: float, chance: random.Random) -> Collection[int]:

@@ -1,7 +1,8 @@
 """Audits as they are run: by hand over a range, and by the clock over what has become final since the last one.
 
 An audit finds; it mends nothing. By hand it shows what it found, and a person runs the replay. By the clock nobody looks,
-so each block that differs is given to a replay, as a job. Whoever runs it, what is new is counted in
+so what was found, whoever found it, is given to a replay as a job; that brings back what is missing, and takes nothing
+back. Whoever runs it, what is new is counted in
 `chains.missed_deposits`, and told to the operator once. One process at a time audits a chain by the clock, by a session
 advisory lock, for economy alone.
 """
@@ -20,13 +21,19 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from chains.errors import ChainError
 from chains.model import ChainId, Slug
-from indexer.audit import BRANCH, BlockAudit, BlockAuditor, findings_of, joined
+from indexer.audit import BlockAudit, BlockAuditor, findings_of, joined
 from indexer.balance_audit import BalanceAudit, audit_balances, findings_of_balances, key_of
 from indexer.errors import IndexerError
 from ledger.balances import find_addresses_with_activity, sample_watched_addresses
 from ledger.chains import find_chain, update_chain
-from ledger.database import Engine, database_now, leadership, transaction
-from ledger.findings import Finding, close_balance_findings, close_findings, record_findings
+from ledger.database import Connection, Engine, database_now, is_alive, leadership, transaction
+from ledger.findings import (
+    Finding,
+    close_balance_findings,
+    close_findings,
+    find_unreplayed,
+    record_findings,
+)
 from ledger.ids import OPS_TENANT
 from ledger.jobs import create_job
 from ledger.states import ChainState, JobKind
@@ -48,6 +55,9 @@ ADDRESSES_MAX = 10_000
 ADDRESSES_MIN = 100
 ADDRESSES_AT_ONCE = 50
 """Addresses whose balances one audit asks for: a share of the most, and never fewer than the least, some at a time."""
+
+BEAT_INTERVAL_S = 20.0
+"""Far more often than Postgres loses patience with a silent leader (`ledger.database.LEADER_SILENCE_MAX_S`)."""
 
 REPLAYS_MAX = 100
 """Blocks that one audit by the clock gives to replays."""
@@ -142,7 +152,8 @@ class Auditor:
         return report
 
     async def audit_final(self) -> AuditReport | None:
-        """Audit what has become final since the last time, and have it replayed where it differs; None where nothing has."""
+        """Audit what has become final since the last time, and have replayed whatever was found; None where nothing has
+        become final."""
         async with transaction(self._engine) as connection:
             chain = await find_chain(connection, self._chain_id)
         final = chain.finalized_height
@@ -151,29 +162,32 @@ class Auditor:
         first = (
             max(chain.first_height, final - FIRST_BLOCKS) if chain.audited_height is None else chain.audited_height + 1
         )
-        if first > final:
-            return None
-        report = await self.audit(first, final, SAMPLE_SHARE)
+        report = await self.audit(first, final, SAMPLE_SHARE) if first <= final else None
         async with transaction(self._engine) as connection:
-            now = await database_now(connection)
-            await update_chain(connection, self._chain_id, {"audited_height": audited_by(report)})
-            for lowest, highest in _to_replay(report.new)[:REPLAYS_MAX]:
-                await create_job(
-                    connection,
-                    tenant_id=OPS_TENANT,
-                    kind=JobKind.REPLAY,
-                    chain_id=self._chain_id,
-                    request={"from": lowest, "to": highest, "address": None, "dry_run": False, "reason": "audit"},
-                    total=highest - lowest + 1,
-                    now=now,
-                )
+            if report is not None:
+                await update_chain(connection, self._chain_id, {"audited_height": audited_by(report)})
+            await self._make_replays(connection)
         return report
+
+    async def _make_replays(self, connection: Connection) -> None:
+        """A replay for each open finding that none was made for, or whose replay could not be done: by what is kept, not by
+        what this audit found, so that none is forgotten by a kill or a bound."""
+        for lowest, highest in await find_unreplayed(connection, self._chain_id, REPLAYED_BLOCKS_MAX, REPLAYS_MAX):
+            await create_job(
+                connection,
+                tenant_id=OPS_TENANT,
+                kind=JobKind.REPLAY,
+                chain_id=self._chain_id,
+                request={"from": lowest, "to": highest, "address": None, "dry_run": False, "takes_back": False},
+                total=highest - lowest + 1,
+                now=await database_now(connection),
+            )
 
     async def keep(self) -> None:
         """One audit by the clock. It must stop nobody: what fails is said, and the next one is the remedy."""
         try:
             async with leadership(self._engine, "audit", self._chain_id) as leader:
-                report = await self.audit_final() if leader is not None else None
+                report = await self._lead(leader) if leader is not None else None
         except asyncio.CancelledError:
             return  # the process ends; what was not audited is, by its successor
         except (ChainError, IndexerError) as error:
@@ -183,6 +197,15 @@ class Auditor:
         else:
             if report is not None:
                 self._say(report)
+
+    async def _lead(self, leader: Connection) -> AuditReport | None:
+        """Audit, and say something on the lock's connection now and then: a silent one is ended."""
+        beating = asyncio.create_task(_beat(leader))
+        try:
+            return await self.audit_final()
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
 
     def _say(self, report: AuditReport) -> None:
         tell = log.error if report.new else log.info
@@ -208,10 +231,10 @@ def audited_by(report: AuditReport) -> int:
     return lowest - 1 if report.to_height - lowest < FIRST_BLOCKS else report.to_height
 
 
-def _to_replay(findings: Sequence[Finding]) -> list[tuple[int, int]]:
-    """The blocks in which something was found that was not known before, as far as it is known which they are."""
-    places = {(one.from_height, one.to_height) for one in findings if one.kind != BRANCH}
-    return sorted((lowest, highest) for lowest, highest in places if highest - lowest < REPLAYED_BLOCKS_MAX)
+async def _beat(leader: Connection) -> None:
+    while True:
+        await asyncio.sleep(BEAT_INTERVAL_S)
+        await is_alive(leader)
 
 
 @contextmanager

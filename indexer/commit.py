@@ -193,7 +193,11 @@ def _chain_cut(chain: ChainRow, ancestor_height: int, ancestor_hash: BlockHash) 
         return min(height, ancestor_height) if height is not None and is_kept else None
 
     chain = replace(
-        chain, safe_height=_cut(chain.safe_height), agreed_height=_cut(chain.agreed_height), accepted_reorg_height=None
+        chain,
+        safe_height=_cut(chain.safe_height),
+        agreed_height=_cut(chain.agreed_height),
+        audited_height=_cut(chain.audited_height),
+        accepted_reorg_height=None,
     )
     if chain.finalized_height is None or ancestor_height >= chain.finalized_height:
         return chain
@@ -236,6 +240,7 @@ def _heights(chain: ChainRow) -> Mapping[str, Any]:
         "finalized_height": chain.finalized_height,
         "finalized_hash": chain.finalized_hash,
         "agreed_height": chain.agreed_height,
+        "audited_height": chain.audited_height,
         "accepted_reorg_height": chain.accepted_reorg_height,
     }
 

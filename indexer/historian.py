@@ -40,7 +40,9 @@ SLICE_S = 10.0
 
 IDLE_INTERVAL_S = 1.0
 WAITING_INTERVAL_S = 10.0
-"""After nodes could not serve a job, before anything is tried again."""
+"""After the database was away."""
+WAITING_FOR = timedelta(minutes=1)
+"""A job that nodes could not serve has no turn before that: it must not take the others' time."""
 
 REST = 1.0
 """A step is followed by a pause of so many times what it took."""
@@ -74,11 +76,11 @@ class Historian:
             chain = await find_chain(connection, self._chain_id)
             if chain.state in (ChainState.CATCHING_UP, ChainState.HALTED):
                 return IDLE_INTERVAL_S
-            if not self._has_looked:
-                for asset_id in await begin_asset_backfills(connection, self._adapter, chain):
-                    log.info("backfill of an asset begun", chain=self._slug, asset=asset_id)
-                self._has_looked = True
+            begun = [] if self._has_looked else await begin_asset_backfills(connection, self._adapter, chain)
             job = await claim_job(connection, [self._chain_id], SETTLED_FOR, await database_now(connection))
+        self._has_looked = True  # it is committed
+        for asset_id in begun:
+            log.info("backfill of an asset begun", chain=self._slug, asset=asset_id)
         if job is None:
             return IDLE_INTERVAL_S
         try:
@@ -89,15 +91,18 @@ class Historian:
         except UNAVAILABLE:
             raise
         except Exception as error:  # noqa: BLE001 (the head of the chain must not stand still for it)
-            return await self._confess(job, error)
-        return WAITING_INTERVAL_S if job.reason is not None and job.state is JobState.RUNNING else 0.0
+            await self._confess(job, error)
+        return 0.0
 
-    async def _confess(self, job: JobRow, error: Exception) -> float:
+    async def _confess(self, job: JobRow, error: Exception) -> None:
         """A fault of ours is told where operators look for the job, and met again when it has its next turn."""
         log.error("job failed by a fault of ours", chain=self._slug, job=job.id, exc_info=error)
-        async with transaction(self._engine) as connection:
-            await release_job(connection, job, await database_now(connection), f"a fault of ours: {error!r}")
-        return WAITING_INTERVAL_S
+        try:
+            async with transaction(self._engine) as connection:
+                now = await database_now(connection)
+                await release_job(connection, job, now, f"a fault of ours: {error!r}", WAITING_FOR)
+        except JobTaken as taken:
+            log.info("job given up", chain=self._slug, reason=str(taken))
 
     async def work(self, job: JobRow, slice_s: float, stop: asyncio.Event) -> JobRow:
         """Work on a job that is ours for a while, then give it back, unless it has ended. Raises `JobTaken`."""
@@ -117,13 +122,13 @@ class Historian:
             return await release_job(connection, job, await database_now(connection))
 
     async def _fail(self, job: JobRow, error: ChainError | BranchChanged) -> JobRow:
-        is_refused = job.kind is JobKind.REPLAY and isinstance(error, BlockNotFound | ChainHolds)
+        is_refused = job.kind is JobKind.REPLAY and isinstance(error, BlockNotFound | ChainHolds | BranchChanged)
         log.warning("job cannot go on", chain=self._slug, job=job.id, reason=str(error), is_refused=is_refused)
         async with transaction(self._engine) as connection:
             now = await database_now(connection)
             if is_refused:
                 return await end_job(connection, job, JobState.FAILED, now, refusal_of(error))
-            return await release_job(connection, job, now, str(error))
+            return await release_job(connection, job, now, str(error), WAITING_FOR)
 
 
 def refusal_of(error: Exception) -> str:

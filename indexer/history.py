@@ -17,7 +17,8 @@ Three rules keep this harmless.
 - *A story goes on, it does not begin again.* An entry's row can be lost while its events are there: then its tenant knows
   it. Such an entry is put back as it was last told, silently, and only what has happened since is told.
 - *Nothing is taken back on less than it was given.* An extra entry loses its block only by a proof as strong as its own.
-  What only a trace tells, another trace cannot contradict where the accounts' balances had borne it out.
+  What only a trace tells, another trace cannot contradict where the accounts' balances had borne it out, nor one tracer
+  another. And no clock takes anything back: a person asks for that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from indexer.commit import Followed, time_of_block, write_changes
 from indexer.errors import BranchChanged
 from indexer.finality import Agreement
 from indexer.story import Change, Inclusion, move, restore
-from ledger.blocks import CommittedBlock, find_canonical, insert_blocks
+from ledger.blocks import CommittedBlock, find_canonical, keep_blocks
 from ledger.coverage import find_agreed_above
 from ledger.database import Connection
 from ledger.entries import find_entries_in, find_entries_of, find_lost, mend_entries, write_entries
@@ -86,6 +87,8 @@ class Scope:
     """Only the watches of this backfill, which cover what is being read; None: all watches, as far as each covers."""
     is_whole: bool = True
     """Whether entries that are not in the blocks are looked for, and not only what is missing."""
+    takes_back: bool = True
+    """Whether such entries lose their block: only where a person asked for it."""
 
     def takes(self, transfer: Transfer) -> bool:
         """True when the transfer is looked at."""
@@ -133,7 +136,7 @@ async def compare(
     altered = {(e.tenant_id, e.id): (e, i) for e, i in _seated(inclusions, known) if _is_altered(e, i)}
     mended = [_mended(entry, inclusion) for entry, inclusion in altered.values()]
     at_hand = {**known.entries, **{(e.tenant_id, e.id): e for e in (*restored, *mended)}}
-    extra = _extra(inclusions, known.standing, stretch.blocks)
+    extra = _extra(inclusions, known.standing, stretch.blocks, takes_back=scope.takes_back)
     unseated = [entry for entry, may_go in extra if may_go]
     branch = Branch(
         inclusions,
@@ -214,8 +217,8 @@ def _watching(
 def _first_of(watch: MatchedWatch, scope: Scope, chain: ChainRow, lowest: int) -> int:
     if scope.job_id is not None and watch.start_height is not None:
         return max(watch.start_height, lowest)
-    covered = watch.covered_from_height
-    return (chain.first_height or 0) if covered is None else covered
+    first = (chain.first_height or 0) if watch.covered_from_height is None else watch.covered_from_height
+    return first if watch.backfilled_from is None else min(first, watch.backfilled_from)
 
 
 def _is_asked(entry: Entry, scope: Scope) -> bool:
@@ -279,7 +282,7 @@ def _mended(entry: Entry, inclusion: Inclusion) -> Entry:
 
 
 def _extra(
-    inclusions: Sequence[Inclusion], standing: Sequence[Entry], blocks: Sequence[Block]
+    inclusions: Sequence[Inclusion], standing: Sequence[Entry], blocks: Sequence[Block], *, takes_back: bool
 ) -> list[tuple[Entry, bool]]:
     """Entries in the blocks whose transfer is not there, and whether what was read may take them back."""
     by_height = {block.ref.height: block for block in blocks}
@@ -288,7 +291,7 @@ def _extra(
     for entry in standing:
         block = by_height[entry.block_height or 0]
         if not keeps_its_place(entry, included.get(entry.transfer_id)) and _was_read(entry, block):
-            found.append((entry, _is_outweighed(entry, block)))
+            found.append((entry, takes_back and _is_outweighed(entry, block)))
     return found
 
 
@@ -300,7 +303,9 @@ def _was_read(entry: Entry, block: Block) -> bool:
 def _is_outweighed(entry: Entry, block: Block) -> bool:
     if entry.locator_kind is LocatorKind.TRACE:
         order = list(TraceProof)
-        return block.trace_proof is not None and order.index(block.trace_proof) >= order.index(TraceProof(entry.proof))
+        had, has = TraceProof(entry.proof), block.trace_proof
+        # One tracer's word against one tracer's word decides nothing.
+        return has is not None and (order.index(has) > order.index(had) or has is had is not TraceProof.TRACE)
     is_level = entry.proof in ProofLevel.__members__.values()
     return block.proof.rank >= (ProofLevel(entry.proof).rank if is_level else ProofLevel.ROOTS.rank)
 
@@ -345,4 +350,4 @@ async def _keep_rows(
         for block, reading in zip(stretch.blocks, readings, strict=True)
         if block.ref.hash in counts and block.ref.height >= (chain.first_height or 0)
     ]
-    await insert_blocks(connection, chain.chain_id, kept, now)
+    await keep_blocks(connection, chain.chain_id, kept, now)

@@ -1,6 +1,6 @@
 """One step of a job on the past: a backfill or a replay, from where it stands to where it stands next.
 
-    begin      the nodes are probed for the oldest block, before anything is promised
+    begin      the nodes are probed: for a replay, before anything is promised, at both ends and in the middle
     read       the next run of blocks, downwards, proven and bound to our chain; no transaction is open
     commit     compared, applied, covered and counted in one transaction under the chain's lock
     finish     watches are told that they are covered; the job is done
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from chains.errors import NodeUnavailable
+from chains.errors import BlockNotFound, ChainHolds, NodeUnavailable
 from chains.model import Address, Asset, AssetId, Block, Slug
 from indexer.commit import Followed
 from indexer.coverage import Readings
@@ -69,6 +69,8 @@ class Errand:
     asset_id: AssetId | None
     address: Address | None
     is_dry_run: bool
+    takes_back: bool
+    """Whether entries that are not in their blocks lose them."""
 
     @property
     def is_for_watches(self) -> bool:
@@ -87,6 +89,7 @@ def errand_of(job: JobRow) -> Errand:
         asset_id=request.get("asset_id"),
         address=bytes.fromhex(address.removeprefix("0x")) if address else None,
         is_dry_run=bool(request.get("dry_run")),
+        takes_back=request.get("takes_back", True),
     )
 
 
@@ -127,7 +130,7 @@ class Past:
             raise NotYet(f"{self._slug}: no block of it was committed yet")
         highest = chain.first_height - 1 if errand.highest is None else min(errand.highest, chain.tip_height)
         if errand.lowest <= highest:
-            await self.rereader.probe(sorted({errand.lowest, (errand.lowest + highest) // 2, highest}))
+            await self.rereader.probe(_probed(errand, highest))
             await self._remember(errand)
         async with transaction(self._engine) as connection:
             return await progress_job(
@@ -149,10 +152,17 @@ class Past:
         lowest = max(errand.lowest, highest - self._spans[asset is not None] + 1)
         known = job.cursor.get("hash")
         top_hash = await self.rereader.hash_at(highest) if known is None else bytes.fromhex(known)
-        if asset is None:
-            stretch = await self.rereader.read(lowest, highest, top_hash)
-        else:
-            stretch = await self.rereader.read_for(asset, lowest, highest, top_hash)
+        try:
+            if asset is None:
+                stretch = await self.rereader.read(lowest, highest, top_hash)
+            else:
+                stretch = await self.rereader.read_for(asset, lowest, highest, top_hash)
+        except (BlockNotFound, ChainHolds):
+            if lowest == highest:
+                raise
+            # Nodes may have the upper ones of these: what there is to be read is read.
+            self._spans[asset is not None] = (highest - lowest + 1) // 2
+            return job
         await self._remember(errand)
         cost = _cost_of(stretch.blocks, time.monotonic() - began)
         self._spans[asset is not None] = next_span(self._spans[asset is not None], cost, span_max)
@@ -240,9 +250,17 @@ class Past:
         return [row.id for row in rows]
 
 
+def _probed(errand: Errand, highest: int) -> list[int]:
+    """Blocks that nodes must still have. A backfill reads downwards as far as they do, and waits there; of a replay somebody
+    wants to know at once."""
+    if errand.kind is JobKind.BACKFILL:
+        return [highest]
+    return sorted({errand.lowest, (errand.lowest + highest) // 2, highest})
+
+
 def _scope_of(job: JobRow, errand: Errand, listed: Collection[AssetId]) -> Scope:
     if errand.kind is JobKind.REPLAY:
-        return Scope(Origin.REPLAY, frozenset(listed), errand.address)
+        return Scope(Origin.REPLAY, frozenset(listed), errand.address, takes_back=errand.takes_back)
     assets = frozenset(listed) if errand.asset_id is None else frozenset({errand.asset_id})
     return Scope(Origin.BACKFILL, assets, job_id=job.id if errand.is_for_watches else None, is_whole=False)
 
@@ -256,17 +274,20 @@ def _progress(
     return {
         "cursor": {"height": first.height - 1, "hash": first.parent_hash.hex()},
         "done": job.done + len(stretch.refs),
-        "result": _added(job.result, comparison.differences, event_count),
+        "result": _added(job.result, comparison.differences, event_count, errand.kind),
         "reason": None,
         **covered,
     }
 
 
-def _added(result: Mapping[str, Any], differences: Sequence[Difference], event_count: int) -> dict[str, Any]:
+def _added(
+    result: Mapping[str, Any], differences: Sequence[Difference], event_count: int, kind: JobKind
+) -> dict[str, Any]:
+    """The result with a step's part. What a backfill finds is its purpose, and named by events: it is only counted."""
     added = {**result, "events": result["events"] + event_count}
     for one in differences:
         added[one.kind.value] += 1
-    room = max(0, DIFFERENCES_MAX - len(result["differences"]))
+    room = max(0, DIFFERENCES_MAX - len(result["differences"])) if kind is JobKind.REPLAY else 0
     documents = [difference_document(one.kind.value, one.entry, is_mended=one.is_mended) for one in differences[:room]]
     return {**added, "differences": [*result["differences"], *documents]}
 

@@ -19,8 +19,6 @@ from ledger.model import ChainRow, Entry
 from ledger.states import (
     CREDITED_STATES,
     ENTRY_TRANSITIONS,
-    LOST_STATES,
-    SPENT_STATES,
     Disposition,
     EntryState,
     Origin,
@@ -214,11 +212,13 @@ def restore(
         now=now,
         reasons=tuple(Reason(reason) for reason in told.reasons),
     ).after
-    is_nowhere = told.state in (*LOST_STATES, *SPENT_STATES)
-    columns: dict[str, Any] = _NOWHERE if is_nowhere else {}
+    height = told.block_height
     return replace(
         new,
-        **columns,
+        block_height=height,
+        block_hash=told.block_hash,
+        block_at=told.block_at,
+        confirm_height=None if height is None else credit_point.confirm_height(height),
         state=told.state,
         sequence=told.sequence,
         disposition=told.disposition,

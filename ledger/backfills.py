@@ -72,13 +72,21 @@ async def find_covered_from(
     return {JobId(row.id): row.covered_from for row in rows}
 
 
-def lowered(covered_from: int | None, start_height: int | None, frontier: int | None) -> int | None:
-    """From which height a watch is covered, by what its row says and how far down its backfill has come. The row is written
-    once; only the job's moves, so that ten thousand watches of one backfill cost its steps no more than one does."""
+def lowered(
+    covered_from: int | None, start_height: int | None, frontier: int | None, first_height: int | None = None
+) -> int | None:
+    """From which height a watch is covered, by what its row says (None: from the chain's own first block, `first_height`
+    where that is known) and how far down its backfill has come: whichever is lower."""
+    covered = first_height if covered_from is None else covered_from
+    reached = reached_by(start_height, frontier)
+    return covered if covered is None or reached is None else min(covered, reached)
+
+
+def reached_by(start_height: int | None, frontier: int | None) -> int | None:
+    """The first height that a watch is covered from by its backfill alone; None where that has read nothing for it."""
     if frontier is None or start_height is None:
-        return covered_from
-    reached = max(start_height, frontier)
-    return reached if covered_from is None else min(covered_from, reached)
+        return None
+    return max(start_height, frontier)
 
 
 async def find_asset_backfill(connection: AsyncConnection, chain_id: ChainId, asset_id: AssetId) -> JobId | None:

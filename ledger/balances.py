@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ColumnElement, Text, and_, cast, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Text, and_, case, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,6 +19,7 @@ from ledger.model import Entry
 from ledger.rows import entry_from
 from ledger.schema import assets, chains, entries, watches
 from ledger.schema_audit import balances
+from ledger.schema_jobs import jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class WatchedAddress:
 
     address: Address
     covered_from: int
-    """First height from which a live watch covers it."""
+    """First height from which a live watch covers it, by its backfill as far as that has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +156,15 @@ async def _watched(
     connection: AsyncConnection, chain_id: ChainId, condition: ColumnElement[bool], limit: int
 ) -> list[WatchedAddress]:
     named = cast(watches.c.covered_from[literal(chain_id, Text)].astext, BigInteger)
-    lowest = func.min(func.coalesce(named, chains.c.first_height, 0))
+    # Null where a backfill has read nothing; LEAST passes nulls over.
+    backfilled = case((jobs.c.covered_from.is_not(None), func.greatest(watches.c.start_height, jobs.c.covered_from)))
+    lowest = func.min(func.least(func.coalesce(named, chains.c.first_height, 0), backfilled))
+    is_its_job = and_(jobs.c.tenant_id == watches.c.tenant_id, jobs.c.id == watches.c.backfill_job_id)
     statement = (
         select(watches.c.address, lowest.label("covered_from"))
+        .select_from(watches)
         .join(chains, chains.c.chain_id == chain_id)
+        .outerjoin(jobs, is_its_job)
         .where(watches.c.deleted_at.is_(None), _is_in_scope(chain_id), condition)
         .group_by(watches.c.address)
         .order_by(watches.c.address)

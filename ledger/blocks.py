@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -39,25 +40,7 @@ async def insert_blocks(
     """Make blocks canonical; one that was orphaned before (a reorg back) becomes canonical again."""
     if not committed:
         return
-    rows = [
-        {
-            "chain_id": chain_id,
-            "hash": c.block.ref.hash,
-            "height": c.block.ref.height,
-            "parent_hash": c.block.ref.parent_hash,
-            "block_at": c.block_at,
-            "state": BlockState.CANONICAL.value,
-            "proof": c.block.proof.value,
-            "agreed_by": c.agreed_by,
-            "node": c.block.node,
-            "transaction_count": c.block.transaction_count,
-            "entry_count": c.entry_count,
-            "committed_at": now,
-            "reading": c.reading,
-            "trace_proof": c.block.trace_proof.value if c.block.trace_proof else None,
-        }
-        for c in committed
-    ]
+    rows = [_row_of(chain_id, one, now) for one in committed]
     statement = insert(blocks)
     again = {name: statement.excluded[name] for name in _READ_AGAIN}
     entry_count = func.greatest(blocks.c.entry_count, statement.excluded.entry_count)
@@ -67,6 +50,43 @@ async def insert_blocks(
             set_={**again, "entry_count": entry_count, "orphaned_at": None},
         ),
         rows,
+    )
+
+
+def _row_of(chain_id: ChainId, one: CommittedBlock, now: datetime) -> dict[str, Any]:
+    block = one.block
+    return {
+        "chain_id": chain_id,
+        "hash": block.ref.hash,
+        "height": block.ref.height,
+        "parent_hash": block.ref.parent_hash,
+        "block_at": one.block_at,
+        "state": BlockState.CANONICAL.value,
+        "proof": block.proof.value,
+        "agreed_by": one.agreed_by,
+        "node": block.node,
+        "transaction_count": block.transaction_count,
+        "entry_count": one.entry_count,
+        "committed_at": now,
+        "reading": one.reading,
+        "trace_proof": block.trace_proof.value if block.trace_proof else None,
+    }
+
+
+async def keep_blocks(
+    connection: AsyncConnection, chain_id: ChainId, kept: Sequence[CommittedBlock], now: datetime
+) -> None:
+    """Keep rows of blocks of ours in which an entry turned up that was not known. Of a row that is there nothing else
+    changes: what it says of the block is true for everybody, and this may be known for one alone."""
+    if not kept:
+        return
+    statement = insert(blocks)
+    entry_count = func.greatest(blocks.c.entry_count, statement.excluded.entry_count)
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[blocks.c.chain_id, blocks.c.hash], set_={"entry_count": entry_count}
+        ),
+        [_row_of(chain_id, one, now) for one in kept],
     )
 
 

@@ -8,19 +8,26 @@ from datetime import datetime
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import case, select, update
+from sqlalchemy import case, exists, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import ChainId
 from ledger.chains import lock_chain, update_chain
 from ledger.halts import notice_of, tell_operator
+from ledger.ids import OPS_TENANT
 from ledger.schema import blocks
-from ledger.schema_jobs import findings
-from ledger.states import BlockState
+from ledger.schema_jobs import findings, jobs
+from ledger.states import BlockState, JobKind, JobState
 
 BALANCE = "balance"
 """The kind of what a balance shows: it is closed by the next look at that balance, not by any block."""
+
+BRANCH = "branch"
+"""The kind of what no replay mends: a host that names another final block than ours."""
+
+EXTRA = "extra"
+"""The kind of what a person has to look at: to mend it is to take money back."""
 
 RUNBOOK = "docs/operations.md#an-audit-found-something"
 """Where an operator reads what to do."""
@@ -115,6 +122,39 @@ async def close_balance_findings(
     """Findings about balances that agree now."""
     is_closed = (findings.c.chain_id == chain_id, findings.c.key.in_(keys), findings.c.mended_at.is_(None))
     await connection.execute(update(findings).where(*is_closed).values(mended_at=now))
+
+
+async def find_unreplayed(
+    connection: AsyncConnection, chain_id: ChainId, blocks_max: int, limit: int
+) -> list[tuple[int, int]]:
+    """The blocks of open findings, lowest first, that a replay may mend and that none has been made for since they were
+    found, but for those that failed; of no more than `blocks_max` blocks each."""
+    request = jobs.c.request
+    has_replay = exists().where(
+        jobs.c.tenant_id == OPS_TENANT,
+        jobs.c.chain_id == chain_id,
+        jobs.c.kind == JobKind.REPLAY.value,
+        jobs.c.state != JobState.FAILED.value,
+        jobs.c.created_at >= findings.c.found_at,
+        request["from"].as_integer() <= findings.c.from_height,
+        request["to"].as_integer() >= findings.c.to_height,
+        request["address"].astext.is_(None),
+        request["dry_run"].as_boolean().is_(False),
+    )
+    statement = (
+        select(findings.c.from_height, findings.c.to_height)
+        .where(
+            findings.c.chain_id == chain_id,
+            findings.c.mended_at.is_(None),
+            findings.c.kind.not_in((BRANCH, EXTRA)),
+            findings.c.to_height - findings.c.from_height < blocks_max,
+            ~has_replay,
+        )
+        .distinct()
+        .order_by(findings.c.from_height)
+        .limit(limit)
+    )
+    return [(row.from_height, row.to_height) for row in await connection.execute(statement)]
 
 
 async def list_open_findings(connection: AsyncConnection, chain_id: ChainId) -> list[Finding]:

@@ -154,13 +154,19 @@ async def claim_job(
 
     One that was made less than `settled_for` ago is left for later: what is asked for just after it may still join it.
     One of the statements that cross tenants."""
+    is_settled = or_(jobs.c.state == JobState.RUNNING.value, jobs.c.created_at <= now - settled_for)
+    return await take_next(connection, and_(jobs.c.chain_id.in_(chain_ids), is_settled), now)
+
+
+async def take_next(connection: AsyncConnection, condition: ColumnElement[bool], now: datetime) -> JobRow | None:
+    """Take, of the jobs for which the condition holds and whose turn has come, the one that has waited longest."""
     waiting = (
         select(jobs.c.tenant_id, jobs.c.id)
         .where(
-            jobs.c.chain_id.in_(chain_ids),
+            condition,
             jobs.c.state.in_(_OPEN),
+            jobs.c.turn_at <= now,
             or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now),
-            or_(jobs.c.state == JobState.RUNNING.value, jobs.c.created_at <= now - settled_for),
         )
         .order_by(jobs.c.turn_at, jobs.c.id)
         .limit(1)
@@ -200,9 +206,18 @@ async def progress_job(connection: AsyncConnection, job: JobRow, now: datetime, 
     return await _write(connection, job, {**values, "leased_until": now + LEASE})
 
 
-async def release_job(connection: AsyncConnection, job: JobRow, now: datetime, reason: str | None = None) -> JobRow:
-    """Give a job back: the others have their turn first. `reason` says what it waits for. Raises `JobTaken`."""
-    return await _write(connection, job, {"lease_token": None, "leased_until": None, "turn_at": now, "reason": reason})
+async def release_job(
+    connection: AsyncConnection,
+    job: JobRow,
+    now: datetime,
+    reason: str | None = None,
+    pause: timedelta = timedelta(0),
+) -> JobRow:
+    """Give a job back: the others have their turn first, and it has none before the pause is over. `reason` says what it
+    waits for. Raises `JobTaken`."""
+    return await _write(
+        connection, job, {"lease_token": None, "leased_until": None, "turn_at": now + pause, "reason": reason}
+    )
 
 
 async def end_job(

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import bindparam
 
 from chains.model import Address, ChainId
-from ledger.backfills import find_covered_from, lowered
+from ledger.backfills import find_covered_from, lowered, reached_by
 from ledger.bulk import unnested
 from ledger.chains import EVM_SCOPE
 from ledger.ids import JobId, TenantId, WatchId
@@ -38,6 +38,8 @@ class MatchedWatch:
     """First height that it covers here, by its backfill as far as that has come; None: the chain's own first block."""
     backfill_job_id: JobId | None = None
     start_height: int | None = None
+    backfilled_from: int | None = None
+    """First height that its backfill has read for it; None where there is none, or it has read nothing yet."""
 
     def covers(self, height: int) -> bool:
         """True when a transfer at `height` is an entry of this watch."""
@@ -99,4 +101,5 @@ def _matched(row: Row[Any], chain_id: ChainId, frontier: int | None) -> MatchedW
         covered_from_height=lowered(row.covered_from.get(chain_id), row.start_height, frontier),
         backfill_job_id=row.backfill_job_id,
         start_height=row.start_height,
+        backfilled_from=reached_by(row.start_height, frontier),
     )

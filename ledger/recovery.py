@@ -7,12 +7,11 @@ the job's progress, so that a batch happens once however often a process dies. N
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.bulk import copy_rows
@@ -21,7 +20,7 @@ from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
 from ledger.hints import mark_news
 from ledger.holding import Held, Task
 from ledger.ids import DeliveryId, EndpointId, TenantId, new_id
-from ledger.jobs import LEASE, JobRow, end_job, find_job, progress_job, release_job
+from ledger.jobs import JobRow, end_job, progress_job, release_job, take_next
 from ledger.schema import deliveries, endpoints, events
 from ledger.schema_jobs import jobs
 from ledger.states import DeliveryState, EndpointState, JobKind, JobState
@@ -78,28 +77,8 @@ def _copy_of(row: Mapping[Any, Any], endpoint: EndpointRow, now: datetime) -> di
 
 async def claim_recovery(connection: AsyncConnection, now: datetime) -> JobRow | None:
     """Take the job about deliveries that has waited longest for its turn. One of the statements that cross tenants."""
-    waiting = (
-        select(jobs.c.tenant_id, jobs.c.id)
-        .where(
-            jobs.c.chain_id.is_(None),
-            jobs.c.kind == JobKind.RECOVER.value,
-            jobs.c.state.in_((JobState.QUEUED.value, JobState.RUNNING.value)),
-            or_(jobs.c.leased_until.is_(None), jobs.c.leased_until < now),
-        )
-        .order_by(jobs.c.turn_at, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .cte("waiting")
-    )
-    taken = {
-        "state": JobState.RUNNING.value,
-        "lease_token": secrets.token_hex(16),
-        "leased_until": now + LEASE,
-        "started_at": func.coalesce(jobs.c.started_at, now),
-    }
-    statement = update(jobs).values(taken).where(jobs.c.tenant_id == waiting.c.tenant_id, jobs.c.id == waiting.c.id)
-    row = (await connection.execute(statement.returning(jobs.c.tenant_id, jobs.c.id))).first()
-    return None if row is None else await find_job(connection, row.tenant_id, row.id)
+    is_about_deliveries = and_(jobs.c.chain_id.is_(None), jobs.c.kind == JobKind.RECOVER.value)
+    return await take_next(connection, is_about_deliveries, now)
 
 
 async def step_recovery(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:

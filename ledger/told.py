@@ -12,6 +12,7 @@ from sqlalchemy import Text, and_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from chains.model import BlockHash
 from ledger.bulk import unnested
 from ledger.ids import EntryId, TenantId, WatchId
 from ledger.schema import events
@@ -34,6 +35,9 @@ class Told:
     confirmed_at: datetime | None
     finalized_at: datetime | None
     updated_at: datetime
+    block_height: int | None
+    block_hash: BlockHash | None
+    block_at: datetime | None
 
 
 async def find_last_told(
@@ -59,6 +63,7 @@ async def find_last_told(
 
 
 def _told(sequence: int, data: Mapping[str, Any]) -> Told:
+    block = data["block"]
     return Told(
         sequence=sequence,
         state=EntryState(data["state"]),
@@ -72,6 +77,9 @@ def _told(sequence: int, data: Mapping[str, Any]) -> Told:
         confirmed_at=_moment(data["confirmed_at"]),
         finalized_at=_moment(data["finalized_at"]),
         updated_at=datetime.fromisoformat(data["updated_at"]),
+        block_height=block["height"] if block else None,
+        block_hash=bytes.fromhex(block["hash"].removeprefix("0x")) if block else None,
+        block_at=datetime.fromisoformat(block["timestamp"]) if block else None,
     )
 
 

@@ -220,11 +220,11 @@ async def find_covering_watches(
 
 
 def _covering(row: Any, chain: ChainRow, frontier: int | None) -> CoveringWatch:  # noqa: ANN401 (a row)
-    covered = lowered(row.covered_from.get(chain.chain_id), row.start_height, frontier)
+    named = row.covered_from.get(chain.chain_id)
     return CoveringWatch(
         TenantId(row.tenant_id),
         WatchId(row.id),
         row.start_height,
-        chain.first_height if covered is None else covered,
+        lowered(named, row.start_height, frontier, chain.first_height),
         row.backfill_job_id,
     )

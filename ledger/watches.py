@@ -128,8 +128,8 @@ def is_in_scope(chain: ChainRow, scope: str) -> bool:
 
 
 def _covered_from(row: WatchRow, chain: ChainRow) -> int | None:
-    covered = lowered(row.covered_from.get(chain.chain_id), row.start_height, row.backfilled_from)
-    return covered if covered is not None else chain.first_height
+    named = row.covered_from.get(chain.chain_id)
+    return lowered(named, row.start_height, row.backfilled_from, chain.first_height)
 
 
 _asked = (

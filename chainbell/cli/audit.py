@@ -14,7 +14,7 @@ from rich.table import Table
 from chainbell.cli.context import Context, context_of
 from chainbell.cli.replay import DIFFERENT, past_of
 from chainbell.configured import ConfiguredChain
-from chainbell.errors import UsageError
+from chainbell.errors import ChainbellError, UsageError
 from chainbell.opening import open_database
 from chainbell.roles import auditor_of, chosen_chains
 from chains.model import hex_of
@@ -66,6 +66,8 @@ def audit(
     _show(ours, chain, report)
     if report.findings:
         raise typer.Exit(DIFFERENT)
+    if report.blocks.unread and not report.blocks.heights:
+        raise ChainbellError(f"--chain {chain}: no block could be compared, so nothing was shown to be right")
 
 
 def share_of(sample: float) -> float:

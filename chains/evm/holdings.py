@@ -73,9 +73,11 @@ class _ProofOfNative:
     dialect: Dialect
 
     def calls(self, place: Place) -> list[Call]:
+        """One call, for the account's proof (EIP-1186)."""
         return [("eth_getProof", [hex_of(self.asked[0]), [], place])]
 
     def read(self, results: Sequence[msgspec.Raw], told: _Told) -> Holding | None:
+        """The account as the block's state root has it, in wei. Raises `ProofFailure`."""
         state_root = state_root_of(told.header, told.ref.hash, self.dialect)
         account = prove_account(state_root, self.asked[0], decode_account_proof(results[0]))
         return Holding(account.balance, True, account.nonce, account.code_hash != NO_CODE, told.host)
@@ -88,10 +90,12 @@ class _Native:
     asked: Asked
 
     def calls(self, place: Place) -> list[Call]:
+        """Three calls: what it holds, how often it sent, and whether it has code."""
         methods = ("eth_getBalance", "eth_getTransactionCount", "eth_getCode")
         return [(method, [hex_of(self.asked[0]), place]) for method in methods]
 
     def read(self, results: Sequence[msgspec.Raw], told: _Told) -> Holding | None:
+        """The account by the node's word, in wei. Raises `ProofFailure` for what is no number."""
         balance, nonce, code = map(_hex_of_result, results)
         return Holding(_number_of(balance), False, _number_of(nonce), len(bytes_of(code)) > 0, told.host)
 
@@ -104,10 +108,12 @@ class _Token:
     contract: Address
 
     def calls(self, place: Place) -> list[Call]:
+        """One call, of the contract's `balanceOf(address)` (ERC-20)."""
         data = BALANCE_OF + self.asked[0].rjust(32, b"\0").hex()
         return [("eth_call", [{"to": hex_of(self.contract), "data": data}, place])]
 
     def read(self, results: Sequence[msgspec.Raw], told: _Told) -> Holding | None:
+        """The contract's word, in the token's smallest unit; None where it is not one word of 32 bytes."""
         word = bytes_of(_hex_of_result(results[0]))
         if len(word) != 32:
             return None  # no contract is there (yet), or one that answers otherwise

@@ -61,7 +61,8 @@ class PastWorld:
         """Take and run whatever waits, as the follow role does, until nothing does."""
         stop = asyncio.Event()
         async with transaction(self.ledger.engine) as connection:
-            await connection.execute(text("UPDATE jobs SET created_at = created_at - interval '1 minute'"))
+            earlier = "created_at = created_at - interval '1 hour', turn_at = turn_at - interval '1 hour'"
+            await connection.execute(text(f"UPDATE jobs SET {earlier}"))
         for _ in range(20):
             await self.historian._turn(stop)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from indexer.audit import SAMPLE_MAX, BlockAuditor, sampled
 from indexer.auditing import Auditor
+from ledger.chains import register_chain
 from ledger.database import transaction
 from ledger.findings import list_open_findings
-from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, Change, FakeChain, address, payment
-from tests.integration.indexer.conftest import make_ledger
+from tests.fakes.adapter import CHAIN_ID, COIN, LATE_TOKEN, TOKEN, Change, FakeChain, address, payment
+from tests.integration.indexer.conftest import NOW, make_ledger
 from tests.integration.indexer.past_world import PastWorld, world_of
 
 ALICE = address(1)
@@ -139,3 +141,47 @@ def test_samples_are_bounded_and_never_none_where_some_are_wanted() -> None:
     assert len(sampled(0, 9, 0.0001, chance)) == 1
     assert sorted(sampled(3, 9, 1.0, chance)) == list(range(3, 10))
     assert len(sampled(0, 10**9, 1.0, chance)) == SAMPLE_MAX
+
+
+async def test_what_was_found_is_replayed_whoever_found_it_and_whatever_died_in_between(world: PastWorld) -> None:
+    auditor = auditor_of(world)
+    (lost,) = await world.execute("DELETE FROM entries WHERE amount_atomic = 5 RETURNING id")
+    await auditor.audit(0, 39, 0)  # by hand, or by one that was killed before it made the job
+    await auditor.audit_final()
+    assert len(await world.execute("SELECT id FROM jobs")) == 1
+    await auditor.audit_final()
+    assert len(await world.execute("SELECT id FROM jobs")) == 1  # one is enough while it waits
+    await world.execute("UPDATE jobs SET state = 'failed', reason = 'no node', ended_at = now()")
+    await auditor.audit_final()
+    assert len(await world.execute("SELECT id FROM jobs")) == 2  # what could not be done is tried again
+    await world.work()
+    assert lost.id in await world.ledger.entries()
+    await world.execute("UPDATE jobs SET state = 'done', created_at = now()")  # as they were, before they were aged
+    await auditor.audit_final()
+    assert len(await world.execute("SELECT id FROM jobs")) == 2
+
+
+async def test_nothing_is_taken_back_by_the_clock(world: PastWorld) -> None:
+    await world.execute("UPDATE entries SET id = 'dep_extra', transfer_id = 'tr_extra' WHERE amount_atomic = 5")
+    report = await auditor_of(world).audit_final()
+    assert report is not None
+    assert {one.kind for one in report.findings} == {"extra", "missing"}
+    requests = await world.execute("SELECT request FROM jobs")
+    assert len(requests) == 1  # for what is missing; that the same block is read takes nothing back
+    assert requests[0].request["takes_back"] is False
+    await world.work()
+    assert (await world.ledger.entries())["dep_extra"] == "finalized"
+
+
+async def test_an_asset_that_blocks_were_not_read_for_is_a_gap_and_no_missed_deposit(world: PastWorld) -> None:
+    chain = world.ledger.chain
+    chain.unlisted = {LATE_TOKEN.id}
+    chain.mine(payment("late", ALICE, 9, asset=LATE_TOKEN), count=3)
+    await world.ledger.converge(3)
+    chain.unlisted = set()
+    chain.listed = (COIN, TOKEN, LATE_TOKEN)
+    async with transaction(world.ledger.engine) as connection:
+        await register_chain(connection, replace(world.ledger.configuration, assets=chain.listed), NOW)
+    report = await auditor_of(world_of(world.ledger)).audit(0, 42, 1.0)
+    assert [one for one in report.findings if one.kind == "missing"] == []
+    assert (await world.ledger.row()).missed_deposits == 0

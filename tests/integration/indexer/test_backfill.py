@@ -11,18 +11,22 @@ from sqlalchemy import select
 
 import ledger.coverage
 from chains.model import AssetId
+from indexer.balance_audit import audit_balances
+from indexer.balances import Verdict
 from indexer.follower import Extended
+from ledger.balances import sample_watched_addresses
 from ledger.chains import register_chain
 from ledger.coverage import find_coverage, find_gaps_for_asset
 from ledger.database import transaction
 from ledger.errors import JobTaken
 from ledger.ids import OPS_TENANT, TenantId, WatchId
 from ledger.jobs import JobRow, cancel_job
+from ledger.matching import match_watches
 from ledger.rereading import find_job_coverage
 from ledger.schema_jobs import jobs
 from ledger.states import JobState
-from ledger.watches import delete_watch, find_watch
-from tests.fakes.adapter import CHAIN_ID, COIN, LATE_TOKEN, TOKEN, FakeChain, address, payment
+from ledger.watches import delete_watch, find_watch, watch_document
+from tests.fakes.adapter import CHAIN_ID, COIN, LATE_TOKEN, TOKEN, Change, FakeChain, address, payment
 from tests.integration.indexer.conftest import NOW, make_ledger
 from tests.integration.indexer.past_world import PastWorld, world_of
 
@@ -174,18 +178,57 @@ async def test_a_deleted_watch_gets_nothing_of_its_past(world: PastWorld) -> Non
     assert (await world.find("ten_a", made.row.backfill_job_id or "")).state is JobState.DONE
 
 
-async def test_a_backfill_that_nodes_cannot_serve_waits_and_says_so(world: PastWorld) -> None:
+async def test_a_backfill_reads_as_far_as_nodes_can_serve_it_then_waits_and_says_so(world: PastWorld) -> None:
+    """One that asks for what nobody has holds up none that is read along with it."""
     made = await world.watch(ALICE, start_height=3)
     world.ledger.chain.pruned_below = 30
     await world.work()
     job = await world.find("ten_a", made.row.backfill_job_id or "")
-    assert (job.state, job.done) == (JobState.RUNNING, 0)
-    assert job.reason == "block 3"
+    assert (job.state, job.done, job.covered_from, job.reason) == (JobState.RUNNING, 31, 30, "block 29")
+    assert await covered_from(world, made.row.id) == 30
     world.ledger.chain.pruned_below = 0
     await world.work()
     job = await world.find("ten_a", made.row.backfill_job_id or "")
     assert (job.state, job.reason) == (JobState.DONE, None)
     assert "deposit 10" in await amounts(world)
+
+
+async def test_a_job_that_waits_takes_no_turn_from_another(world: PastWorld) -> None:
+    waiting = await world.watch(ALICE, start_height=3)
+    await world.execute("UPDATE jobs SET created_at = created_at - interval '1 hour'")
+    world.ledger.chain.pruned_below = 61
+    await world.historian._turn(asyncio.Event())
+    world.ledger.chain.pruned_below = 0
+    await world.watch(BOB, start_height=50, tenant="ten_b")
+    await world.execute("UPDATE jobs SET created_at = created_at - interval '1 hour'")
+    for _ in range(3):
+        await world.historian._turn(asyncio.Event())
+    (other,) = await world.execute("SELECT state FROM jobs WHERE tenant_id = 'ten_b'")
+    assert other.state == "done"
+    first = await world.find("ten_a", waiting.row.backfill_job_id or "")
+    assert (first.state, first.done) == (JobState.RUNNING, 0)  # its next turn has not come
+
+
+async def test_a_watch_from_before_the_first_block_covers_that_while_a_later_ones_past_is_read(
+    database_url: str,
+) -> None:
+    chain = FakeChain()
+    chain.mine(count=31)
+    made = await make_ledger(database_url, chain, start=15)
+    world = world_of(made)
+    first = await world.watch(ALICE, start_height=0)
+    await made.converge(3)
+    await world.watch(BOB, start_height=0)
+    world.past._spans[False] = 4
+    await world.execute("UPDATE jobs SET state = 'running', lease_token = 'me', leased_until = now()")
+    await world.past.step(await world.past.step(await world.find("ten_a", first.row.backfill_job_id or "")))
+    async with transaction(made.engine) as connection:
+        (seen,) = (await match_watches(connection, CHAIN_ID, [ALICE]))[ALICE]
+        row = await find_watch(connection, TenantId("ten_a"), first.row.id)
+    assert seen.covers(15)
+    assert row is not None
+    assert watch_document(row, [await made.row()]).covered_from_height == 15
+    await made.engine.dispose()
 
 
 async def test_a_watch_that_is_made_before_the_chain_begins_gets_its_past(database_url: str) -> None:
@@ -235,7 +278,7 @@ async def test_a_listed_asset_opens_a_gap_and_a_backfill_closes_it(database_url:
     await world.work()  # makes the job, which settles for a moment
     await world.work()
     assert await _gaps(LATE_TOKEN.id) == []
-    assert set(chain.fetched) == {0, 3, 5, 7, 10}  # probed: 0, 5 and 10; the others may have moved it
+    assert set(chain.fetched) == {3, 7, 10}  # the highest was probed; the others may have moved it
     assert sorted(await amounts(world)) == ["deposit 10", "deposit 20", "deposit 40"]
     assert await amounts(world, "ten_b") == []  # it came to BOB before the watch covers him
     (job,) = await world.execute("SELECT tenant_id, state, kind FROM jobs")
@@ -304,10 +347,26 @@ async def test_an_asset_is_searched_for_where_a_backfill_has_read_otherwise_than
     assert {(row.state, row.reason) for row in states} == {("done", None)}
 
 
+async def test_what_is_hidden_in_a_backfilled_past_is_found_by_the_balance(world: PastWorld) -> None:
+    world.node.tracers = {"node-a": "debug_traceBlockByHash"}
+    await world.watch(ALICE, start_height=3)
+    await world_of(world.ledger).work()
+    world.node.changes.append(Change(12, ALICE, COIN.id, 500))
+    async with transaction(world.ledger.engine) as connection:
+        sample = await sample_watched_addresses(connection, CHAIN_ID, bytes(20), 10)
+    assert [(one.address, one.covered_from) for one in sample] == [(ALICE, 3)]
+    audit = await audit_balances(world.ledger.engine, world.node, CHAIN_ID, world.node.blocks[60].ref, sample)
+    assert [(one.kind, one.found - one.expected, one.located_height) for one in audit.differences] == [
+        (Verdict.MISSING, 500, 12)
+    ]
+
+
 async def test_a_fault_of_ours_in_a_job_stops_nobody_and_is_its_reason(
     world: PastWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await world.watch(ALICE, start_height=3)
+
+    another = replace(await world.find("ten_a", made.row.backfill_job_id or ""), lease_token="another's")
 
     async def _break(_job: JobRow) -> JobRow:
         raise KeyError("a fault")
@@ -315,6 +374,7 @@ async def test_a_fault_of_ours_in_a_job_stops_nobody_and_is_its_reason(
     monkeypatch.setattr(world.past, "step", _break)
     await world.execute("UPDATE jobs SET created_at = created_at - interval '1 minute'")
     await world.historian._turn(asyncio.Event())
+    await world.historian._confess(another, KeyError("again"))  # it is not ours any more: no matter
     job = await world.find("ten_a", made.row.backfill_job_id or "")
     assert (job.state, job.lease_token, job.reason) == (JobState.RUNNING, None, "a fault of ours: KeyError('a fault')")
     monkeypatch.undo()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from chains.errors import BlockNotFound
+from chains.model import TraceProof
+from ledger.chains import register_chain
+from ledger.database import transaction
 from ledger.ids import OPS_TENANT
 from ledger.states import JobKind, JobState
-from tests.fakes.adapter import TOKEN, FakeChain, address, payment
-from tests.integration.indexer.conftest import Ledger, make_ledger
+from tests.fakes.adapter import COIN, LATE_TOKEN, TOKEN, FakeChain, address, payment
+from tests.integration.indexer.conftest import NOW, Ledger, make_ledger
 from tests.integration.indexer.past_world import PastWorld, world_of
 
 ALICE, BOB = address(1), address(2)
@@ -149,10 +153,10 @@ async def test_a_node_with_another_history_gives_nothing_that_is_taken(world: Pa
     elsewhere = world_of(world.ledger, other)
     job = await elsewhere.job(JobKind.REPLAY, {"from": 0, "to": 30, "address": None, "dry_run": False}, is_taken=False)
     await elsewhere.work()
-    waiting = await world.find(OPS_TENANT, job.id)
-    assert (waiting.state, waiting.done) == (JobState.RUNNING, 0)
-    assert waiting.reason is not None
-    assert "do not lead to ours" in waiting.reason
+    ended = await world.find(OPS_TENANT, job.id)
+    assert (ended.state, ended.done) == (JobState.FAILED, 0)
+    assert ended.reason is not None
+    assert "do not lead to ours" in ended.reason
     assert await whole(world.ledger) == before
 
 
@@ -167,3 +171,50 @@ async def test_a_reorg_in_between_costs_nothing(world: PastWorld) -> None:
     await world.ledger.converge(3)
     job = await world.run(job)
     assert (job.state, job.result["missing"], job.result["extra"]) == (JobState.DONE, 0, 0)
+
+
+async def test_a_replay_for_one_address_says_nothing_of_what_its_blocks_were_read_for(world: PastWorld) -> None:
+    """The token that was listed meanwhile was looked for on behalf of nobody else."""
+    world.node.listed = (COIN, TOKEN, LATE_TOKEN)
+    async with transaction(world.ledger.engine) as connection:
+        await register_chain(connection, replace(world.ledger.configuration, assets=world.node.listed), NOW)
+    before = await world.execute("SELECT height, reading, proof, agreed_by, node FROM blocks ORDER BY height")
+    await world.execute("DELETE FROM entries WHERE tenant_id = 'ten_b'")
+    job = await world_of(world.ledger).replay(0, 39, address="0x" + BOB.hex())
+    assert job.result["missing"] == 2
+    assert await world.execute("SELECT height, reading, proof, agreed_by, node FROM blocks ORDER BY height") == before
+
+
+async def test_one_tracers_word_takes_nothing_back_that_one_tracer_told(world: PastWorld) -> None:
+    await world.execute(
+        "UPDATE entries SET id = 'dep_traced', transfer_id = 'tr_traced', locator_kind = 'trace', proof = 'trace'"
+        " WHERE amount_atomic = 5"
+    )
+    chain = world.ledger.chain
+    chain.blocks[1] = replace(chain.blocks[1], trace_proof=TraceProof.TRACE)
+    assert (False, "extra") in {
+        (one["mended"], one["kind"]) for one in (await world.replay(0, 39)).result["differences"]
+    }
+    chain.blocks[1] = replace(chain.blocks[1], trace_proof=TraceProof.AGREED)
+    assert (True, "extra") in {
+        (one["mended"], one["kind"]) for one in (await world.replay(0, 39)).result["differences"]
+    }
+
+
+async def test_a_row_that_was_lost_before_its_transfer_moved_is_told_to_have_moved(world: PastWorld) -> None:
+    """The follower puts it into its new block as one that it never saw, so its watch is put out of the way for that time."""
+    chain = world.ledger.chain
+    again = payment("five", ALICE, 71)
+    chain.mine(again, count=2)
+    await world.ledger.converge(3)
+    (lost,) = await world.execute("DELETE FROM entries WHERE amount_atomic = 71 RETURNING id")
+    await world.execute("UPDATE watches SET deleted_at = now() WHERE tenant_id = 'ten_a'")
+    chain.drop_to(39)
+    chain.mine(count=2, salt="b")
+    chain.mine(again, count=2, salt="b")
+    await world.ledger.converge(3)
+    await world.execute("UPDATE watches SET deleted_at = NULL WHERE tenant_id = 'ten_a'")
+    await world.replay(40, 43)
+    told = [body for body in await world.ledger.bodies() if body["data"]["id"] == lost.id]
+    places = [(body["type"], body["sequence"], body["data"]["block"]["height"]) for body in told]
+    assert places[:2] == [("deposit.detected", 1, 40), ("deposit.moved", 2, 42)]
