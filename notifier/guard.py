@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from ledger.urls import EndpointPolicy, RefusedAddress, check_address
+from notifier.bounds import make_bounded_response
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -116,6 +118,7 @@ class GuardedConnector(aiohttp.TCPConnector):
             ttl_dns_cache=dns_cache_s,
             socket_factory=lambda address_info: make_guarded_socket(address_info, policy),
         )
+        self._factory = functools.partial(make_bounded_response, loop=self._loop)
         self._policy = policy
 
     async def _create_connection(

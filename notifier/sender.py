@@ -26,13 +26,11 @@ from yarl import URL
 
 from ledger.states import Outcome
 from ledger.urls import EndpointPolicy, RefusedAddress, UnsafeUrl, parse_endpoint_url
+from notifier.bounds import EXCHANGE_BYTES_MAX, AnswerTooLarge
 from notifier.errors import CannotSign
 from notifier.guard import DNS_CACHE_S, GuardedConnector, Lookup, RefusedSocket, VettingResolver, lookup_addresses
 from notifier.outcome import AttemptError, judge
 from notifier.signing import webhook_headers
-
-ANSWER_READ_BYTES_MAX = 16 * 1024
-"""How much of an answer is read before the connection is closed."""
 
 ANSWER_KEPT_BYTES_MAX = 4 * 1024
 """How much of an answer is kept with the attempt."""
@@ -137,7 +135,7 @@ class Sender:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,  # a proxy from the environment would make the connection for us, behind the guard's back
             auto_decompress=False,
-            read_bufsize=ANSWER_READ_BYTES_MAX,
+            read_bufsize=EXCHANGE_BYTES_MAX,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect_s),
             headers={
                 "content-type": "application/json",
@@ -201,8 +199,8 @@ def _judged_url(text: str, policy: EndpointPolicy) -> URL:
 
 async def _read_start(response: aiohttp.ClientResponse, received: bytearray) -> None:
     """Read until the end or the limit; at the limit the connection is closed, since the rest would be in its way."""
-    while len(received) < ANSWER_READ_BYTES_MAX:
-        chunk = await response.content.read(ANSWER_READ_BYTES_MAX - len(received))
+    while len(received) < EXCHANGE_BYTES_MAX:
+        chunk = await response.content.read(EXCHANGE_BYTES_MAX - len(received))
         if not chunk:
             return
         received += chunk
@@ -214,6 +212,7 @@ _ERRORS: tuple[tuple[type[BaseException], AttemptError], ...] = (
     (CannotSign, AttemptError.UNSIGNABLE),
     (RefusedAddress, AttemptError.REFUSED_ADDRESS),
     (UnsafeUrl, AttemptError.BAD_URL),
+    (AnswerTooLarge, AttemptError.TOO_LARGE),
     (TimeoutError, AttemptError.TIMEOUT),
     (aiohttp.ClientConnectorCertificateError, AttemptError.TLS),
     (aiohttp.ClientConnectorSSLError, AttemptError.TLS),
