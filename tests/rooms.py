@@ -54,6 +54,9 @@ _SQL_HANDLES = {
 """What the other rooms may hold and hand on to the ledger's functions, and the failure that they may wait out."""
 
 _HTTP_ROOMS = {"chains", "notifier", "api", "chainbell"}
+_GUARDED_MODULES = {"notifier.sender", "notifier.guard", "notifier.bounds"}
+"""All of the notifier that may know how to call out: what a tenant steers goes through the guard or nowhere."""
+_UNGUARDED_CLIENTS = ("urllib.request", "http.client", "httpx", "requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ def broken_walls(source: Source) -> Iterator[str]:
             source.room not in _HTTP_ROOMS or (source.room == "api" and not _is_server(found))
         ):
             yield f"{where}: only chains and the notifier call out"
+        if found.root == "aiohttp" and source.room == "notifier" and source.module not in _GUARDED_MODULES:
+            yield f"{where}: only the guarded sender calls out"
+        if found.name.startswith(_UNGUARDED_CLIENTS):
+            yield f"{where}: no guard stands before this client"
 
 
 def _is_server(found: Import) -> bool:

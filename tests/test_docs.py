@@ -405,6 +405,15 @@ def test_every_test_that_holds_an_invariant_exists() -> None:
     assert [row for row in named if f"def {row[1]}(" not in (ROOT / row[0]).read_text()] == []
 
 
+def test_every_threat_has_a_test_that_exists() -> None:
+    rows = rows_after("docs/threats.md", "## The table")
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 22)]
+    for number, _, _, held_by in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", held_by)
+        assert named, number
+        assert [row for row in named if f"def {row[1]}(" not in (ROOT / row[0]).read_text()] == [], number
+
+
 def test_every_statement_that_crosses_tenants_exists() -> None:
     rows = rows_after("docs/architecture.md", "### Statements that cross tenants")
     for file, *functions in (words_of(row[0]) for row in rows):
