@@ -266,8 +266,15 @@ _IDNA_DEVIATIONS = frozenset("ßς\u200c\u200d")
 """Characters that IDNA 2003 and 2008 send to different hosts."""
 
 _LOOPBACK_NAMES = frozenset(["localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", "loopback"])
-_METADATA_NAMES = frozenset(["metadata.google.internal", "metadata.goog", "metadata", "instance-data"])
-_PRIVATE_SUFFIXES = (".internal", ".local", ".localdomain", ".lan", ".intranet", ".corp", ".home", ".home.arpa")
+_METADATA_NAMES = (
+    *("metadata", "instance-data", "metadata.google.internal", "metadata.goog", "instance-data.ec2.internal"),
+    *("metadata.azure.internal", "metadata.tencentyun.com", "metadata.cloud.ibm.com"),
+)
+"""Refused with all below them, so that whoever writes one is told at once; what they resolve to is refused anyway."""
+_PRIVATE_SUFFIXES = (
+    *(".internal", ".local", ".localdomain", ".lan", ".svc", ".private", ".intranet"),
+    *(".corp", ".home", ".home.arpa"),
+)
 _LOOPBACK_NETWORKS: tuple[IPNetwork, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
@@ -390,7 +397,7 @@ def _ascii_name(host: str) -> str:
 
 
 def _check_name(name: str, policy: EndpointPolicy) -> None:
-    if name in _METADATA_NAMES:
+    if any(f".{name}".endswith(f".{metadata}") for metadata in _METADATA_NAMES):
         raise UnsafeUrl(f"{name} is a cloud's metadata service; webhooks never go there, use a public host")
     is_loopback = name in _LOOPBACK_NAMES or name.endswith(".localhost")
     if is_loopback and not _opens_loopback(policy):

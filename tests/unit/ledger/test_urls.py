@@ -189,6 +189,27 @@ def test_a_name_on_an_odd_port_is_judged_again_by_what_it_resolves_to() -> None:
         check_address(IPv4Address("1.1.1.1"), parsed.port, LOCAL)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("metadata", "metadata.google.internal", "METADATA.google.internal", "x.metadata.google.internal"),
+        *("metadata.goog", "instance-data", "instance-data.ec2.internal", "metadata.azure.internal"),
+        *("metadata.tencentyun.com", "api.metadata.cloud.ibm.com"),
+    ],
+)
+def test_names_of_metadata_are_refused_even_when_the_operator_allows_everything(name: str) -> None:
+    with pytest.raises(UnsafeUrl, match="metadata service"):
+        parse_endpoint_url(f"http://{name}/latest", EVERYTHING)
+    assert parse_endpoint_url(f"http://not-{name}.example/", EVERYTHING).host == f"not-{name.lower()}.example"
+
+
+@pytest.mark.parametrize("name", ["kubernetes.default.svc", "db.private", "x.localhost.localdomain"])
+def test_names_of_local_networks_need_an_opened_network(name: str) -> None:
+    with pytest.raises(UnsafeUrl, match="local network"):
+        parse_endpoint_url(f"https://{name}/", STRICT)
+    assert parse_endpoint_url(f"https://{name}/", EVERYTHING).host == name
+
+
 @pytest.mark.parametrize("port", sorted(BLOCKED_PORTS))
 def test_a_blocked_port_stays_blocked_whatever_the_operator_allows(port: int) -> None:
     with pytest.raises(RefusedAddress, match="never called"):
