@@ -9,9 +9,10 @@ from aiohttp import web
 
 from api import chains, coverage, deliveries, endpoints, entries, events, health, jobs, watches
 from api.answering import answer
-from api.health import OPENAPI
+from api.health import OPENAPI, PAGE
 from api.middleware import answer_safely
 from api.openapi import describe
+from api.page import render_page
 from api.reading import BODY_BYTES_MAX
 from api.routes import SERVICES, OpenRoute, Route, Services
 from ledger.database import Engine
@@ -40,7 +41,9 @@ def create_app(
     """The API over an engine from `connect_api`, which stays its maker's to dispose of."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
     app[SERVICES] = Services(engine, secret_box, endpoint_policy, cursor_key, version)
-    app[OPENAPI] = msgspec.json.encode(describe(ROUTES, OPEN_ROUTES, version))
+    document = describe(ROUTES, OPEN_ROUTES, version)
+    app[OPENAPI] = msgspec.json.encode(document)
+    app[PAGE] = render_page(document).encode()
     for route in ROUTES:
         app.router.add_route(route.method, route.path.replace("{id}", _ID), _handler_of(route))
     for open_route in OPEN_ROUTES:

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from api.page import PAGE_POLICY
 from api.problems import Code, Refused
 from api.routes import SERVICES, OpenRoute
 from ledger.chains import chain_state_of, list_chains
@@ -27,6 +28,9 @@ from ledger.states import ChainState
 
 OPENAPI: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 """The description's bytes, made when the application is."""
+
+PAGE: web.AppKey[bytes] = web.AppKey("page", bytes)
+"""The description as HTML."""
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -78,6 +82,14 @@ async def openapi(request: web.Request) -> web.Response:
 
     OpenAPI 3.1, with the webhooks and a schema and an example for each type of event."""
     return web.Response(body=request.app[OPENAPI], content_type="application/json")
+
+
+async def page(request: web.Request) -> web.Response:
+    """The description of this API, to read
+
+    The same as `/openapi.json`, as one page without scripts that loads nothing."""
+    headers = {"Content-Security-Policy": PAGE_POLICY}
+    return web.Response(body=request.app[PAGE], content_type="text/html", charset="utf-8", headers=headers)
 
 
 class _Exposition(Collector):
@@ -175,4 +187,5 @@ ROUTES = (
     OpenRoute("/readyz", readyz, "application/json", StatusDocument),
     OpenRoute("/metrics", metrics, "text/plain"),
     OpenRoute("/openapi.json", openapi, "application/json"),
+    OpenRoute("/docs", page, "text/html"),
 )

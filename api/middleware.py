@@ -55,7 +55,9 @@ async def answer_safely(request: web.Request, handler: Handler) -> web.StreamRes
         # The supervisor of all handlers: a fault is logged with its traceback, counted, and told without detail.
         log.exception("request failed", request_id=request_id, route=_route_of(request))
         response = _problem(Refused(Code.INTERNAL, "this is our fault and was logged; name the request_id"), request_id)
-    response.headers.update({**HEADERS, "X-Request-Id": request_id})
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)  # the page to read has a policy of its own
+    response.headers["X-Request-Id"] = request_id
     _record(request, response.status, request_id, time.perf_counter() - started)
     return response
 

@@ -89,6 +89,8 @@ def _components(routes: Sequence[Route], open_routes: Sequence[OpenRoute]) -> di
 def _schemas_of(types: Iterable[Any]) -> dict[str, Json]:
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
     for schema in schemas.values():
+        if "description" in schema:  # a docstring, with the indentation of its source
+            schema["description"] = " ".join(schema["description"].split())
         tag = schema.get("properties", {}).get("object", {})
         if "enum" in tag:  # a tag is optional to msgspec's reader; in what we write it is always there
             schema["required"] = sorted({"object", *schema.get("required", [])})
@@ -218,7 +220,8 @@ def _problems(codes: Iterable[Code]) -> Json:
 
 def _open_operation(route: OpenRoute) -> Json:
     summary, _, description = route.description.partition("\n\n")
-    schema = _schema_of(route.answer) if route.answer is not None else {}
+    text_or_json = {"type": "string" if route.media_type.startswith("text/") else "object"}
+    schema = _schema_of(route.answer) if route.answer is not None else text_or_json
     return {
         "operationId": route.name,
         "summary": summary,

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from api.app import create_app
+from api.page import PAGE_POLICY
 from api.server import serving
 from ledger.chains import update_chain
 from ledger.cursors import cursor_key_of
@@ -27,6 +28,15 @@ async def test_every_answer_has_a_request_id_and_safe_headers(service: Service) 
         assert headers["Cache-Control"] == "no-store"
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Server"] == "chainbell"
+
+
+async def test_the_page_to_read_is_served_without_a_key_under_a_policy_of_its_own(service: Service) -> None:
+    answer = await service.ask("GET", "/docs", key="")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert answer.headers["Content-Security-Policy"] == PAGE_POLICY
+    assert b'id="create_watches"' in answer.content
+    others = (await service.ask("GET", "/openapi.json", key="")).headers["Content-Security-Policy"]
+    assert others == "default-src 'none'; frame-ancestors 'none'"
 
 
 async def test_problems_of_the_http_layer_are_problems_too(service: Service) -> None:
