@@ -23,7 +23,7 @@ from ledger.entries import find_labels
 from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
 from ledger.model import Entry
 from ledger.rows import entry_from
-from ledger.schema import attempts, deliveries, entries, events, watches
+from ledger.schema import attempts, deliveries, entries, events, tenants, watches
 from ledger.states import DeliveryState, EntryState
 
 
@@ -162,6 +162,25 @@ async def list_events(
         statement = statement.where(events.c.subject == subject)
     rows = await connection.execute(statement.order_by(events.c.feed_position).limit(limit))
     return [StoredEvent(row.feed_position, row.body) for row in rows]
+
+
+async def find_feed_end(connection: AsyncConnection, tenant_id: TenantId) -> int:
+    """Position of the tenant's newest event; 0 before its first."""
+    statement = select(tenants.c.feed_position).where(tenants.c.id == tenant_id)
+    return int((await connection.execute(statement)).scalar_one())
+
+
+async def find_feed_place(connection: AsyncConnection, tenant_id: TenantId, since: datetime) -> int:
+    """The position before the first event, in feed order, that was stored at `since` or later; the feed's end where there
+    is none. Times do not rise strictly along the feed, so what follows may hold one that is a moment older."""
+    statement = (
+        select(events.c.feed_position)
+        .where(events.c.tenant_id == tenant_id, events.c.created_at >= since)
+        .order_by(events.c.feed_position)
+        .limit(1)
+    )
+    first = (await connection.execute(statement)).scalar_one_or_none()
+    return await find_feed_end(connection, tenant_id) if first is None else first - 1
 
 
 async def find_event(connection: AsyncConnection, tenant_id: TenantId, event_id: EventId) -> StoredEvent | None:

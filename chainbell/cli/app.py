@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from chainbell.cli import access, audit, coverage, database, doctor, init, recover, replay, roles, status
+from chainbell.cli import access, audit, coverage, database, doctor, init, listen, recover, replay, roles, status
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
 from chainbell.opening import DatabaseUnreachable
@@ -61,6 +61,7 @@ app.command("resume")(status.resume)
 app.command("coverage")(coverage.coverage)
 app.command("replay")(replay.replay)
 app.command("recover")(recover.recover)
+app.command("listen")(listen.listen)
 app.command("audit")(audit.audit)
 app.add_typer(access.tenants, name="tenants")
 app.add_typer(access.keys, name="keys")

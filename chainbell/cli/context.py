@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,17 @@ def address_given(text: str) -> Address:
         return read_address(text)
     except BadAddress as error:
         raise UsageError(f"--address {text}: {error}") from None
+
+
+def moment_given(option: str, text: str) -> datetime:
+    """The time in UTC that an option names. Raises `UsageError`."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a time; write it as 2026-11-01T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"{option} {text!r} has no zone; write it as 2026-11-01T00:00:00Z")
+    return moment.astimezone(UTC)
 
 
 def _cell(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from chainbell.cli.context import Context, context_of
+from chainbell.cli.context import Context, context_of, moment_given
 from chainbell.errors import ChainbellError, UsageError
 from chainbell.opening import open_database, open_engine
 from ledger.audit import COMMAND_LINE, record_audit
@@ -45,7 +44,7 @@ def recover(
 ) -> None:
     """Deliver events to an endpoint once more, with the same ids and bytes. A running notifier sends them."""
     ours = context_of(context)
-    first, last = _moment("--since", since), None if until is None else _moment("--until", until)
+    first, last = moment_given("--since", since), None if until is None else moment_given("--until", until)
     if last is not None and first > last:
         raise UsageError(f"--since {since} is after --until {until}; swap them")
     asked = {"since": first.isoformat(), "until": last.isoformat() if last else None, "only": only.value}
@@ -58,16 +57,6 @@ def recover(
         typer.echo(f"{document.done} events looked at, {sent} to be delivered once more ({document.state})")
     if document.state != JobState.DONE.value:
         raise ChainbellError(f"job {document.id} is {document.state}: {document.reason or 'it was stopped'}")
-
-
-def _moment(option: str, text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is not a time; write it as 2026-11-01T00:00:00Z") from None
-    if moment.tzinfo is None:
-        raise UsageError(f"{option} {text!r} has no zone; write it as 2026-11-01T00:00:00Z")
-    return moment.astimezone(UTC)
 
 
 async def _recover(ours: Context, url: str, endpoint_id: EndpointId, asked: dict[str, str | None]) -> JobDocument:
