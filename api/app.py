@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from aiohttp import web
 
-from api import chains, coverage, deliveries, endpoints, entries, events, health, jobs, watches
+from api import chains, coverage, deliveries, endpoint_secrets, endpoints, entries, events, health, jobs, watches
 from api.answering import answer
 from api.health import OPENAPI, PAGE
 from api.middleware import answer_safely
@@ -23,6 +23,7 @@ ROUTES: Sequence[Route] = (
     *watches.ROUTES,
     *entries.ROUTES,
     *endpoints.ROUTES,
+    *endpoint_secrets.ROUTES,
     *events.ROUTES,
     *deliveries.ROUTES,
     *chains.ROUTES,

@@ -52,10 +52,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.bulk import recordset
 from ledger.direct import Direct, run_direct
-from ledger.endpoints import secret_place
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
-from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints, events
-from ledger.secrets import SealBroken, SecretBox
+from ledger.schema import attempts, deliveries, endpoints, events
 from ledger.states import SETTLED_STATES, DeliveryState, Outcome
 
 OVERTAKEN_AFTER_ATTEMPTS = 5
@@ -396,46 +394,6 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
         else:
             health.failures += 1
     return list(found.values())
-
-
-_signers = recordset("signers", tenant_id=Text(), id=Text())
-_LIVE_SECRETS = Direct(
-    select(
-        endpoint_secrets.c.tenant_id,
-        endpoint_secrets.c.endpoint_id,
-        endpoint_secrets.c.id,
-        endpoint_secrets.c.sealed,
-    )
-    .join(
-        _signers,
-        and_(endpoint_secrets.c.tenant_id == _signers.c.tenant_id, endpoint_secrets.c.endpoint_id == _signers.c.id),
-    )
-    .where(or_(endpoint_secrets.c.expires_at.is_(None), endpoint_secrets.c.expires_at > _now))
-    .order_by(endpoint_secrets.c.created_at.desc())
-)
-
-
-async def find_live_secrets(
-    connection: AsyncConnection, secret_box: SecretBox, keys: Sequence[tuple[TenantId, EndpointId]]
-) -> Mapping[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken]:
-    """Signing secrets of endpoints that are valid now, the newest first; the reason in their place where one does not open:
-    one endpoint's broken secret is no other's concern."""
-    found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
-    if not keys:
-        return found
-    asked = _as_json([{"tenant_id": tenant_id, "id": endpoint_id} for tenant_id, endpoint_id in keys])
-    for tenant_id, endpoint_id, secret_id, sealed in await run_direct(
-        connection, (_LIVE_SECRETS, {"signers_rows": asked})
-    ):
-        key = (TenantId(tenant_id), EndpointId(endpoint_id))
-        earlier = found.get(key, ())
-        if isinstance(earlier, SealBroken):
-            continue
-        try:
-            found[key] = (*earlier, secret_box.open(sealed, secret_place(*key, secret_id)).decode())
-        except SealBroken as error:
-            found[key] = error
-    return found
 
 
 async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:

@@ -12,9 +12,10 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.documents import time_of
+from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
-from ledger.schema import deliveries, endpoint_secrets, endpoints
-from ledger.secrets import SealPlace, SecretBox, new_endpoint_secret
+from ledger.schema import deliveries, endpoints
+from ledger.secrets import SecretBox
 from ledger.states import DeliveryState, EndpointState
 
 
@@ -77,11 +78,6 @@ def endpoint_document(row: EndpointRow) -> EndpointDocument:
     )
 
 
-def secret_place(tenant_id: TenantId, endpoint_id: EndpointId, secret_id: str) -> SealPlace:
-    """Where a signing secret is sealed: it opens for no other endpoint."""
-    return SealPlace("endpoint_secrets", "sealed", tenant_id, f"{endpoint_id}/{secret_id}")
-
-
 _columns = [column for column in endpoints.c if column.name in EndpointRow.__dataclass_fields__]
 
 
@@ -115,23 +111,8 @@ async def create_endpoint(
         "updated_at": now,
     }
     row = (await connection.execute(endpoints.insert().values(values).returning(*_columns))).one()
-    secret = await _add_secret(connection, box, tenant_id, endpoint_id, now)
-    return _endpoint_of(row), secret
-
-
-async def _add_secret(
-    connection: AsyncConnection, box: SecretBox, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime
-) -> str:
-    secret, secret_id = new_endpoint_secret(), new_id("sec", now)
-    row = {
-        "tenant_id": tenant_id,
-        "endpoint_id": endpoint_id,
-        "id": secret_id,
-        "sealed": box.seal(secret.encode(), secret_place(tenant_id, endpoint_id, secret_id)),
-        "created_at": now,
-    }
-    await connection.execute(endpoint_secrets.insert().values(row))
-    return secret
+    made = await add_secret(connection, box, tenant_id, endpoint_id, now)
+    return _endpoint_of(row), made.secret
 
 
 async def find_endpoint(

@@ -9,6 +9,7 @@
     |-- NoSuchHeights          refuse the input: heights that we have not read, or the higher one first
     |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
     |-- InvalidCursor          refuse the input: a cursor that was not ours, or not for this list (ledger/cursors.py)
+    |-- TooManySecrets         refuse the input: as many secrets are valid as may be (ledger/endpoint_secrets.py)
     |-- MigrationRefused       refuse to start: the database user lacks a privilege
     |-- SchemaBehind           refuse to start: migrations are missing
     `-- SecretError            ledger/secrets.py

@@ -389,8 +389,13 @@ endpoint_secrets = Table(
     Column("sealed", LargeBinary, nullable=False, comment="AES-256-GCM, bound to this row"),
     Column("created_at", TIME, nullable=False),
     Column("expires_at", TIME, comment="end of a rotation's grace; null while it is the current one"),
+    Column(
+        "sealed_signing_key", LargeBinary, comment="private ed25519 key, sealed likewise; null until one is asked for"
+    ),
+    Column("public_key", LargeBinary, comment="what verifies its signatures"),
     PrimaryKeyConstraint("tenant_id", "endpoint_id", "id"),
     ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
+    CheckConstraint("(sealed_signing_key IS NULL) = (public_key IS NULL)", name="signing_key"),
     comment="signing secrets, encrypted at rest; several may live during a rotation",
 )
 

@@ -24,6 +24,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ledger.errors import LedgerError
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 (Standard Webhooks' prefix of a secret, not a secret)
+SIGNING_KEY_PREFIX = "whsk_"
+"""Standard Webhooks' prefix of a private ed25519 key: it is never shown, stored unsealed, or sent."""
+PUBLIC_KEY_PREFIX = "whpk_"
+"""Standard Webhooks' prefix of a public ed25519 key."""
 
 MASTER_KEY_BYTES = 32
 _VERSION = b"\x01"

@@ -42,9 +42,9 @@ from ledger.deliveries import (
     Claimed,
     Settlement,
     claim_due_deliveries,
-    find_live_secrets,
     settle_deliveries,
 )
+from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import DeliveryState, Outcome

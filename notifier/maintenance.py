@@ -18,6 +18,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from ledger.audit import record_audit
 from ledger.database import Connection, Engine, database_now, transaction
 from ledger.deliveries import delete_settled_deliveries
+from ledger.endpoint_secrets import delete_expired_secrets
 from ledger.failing import find_dead_endpoints, find_failing_endpoints, find_gone_endpoints, warn_of
 from ledger.holding import pause_endpoint
 from ledger.idempotency import delete_old_idempotency_keys
@@ -103,6 +104,12 @@ async def _stop_endpoint(
     log.warning("endpoint stopped", endpoint=endpoint_id, state=state.value, reason=reason)
 
 
+async def forget_secrets(engine: Engine) -> None:
+    """Replaced secrets whose grace is over sign nothing any more."""
+    async with transaction(engine) as connection:
+        await delete_expired_secrets(connection, await database_now(connection))
+
+
 @contextmanager
 def partition_upkeep(engine: Engine) -> Iterator[None]:
     """Keep partitions ahead while the block runs: every role that writes events or attempts does this for itself."""
@@ -117,6 +124,7 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (make_partitions, timedelta(hours=1)),
         (retire, timedelta(hours=6)),
         (forget_answers, timedelta(hours=1)),
+        (forget_secrets, timedelta(hours=1)),
         (judge_endpoints, timedelta(minutes=5)),
     )
     with _running(engine, jobs):

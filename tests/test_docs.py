@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
 import ledger.halts
@@ -210,7 +212,7 @@ def test_every_route_that_is_named_exists() -> None:
     unknown = []
     for document in DOCUMENTS:
         for path in re.findall(
-            r"(?<![\w.])(/v1/[\w/{}.]+|/healthz|/readyz|/metrics|/openapi\.json)", document.read_text()
+            r"(?<![\w.])(/v1/[\w/{}.-]+|/healthz|/readyz|/metrics|/openapi\.json)", document.read_text()
         ):
             plain = re.sub(r"\b(?:ep|dep|wdr|del|evt|wat|job)_\.\.\.", "{id}", path).rstrip("./")
             if plain not in known and plain != "/v1":
@@ -258,6 +260,26 @@ def test_the_python_example_accepts_what_we_sign_and_refuses_what_was_altered(mo
     assert receive(body.replace(b"detected", b"confirmed"), headers) == (401, None)
     assert receive(body, {**headers, "webhook-timestamp": "1700000000"}) == (401, None)
     assert receive(*signed(new_endpoint_secret(), 1, "detected")) == (401, None)
+
+
+def test_the_example_for_public_keys_accepts_what_the_key_signed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = new_endpoint_secret()
+    is_signed_by = run_webhook_examples(secret, monkeypatch)["is_signed_by"]
+    private = Ed25519PrivateKey.generate()
+    own, foreign = (
+        "whpk_" + b64encode(key.public_key().public_bytes_raw()).decode()
+        for key in (private, Ed25519PrivateKey.generate())
+    )
+    signing_key = "whsk_" + b64encode(private.private_bytes_raw()).decode()
+    headers = webhook_headers("evt_1", datetime.now(UTC), b"{}", [secret, signing_key])
+    assert is_signed_by(own, b"{}", headers)
+    assert not is_signed_by(foreign, b"{}", headers)
+    assert not is_signed_by(own, b"{ }", headers)
+    assert not is_signed_by(own, b"{}", webhook_headers("evt_1", datetime.now(UTC), b"{}", [secret]))
+    old = webhook_headers("evt_1", datetime.now(UTC) - timedelta(hours=1), b"{}", [secret, signing_key])
+    assert not is_signed_by(own, b"{}", old)
 
 
 def test_the_whole_rule_copes_with_duplicates_late_arrivals_and_reorgs(monkeypatch: pytest.MonkeyPatch) -> None:

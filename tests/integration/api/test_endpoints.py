@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from ledger.database import transaction
-from ledger.endpoints import secret_place
+from ledger.endpoint_secrets import secret_place
 from ledger.ids import EndpointId
 from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints
 from ledger.schema_access import audit_log

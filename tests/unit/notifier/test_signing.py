@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from ledger.secrets import SIGNING_KEY_PREFIX as PRIVATE_PREFIX
 from ledger.secrets import new_endpoint_secret
 from notifier.errors import CannotSign
 from notifier.signing import webhook_headers
@@ -43,3 +44,29 @@ def test_a_secret_that_is_none_is_refused_and_not_shown(secrets: list[str]) -> N
     with pytest.raises(CannotSign) as caught:
         webhook_headers("evt_1", datetime.now(UTC), b"{}", secrets)
     assert not any(secret.removeprefix("whsec_") in str(caught.value) for secret in secrets if len(secret) > 10)
+
+
+def test_signatures_of_secrets_come_before_those_of_keys_and_the_current_ones_first() -> None:
+    old, new = new_endpoint_secret(), new_endpoint_secret()
+    old_key, new_key = (PRIVATE_PREFIX + b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+    at = datetime.fromtimestamp(1614265330, UTC)
+
+    def alone(secret: str) -> str:
+        signature = webhook_headers("evt_1", at, b"{}", [new, secret])["webhook-signature"]
+        return signature.split(" ")[1]
+
+    signature = webhook_headers("evt_1", at, b"{}", [new, new_key, old, old_key])["webhook-signature"]
+    assert signature.split(" ")[1:] == [alone(old), alone(new_key), alone(old_key)]
+    assert [one.partition(",")[0] for one in signature.split(" ")] == ["v1", "v1", "v1a", "v1a"]
+
+
+@pytest.mark.parametrize("key", ["", "!!!", b64encode(bytes(31)).decode(), b64encode(bytes(64)).decode()])
+def test_a_private_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(CannotSign) as caught:
+        webhook_headers("evt_1", datetime.now(UTC), b"{}", [new_endpoint_secret(), PRIVATE_PREFIX + key])
+    assert not key or key not in str(caught.value)
+
+
+def test_a_private_key_alone_signs_nothing() -> None:
+    with pytest.raises(CannotSign):
+        webhook_headers("evt_1", datetime.now(UTC), b"{}", [PRIVATE_PREFIX + b64encode(bytes(32)).decode()])
