@@ -7,7 +7,19 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from aiohttp import web
 
-from api import chains, coverage, deliveries, endpoint_secrets, endpoints, entries, events, health, jobs, watches
+from api import (
+    chains,
+    coverage,
+    deliveries,
+    endpoint_secrets,
+    endpoints,
+    entries,
+    events,
+    health,
+    jobs,
+    recoveries,
+    watches,
+)
 from api.answering import answer
 from api.health import OPENAPI, PAGE
 from api.middleware import answer_safely
@@ -26,6 +38,7 @@ ROUTES: Sequence[Route] = (
     *endpoint_secrets.ROUTES,
     *events.ROUTES,
     *deliveries.ROUTES,
+    *recoveries.ROUTES,
     *chains.ROUTES,
     *coverage.ROUTES,
     *jobs.ROUTES,

@@ -20,7 +20,7 @@ from ledger.listing import (
     list_attempts,
     list_deliveries,
 )
-from ledger.recovery import redeliver
+from ledger.redelivery import redeliver
 from ledger.states import DeliveryState
 
 _LIST = "deliveries"

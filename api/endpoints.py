@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -23,7 +23,7 @@ from ledger.endpoints import (
     list_endpoints,
 )
 from ledger.events import record_event
-from ledger.holding import Held, Task, pause_endpoint, resume_endpoint, start_task
+from ledger.holding import Held, Only, Task, pause_endpoint, resume_endpoint, start_task
 from ledger.ids import EndpointId
 from ledger.jobs import JobDocument, job_document
 from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
@@ -88,7 +88,7 @@ class RecoverOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     since: datetime
     until: datetime | None = None
-    only: Literal["failed", "missing", "all"] = "failed"
+    only: Only = Only.FAILED
 
 
 class ResumedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
@@ -242,7 +242,7 @@ async def recover_my_endpoint(call: Call[None, RecoverOrder]) -> JobDocument:
     last = None if until is None else _utc("/until", until)
     if since > (last or call.now):
         raise invalid("/since", "it is after the end of the range; name an earlier time")
-    asked = {"since": since.isoformat(), "until": last.isoformat() if last else None, "only": call.body.only}
+    asked = {"since": since.isoformat(), "until": last.isoformat() if last else None, "only": call.body.only.value}
     job = await start_task(call.connection, call.tenant_id, endpoint.id, Task.RECOVER, asked, call.now)
     await audit(call, "endpoint.recovered", endpoint.id, job=job.id, **asked)
     return job_document(job, None)

@@ -35,6 +35,17 @@ class Held(StrEnum):
     """Nothing is sent; all of it becomes discarded."""
 
 
+class Only(StrEnum):
+    """Which events a recovery delivers once more."""
+
+    FAILED = "failed"
+    """Exhausted or refused, and not accepted since."""
+    MISSING = "missing"
+    """The endpoint's filter admits it, and it never had a delivery of it."""
+    ALL = "all"
+    """Both, and what was accepted."""
+
+
 class Task(StrEnum):
     """What a job about an endpoint's deliveries does: `request.task` of a job of the kind `recover`."""
 
@@ -81,13 +92,13 @@ async def resume_endpoint(
 async def start_task(
     connection: AsyncConnection,
     tenant_id: TenantId,
-    endpoint_id: EndpointId,
+    endpoint_id: EndpointId | None,
     task: Task,
     request: Mapping[str, Any],
     now: datetime,
 ) -> JobRow:
-    """Make the job. A pause and a resumption end what the one before them had not finished: two would work against each
-    other, and the later one goes over everything."""
+    """Make the job; without an endpoint a recovery goes over all of the tenant's. A pause and a resumption end what the one
+    before them had not finished: two would work against each other, and the later one goes over everything."""
     if task is not Task.RECOVER:
         await connection.execute(
             update(jobs)

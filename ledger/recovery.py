@@ -1,78 +1,41 @@
-"""Delivering once more: one delivery by hand, an endpoint's by a job, and what a pause and a resumption do in batches.
+"""Jobs about deliveries: what a pause and a resumption go over (`ledger/releasing.py`), and telling again what was told.
 
-What is settled stays as it is: sending its event again is another delivery, with the event's id and bytes and attempts of
-its own. A job goes over an endpoint's deliveries, or over the tenant's events, in batches; each is one transaction with
-the job's progress, so that a batch happens once however often a process dies. Nothing that a worker has leased is touched.
+What is told again is one event, an entry's story, or what happened in a range of time; to one endpoint, or to each that the
+tenant has. A job goes over it in batches; each is one transaction with the job's progress, so that a batch happens once
+however often a process dies. Nothing that a worker has leased is touched.
+
+A recovery buries nothing that is new. What it makes has the priority of what was found late; one over a range of time waits
+while its endpoint is owed a lot; and between two batches, of whatever job, a process makes a pause (`notifier/recovery.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.bulk import copy_rows
-from ledger.endpoints import EndpointRow, find_endpoint
-from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
-from ledger.hints import mark_news
-from ledger.holding import Held, Task
-from ledger.ids import DeliveryId, EndpointId, TenantId, new_id
+from ledger.endpoints import EndpointRow
+from ledger.holding import Only, Task
+from ledger.ids import EndpointId, TenantId
 from ledger.jobs import JobRow, end_job, progress_job, release_job, take_next
-from ledger.schema import deliveries, endpoints, events
+from ledger.redelivery import OPEN_STATES, deliver_again, lock_endpoint
+from ledger.releasing import turn_over
+from ledger.schema import deliveries, endpoints, events, tenants
 from ledger.schema_jobs import jobs
-from ledger.states import DeliveryState, EndpointState, JobKind, JobState
+from ledger.states import JobKind, JobState
 
 BATCH = 500
-"""Deliveries, or events, that one transaction handles: some ten milliseconds of locks."""
+"""Events that one transaction looks at: some ten milliseconds of locks."""
 
 BACKLOG_MAX = 2_000
-"""A recovery waits while its endpoint is owed so many: what it adds must not bury what is new."""
+"""A recovery of a range of time waits while its endpoint is owed so many: what it adds must not bury what is new."""
 
-_FAILED = (DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value)
-_OPEN = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
+BACKLOG_PAUSE = timedelta(seconds=1)
 
-
-async def redeliver(
-    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, now: datetime
-) -> DeliveryId | None:
-    """Owe a delivery's event to its endpoint again, at once; returns the new delivery's id. One that is still owed is sent
-    as it is, and its own id returned. None where there is no such delivery, or its endpoint was deleted."""
-    statement = select(deliveries).where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
-    found = (await connection.execute(statement)).first()
-    endpoint = None if found is None else await _lock_endpoint(connection, tenant_id, found.endpoint_id)
-    row = (await connection.execute(statement.with_for_update())).first()
-    if row is None or endpoint is None:
-        return None
-    mark_news(connection)
-    if row.state in _OPEN:
-        is_idle = deliveries.c.leased_until.is_(None) | (deliveries.c.leased_until <= func.now())
-        place = (deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
-        await connection.execute(
-            update(deliveries).where(*place, is_idle).values(due_at=now, priority=LIVE_PRIORITY, feed_position=0)
-        )
-        return delivery_id
-    # Before everything in its lane: it waits for no other.
-    copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": 0, "priority": LIVE_PRIORITY}
-    await copy_rows(connection, deliveries, [copy])
-    return DeliveryId(copy["id"])
-
-
-async def _lock_endpoint(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: str) -> EndpointRow | None:
-    """The endpoint, which is neither paused nor resumed until the commit: what is stored as pending would escape a pause
-    that went over its deliveries meanwhile."""
-    place = (endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id)
-    await connection.execute(select(endpoints.c.id).where(*place).with_for_update(read=True))
-    return await find_endpoint(connection, tenant_id, EndpointId(endpoint_id))
-
-
-def _copy_of(row: Mapping[Any, Any], endpoint: EndpointRow, now: datetime) -> dict[str, Any]:
-    state = DeliveryState.PENDING if endpoint.state is EndpointState.ACTIVE else DeliveryState.HELD
-    same = ("tenant_id", "event_id", "event_type", "event_created_at", "feed_position", "endpoint_id", "subject")
-    own = {"id": new_id("del", now), "priority": LATE_PRIORITY, "state": state.value, "due_at": now, "created_at": now}
-    return {**{name: row[name] for name in same}, **own}
+ENDPOINT_DELETED = "its endpoint was deleted"
 
 
 async def claim_recovery(connection: AsyncConnection, now: datetime) -> JobRow | None:
@@ -83,209 +46,134 @@ async def claim_recovery(connection: AsyncConnection, now: datetime) -> JobRow |
 
 async def step_recovery(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
     """Do a job's next batch, and give it back or end it. Raises `JobTaken` where it is not the caller's any more."""
-    endpoint = await _lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])
-    if endpoint is None:
-        return await end_job(connection, job, JobState.FAILED, now, "its endpoint was deleted")
     if job.request["task"] == Task.RECOVER.value:
-        return await _recover(connection, job, endpoint, now)
-    return await _turn_over(connection, job, endpoint, now)
+        return await _recover(connection, job, now)
+    endpoint = await lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])
+    if endpoint is None:
+        return await end_job(connection, job, JobState.FAILED, now, ENDPOINT_DELETED)
+    return await turn_over(connection, job, endpoint, now)
 
 
-async def _turn_over(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
-    """Hold what is pending, or release what is held: the next batch of the endpoint's deliveries, the oldest first."""
-    is_hold = job.request["task"] == Task.HOLD.value
-    wanted = [DeliveryState.PENDING.value] if is_hold else [DeliveryState.HELD.value]
-    if job.request.get("held") == Held.ALL.value:
-        wanted.append(DeliveryState.EXHAUSTED.value)
-    rows = await _next_deliveries(connection, job, wanted)
-    free = [row for row in rows if not row.is_leased]
-    leased = [row for row in rows if row.is_leased]
-    changed = await _hold(connection, free) if is_hold else await _release(connection, job, endpoint, free, now)
-    first_leased = job.cursor.get("again") or (_before(leased[0]) if leased else None)
-    cursor = {"after": _place(rows[-1]), "again": first_leased} if rows else {"after": first_leased, "again": None}
-    job = await progress_job(connection, job, now, done=job.done + changed, cursor=cursor)
-    if rows or first_leased is not None:  # what was in flight is looked at again, until it has settled
-        return await release_job(connection, job, now)
-    return await end_job(connection, job, JobState.DONE, now)
-
-
-def _place(row: Row[Any]) -> list[Any]:
-    return [row.created_at.isoformat(), row.id]
-
-
-def _before(row: Row[Any]) -> list[Any]:
-    return [(row.created_at - timedelta(microseconds=1)).isoformat(), row.id]
-
-
-async def _next_deliveries(connection: AsyncConnection, job: JobRow, states: Sequence[str]) -> Sequence[Row[Any]]:
-    is_leased = func.coalesce(deliveries.c.leased_until > func.now(), False).label("is_leased")
-    position = tuple_(deliveries.c.created_at, deliveries.c.id)
-    statement = select(deliveries, is_leased).where(
-        deliveries.c.tenant_id == job.tenant_id,
-        deliveries.c.endpoint_id == job.request["endpoint_id"],
-        deliveries.c.state.in_(states),
-    )
-    if job.request["task"] == Task.RELEASE.value:
-        statement = statement.where(deliveries.c.created_at <= job.created_at)
-    after = job.cursor.get("after")
-    if after:
-        statement = statement.where(position > tuple_(datetime.fromisoformat(after[0]), after[1]))
-    ordered = statement.order_by(deliveries.c.created_at, deliveries.c.id).limit(BATCH)
-    return (await connection.execute(ordered.with_for_update(of=deliveries))).all()
-
-
-async def _hold(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> int:
-    await _write(connection, rows, state=DeliveryState.HELD.value, lease_token=None, leased_until=None)
-    return len(rows)
-
-
-async def _release(
-    connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, rows: Sequence[Row[Any]], now: datetime
-) -> int:
-    held = [row for row in rows if row.state == DeliveryState.HELD.value]
-    exhausted = [row for row in rows if row.state == DeliveryState.EXHAUSTED.value]
-    mark_news(connection)
-    if job.request["held"] == Held.DISCARD.value:
-        await _write(connection, held, state=DeliveryState.DISCARDED.value, settled_at=now)
-        return len(held)
-    older = await _find_superseded(connection, held) if job.request["held"] == Held.LATEST.value else set()
-    await _write(
-        connection, [row for row in held if row.id in older], state=DeliveryState.SUPERSEDED.value, settled_at=now
-    )
-    sent = [row for row in held if row.id not in older]
-    await _write(connection, sent, state=DeliveryState.PENDING.value, due_at=now)
-    return len(held) + await _send_again(connection, endpoint, [row._mapping for row in exhausted], now)
-
-
-async def _write(connection: AsyncConnection, rows: Sequence[Row[Any]], **values: Any) -> None:  # noqa: ANN401
-    if rows:
-        is_one = (deliveries.c.tenant_id == rows[0].tenant_id, deliveries.c.id.in_([row.id for row in rows]))
-        await connection.execute(update(deliveries).where(*is_one).values(values))
-
-
-async def _find_superseded(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[str]:
-    """Those of these that are not the newest of their subject among all that the endpoint was and is owed."""
-    if not rows:
-        return set()
-    # By the event's own place: a redelivery by hand stands before everything in its lane.
-    is_told = and_(
-        events.c.tenant_id == deliveries.c.tenant_id,
-        events.c.created_at == deliveries.c.event_created_at,
-        events.c.id == deliveries.c.event_id,
-    )
-    statement = (
-        select(deliveries.c.id, deliveries.c.subject, events.c.feed_position)
-        .join(events, is_told)
-        .where(
-            deliveries.c.tenant_id == rows[0].tenant_id,
-            deliveries.c.endpoint_id == rows[0].endpoint_id,
-            deliveries.c.subject.in_({row.subject for row in rows}),
-            deliveries.c.state.in_((*_OPEN, DeliveryState.DELIVERED.value)),
-        )
-    )
-    places = {row.id: (row.subject, row.feed_position) for row in await connection.execute(statement)}
-    newest: dict[str, int] = {}
-    for subject, position in places.values():
-        newest[subject] = max(position, newest.get(subject, 0))
-    return {row.id for row in rows if row.id in places and places[row.id][1] < newest[row.subject]}
-
-
-async def _send_again(
-    connection: AsyncConnection, endpoint: EndpointRow, rows: Sequence[Mapping[Any, Any]], now: datetime
-) -> int:
-    """Another delivery for each, unless its event is owed or was accepted by a later one."""
-    if not rows:
-        return 0
-    others = await _deliveries_of(connection, rows[0]["tenant_id"], endpoint, [row["event_id"] for row in rows])
-    settled = {DeliveryState.DELIVERED.value, *_OPEN}
-    done = {other.event_id for other in others if other.state in settled}
-    once = {row["event_id"]: row for row in rows if row["event_id"] not in done}
-    await copy_rows(connection, deliveries, [_copy_of(row, endpoint, now) for row in once.values()])
-    return len(once)
-
-
-async def _deliveries_of(
-    connection: AsyncConnection, tenant_id: str, endpoint: EndpointRow, event_ids: Sequence[str]
-) -> Sequence[Row[Any]]:
-    statement = select(deliveries.c.event_id, deliveries.c.state).where(
-        deliveries.c.tenant_id == tenant_id,
-        deliveries.c.event_id.in_(event_ids),
-        deliveries.c.endpoint_id == endpoint.id,
-    )
-    return (await connection.execute(statement)).all()  # type: ignore[return-value]
-
-
-async def _recover(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
-    """The next batch of the tenant's events: which of them the endpoint is to get once more."""
-    if await _backlog(connection, job) >= BACKLOG_MAX:
-        return await release_job(connection, job, now, f"its endpoint is owed {BACKLOG_MAX} deliveries or more")
-    of_range = _is_in_range(job)
-    total = job.total
-    if total is None:
-        total = (await connection.execute(select(func.count()).select_from(events).where(*of_range))).scalar_one()
-    columns = [events.c[name] for name in ("tenant_id", "id", "type", "created_at", "feed_position", "subject")]
-    statement = select(*columns).where(*of_range, events.c.feed_position > job.cursor.get("after", 0))
-    rows = (await connection.execute(statement.order_by(events.c.feed_position).limit(BATCH))).all()
-    sent = await _recover_events(connection, job.request["only"], endpoint, rows, now)
+async def _recover(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
+    """The next batch of what is to be told once more, for the endpoint whose turn it is."""
+    endpoint = await _find_target(connection, job)
+    if endpoint is None and job.request["endpoint_id"] is not None:
+        return await end_job(connection, job, JobState.FAILED, now, ENDPOINT_DELETED)
+    if endpoint is None:
+        return await end_job(connection, job, JobState.DONE, now)
+    if "since" in job.request and await _backlog(connection, job.tenant_id, endpoint.id) >= BACKLOG_MAX:
+        reason = f"its endpoint is owed {BACKLOG_MAX} deliveries or more"
+        return await release_job(connection, job, now, reason, BACKLOG_PAUSE)
+    total = await _count(connection, job) if job.total is None else job.total
+    is_begun = job.cursor.get("endpoint_id") == endpoint.id
+    rows = (await connection.execute(_next_events(job, job.cursor["after"] if is_begun else None))).all()
+    is_by_hand = "event_id" in job.request
+    sent = await deliver_again(connection, endpoint, rows, Only(job.request["only"]), now, is_by_hand=is_by_hand)
+    is_through = len(rows) < BATCH
+    cursor = {"past": endpoint.id} if is_through else _cursor_within(job, endpoint, rows[-1])
     result = {"redelivered": job.result.get("redelivered", 0) + sent}
-    cursor = {"after": rows[-1].feed_position} if rows else dict(job.cursor)
-    job = await progress_job(connection, job, now, done=job.done + len(rows), total=total, result=result, cursor=cursor)
-    if len(rows) == BATCH:
-        return await release_job(connection, job, now)
-    return await end_job(connection, job, JobState.DONE, now)
+    done = job.done + len(rows)
+    total = max(total, done)
+    job = await progress_job(connection, job, now, done=done, total=total, result=result, cursor=cursor)
+    if is_through and job.request["endpoint_id"] is not None:
+        return await end_job(connection, job, JobState.DONE, now)
+    return await release_job(connection, job, now)
 
 
-def _is_in_range(job: JobRow) -> list[ColumnElement[bool]]:
-    until = job.request["until"]
+def _cursor_within(job: JobRow, endpoint: EndpointRow, last: Row[Any]) -> dict[str, Any]:
+    after = [last.created_at.isoformat(), last.feed_position]
+    return {"past": job.cursor.get("past"), "endpoint_id": endpoint.id, "after": after}
+
+
+async def _find_target(connection: AsyncConnection, job: JobRow) -> EndpointRow | None:
+    """The endpoint that is named, or the next of those that there were when the job was made; locked."""
+    if job.request["endpoint_id"] is not None:
+        return await lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])
+    past = job.cursor.get("past") or ""
+    following = select(endpoints.c.id).where(*_is_target(job)).order_by(endpoints.c.id).limit(1)
+    while (found := (await connection.execute(following.where(endpoints.c.id > past))).scalar()) is not None:
+        endpoint = await lock_endpoint(connection, job.tenant_id, found)
+        if endpoint is not None:
+            return endpoint
+        past = found  # deleted just now
+    return None
+
+
+def _is_target(job: JobRow) -> list[ColumnElement[bool]]:
     return [
-        events.c.tenant_id == job.tenant_id,
-        events.c.created_at >= datetime.fromisoformat(job.request["since"]),
-        events.c.created_at <= (datetime.fromisoformat(until) if until else job.created_at),
+        endpoints.c.tenant_id == job.tenant_id,
+        endpoints.c.deleted_at.is_(None),
+        endpoints.c.created_at <= job.created_at,
     ]
 
 
-async def _backlog(connection: AsyncConnection, job: JobRow) -> int:
-    owed = select(deliveries.c.id).where(
-        deliveries.c.tenant_id == job.tenant_id,
-        deliveries.c.endpoint_id == job.request["endpoint_id"],
-        deliveries.c.state == DeliveryState.PENDING.value,
+def _is_asked_for(job: JobRow) -> list[ColumnElement[bool]]:
+    asked = job.request
+    if "event_id" in asked:
+        return [events.c.tenant_id == job.tenant_id, events.c.id == asked["event_id"]]
+    if "entry_id" in asked:
+        is_of_entry = events.c.subject == asked["entry_id"]
+        return [events.c.tenant_id == job.tenant_id, is_of_entry, events.c.created_at <= job.created_at]
+    return [
+        events.c.tenant_id == job.tenant_id,
+        events.c.created_at >= datetime.fromisoformat(asked["since"]),
+        events.c.created_at <= (datetime.fromisoformat(asked["until"]) if asked["until"] else job.created_at),
+    ]
+
+
+def _next_events(job: JobRow, after: Sequence[Any] | None) -> Select[Any]:
+    """In the order of time, which the primary key has: by feed position each batch would look at all before the range. An
+    entry's events have the same order by both, for its chain's lock is held when either is taken."""
+    columns = [events.c[name] for name in ("tenant_id", "id", "type", "created_at", "feed_position", "subject")]
+    statement = select(*columns).where(*_is_asked_for(job))
+    if after is not None:
+        moment, position = datetime.fromisoformat(after[0]), after[1]
+        place = tuple_(events.c.created_at, events.c.feed_position)
+        statement = statement.where(events.c.created_at >= moment, place > tuple_(moment, position))
+    return statement.order_by(events.c.created_at, events.c.feed_position).limit(BATCH)
+
+
+async def _count(connection: AsyncConnection, job: JobRow) -> int:
+    """How many events are to be looked at, once for each endpoint. Those of a range are told by the positions of its first
+    and its last, for positions have no gaps: counting them would take seconds, with the endpoint locked."""
+    if "since" in job.request:
+        return await _count_range(connection, job)
+    found = await connection.execute(select(func.count()).select_from(events).where(*_is_asked_for(job)))
+    targets = 1
+    if job.request["endpoint_id"] is None:
+        counted = select(func.count()).select_from(endpoints).where(*_is_target(job))
+        targets = (await connection.execute(counted)).scalar_one()
+    return int(found.scalar_one() * targets)
+
+
+async def _count_range(connection: AsyncConnection, job: JobRow) -> int:
+    places = (events.c.created_at, events.c.feed_position)
+    ends = select(events.c.feed_position).where(*_is_asked_for(job)).limit(1)
+    first = (await connection.execute(ends.order_by(*places))).scalar()
+    last = (await connection.execute(ends.order_by(*(place.desc() for place in places)))).scalar()
+    return 0 if first is None or last is None else int(last - first + 1)
+
+
+async def _backlog(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId) -> int:
+    owed = select(literal(1)).where(
+        deliveries.c.tenant_id == tenant_id,
+        deliveries.c.endpoint_id == endpoint_id,
+        deliveries.c.state.in_(OPEN_STATES),
     )
     statement = select(func.count()).select_from(owed.limit(BACKLOG_MAX).subquery())
     return int((await connection.execute(statement)).scalar_one())
 
 
-async def _recover_events(
-    connection: AsyncConnection, only: str, endpoint: EndpointRow, rows: Sequence[Row[Any]], now: datetime
-) -> int:
-    if not rows:
-        return 0
-    states: dict[str, set[str]] = {}
-    for other in await _deliveries_of(connection, rows[0].tenant_id, endpoint, [row.id for row in rows]):
-        states.setdefault(other.event_id, set()).add(other.state)
-    wanted = [row for row in rows if _is_wanted(only, row, endpoint, states.get(row.id, set()))]
-    copies = [_copy_of(_delivery_row(row, endpoint), endpoint, now) for row in wanted]
-    await copy_rows(connection, deliveries, copies)
-    mark_news(connection)
-    return len(copies)
+async def find_event_owner(connection: AsyncConnection, event_id: str) -> TenantId | None:
+    """Whose event it is, for the operator's command line. Crosses tenants."""
+    return await _find_owner(connection, events.c.id == event_id)
 
 
-def _is_wanted(only: str, event: Row[Any], endpoint: EndpointRow, states: set[str]) -> bool:
-    if states & set(_OPEN):
-        return False  # it is owed anyhow
-    is_missing = not states and admits(endpoint.event_types, event.type)
-    if event.type == "test.ping" and event.subject != endpoint.id:
-        is_missing = False  # it was for another endpoint alone
-    is_failed = bool(states & set(_FAILED)) and DeliveryState.DELIVERED.value not in states
-    return {"missing": is_missing, "failed": is_failed, "all": is_missing or bool(states)}[only]
+async def find_story_owner(connection: AsyncConnection, entry_id: str) -> TenantId | None:
+    """Whose entry it is that such events tell of, for the operator's command line. Crosses tenants."""
+    return await _find_owner(connection, events.c.subject == entry_id)
 
 
-def _delivery_row(event: Row[Any], endpoint: EndpointRow) -> dict[str, Any]:
-    return {
-        "tenant_id": event.tenant_id,
-        "event_id": event.id,
-        "event_type": event.type,
-        "event_created_at": event.created_at,
-        "feed_position": event.feed_position,
-        "endpoint_id": endpoint.id,
-        "subject": event.subject,
-    }
+async def _find_owner(connection: AsyncConnection, is_it: ColumnElement[bool]) -> TenantId | None:
+    is_told = select(literal(1)).where(events.c.tenant_id == tenants.c.id, is_it).exists()
+    return (await connection.execute(select(tenants.c.id).where(is_told).limit(1))).scalar()

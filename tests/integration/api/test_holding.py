@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 
-from ledger import recovery
-from ledger.database import database_now, transaction
+from ledger.database import transaction
 from ledger.deliveries import claim_due_deliveries
-from ledger.events import NewEvent, record_events
 from ledger.ids import OPS_TENANT
 from ledger.schema import deliveries, events
 from ledger.schema_access import audit_log
 from notifier.recovery import recover_once
 from tests.integration.api.conftest import Service
+from tests.integration.api.telling import create, execute, listed, set_batch, states, tell, work
 
 SINCE = "2026-01-01T00:00:00Z"
-
-
-async def create(service: Service, **body: object) -> str:
-    answer = await service.ask("POST", "/v1/endpoints", {"url": "https://merchant.example/hooks", **body})
-    endpoint_id: str = answer.json["id"]
-    return endpoint_id
-
-
-async def tell(service: Service, *subjects: str) -> None:
-    """Events about these subjects, in order."""
-    async with transaction(service.owner) as connection:
-        told = [NewEvent(service.tenant_id, "deposit.detected", name, False, {"id": name}) for name in subjects]
-        await record_events(connection, told, await database_now(connection))
-
-
-async def work(service: Service) -> None:
-    """What the notifier does until no job is left; jobs here need a few steps only."""
-    for _ in range(50):
-        if not await recover_once(service.owner):
-            return
-    raise AssertionError("jobs did not end in 50 steps")
-
-
-async def listed(service: Service, **query: object) -> list[Any]:
-    found: list[Any] = (await service.ask("GET", "/v1/deliveries", query=query)).json["data"]
-    return found
-
-
-async def states(service: Service) -> Counter[str]:
-    return Counter(row["state"] for row in await listed(service))
-
-
-async def execute(service: Service, statement: str) -> None:
-    async with transaction(service.owner) as connection:
-        await connection.execute(text(statement))
 
 
 async def told_to_ops(service: Service) -> list[str]:
@@ -63,7 +26,7 @@ async def told_to_ops(service: Service) -> list[str]:
 
 
 async def test_a_pause_holds_what_is_pending_and_what_comes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "BATCH", 2)
+    set_batch(monkeypatch, 2)
     endpoint = await create(service)
     await tell(service, *(f"dep_{number}" for number in range(5)))
     answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {"reason": "moving"})
@@ -113,7 +76,7 @@ async def in_feed_order(service: Service, subject: str) -> list[str]:
 async def test_a_resumption_does_with_what_was_held_what_is_asked(
     service: Service, monkeypatch: pytest.MonkeyPatch, held: str, expected: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(recovery, "BATCH", 2)
+    set_batch(monkeypatch, 2)
     endpoint = await create(service)
     await tell(service, "dep_0")
     await execute(service, "UPDATE deliveries SET state = 'exhausted', settled_at = now(), attempts = 13")
@@ -164,7 +127,7 @@ async def test_a_redelivery_is_a_delivery_of_its_own_that_waits_for_no_other(ser
 async def test_a_recovery_delivers_what_is_asked_for_once(
     service: Service, monkeypatch: pytest.MonkeyPatch, only: str, redelivered: set[str]
 ) -> None:
-    monkeypatch.setattr(recovery, "BATCH", 2)
+    set_batch(monkeypatch, 2)
     await tell(service, "dep_0")
     endpoint = await create(service)
     await tell(service, "dep_1", "dep_2", "dep_3")

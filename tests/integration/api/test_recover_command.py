@@ -11,7 +11,9 @@ from pathlib import Path
 
 from ledger.database import database_now, transaction
 from ledger.events import record_event
+from ledger.ids import OPS_TENANT
 from tests.integration.api.conftest import MASTER_KEY, Service
+from tests.integration.api.telling import create, execute, states, tell
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,3 +60,34 @@ async def test_the_command_recovers_what_an_endpoint_never_had(
     status, _, errors = await recover(database_url, tmp_path, "--endpoint", endpoint, "--since", "yesterday")
     assert status == 2
     assert "is not a time" in errors
+
+
+async def test_the_command_recovers_one_event_and_one_deposits_events(
+    service: Service, database_url: str, tmp_path: Path
+) -> None:
+    await create(service)
+    event, _ = await tell(service, "dep_1", "dep_1")
+    await execute(service, "UPDATE deliveries SET state = 'delivered', settled_at = now()")
+    for arguments, number in ((("--event", event), 1), (("--entry", "dep_1", "--only", "all"), 1)):
+        status, out, errors = await recover(database_url, tmp_path, *arguments)
+        assert status == 0, errors
+        assert json.loads(out)["result"] == {"redelivered": number}  # the first of the two is still owed
+    assert await states(service) == {"delivered": 2, "pending": 2}
+
+
+async def test_the_command_takes_what_is_one_tenants(service: Service, database_url: str, tmp_path: Path) -> None:
+    await service.make_tenant("other")
+    endpoint = await create(service)
+    async with transaction(service.owner) as connection:
+        event = await record_event(
+            connection,
+            tenant_id=OPS_TENANT,
+            event_type="test.ping",
+            subject="ep_1",
+            data={},
+            livemode=False,
+            now=await database_now(connection),
+        )
+    status, _, errors = await recover(database_url, tmp_path, "--event", event, "--endpoint", endpoint)
+    assert status == 2
+    assert "belong to different tenants" in errors

@@ -1,0 +1,164 @@
+"""One event once more to one endpoint: whether it is wanted, and the delivery that is made for it.
+
+What is settled stays as it is: sending its event again is another delivery, with the event's id and bytes and attempts of
+its own. The endpoint's row is locked meanwhile, against everybody else who sends again: two who ask for the same at one
+moment must not both find that it is owed to nobody. Fan-out is not kept waiting by that lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.bulk import copy_rows
+from ledger.endpoints import EndpointRow, find_endpoint
+from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
+from ledger.hints import mark_news
+from ledger.holding import Only
+from ledger.ids import DeliveryId, EndpointId, TenantId, new_id
+from ledger.schema import deliveries, endpoints
+from ledger.states import DeliveryState, EndpointState
+
+OPEN_STATES = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
+"""States of a delivery that is still owed."""
+
+BY_HAND = 0
+"""Feed position of what is redelivered by hand: below every event's own, so that it waits for nothing in its lane."""
+
+_FAILED = (DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value)
+
+
+async def lock_endpoint(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: str) -> EndpointRow | None:
+    """The endpoint, which is neither paused nor resumed until the commit (what is stored as pending would escape a pause
+    that went over its deliveries meanwhile), and to which nobody else sends again. None where there is none."""
+    place = (endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id)
+    await connection.execute(select(endpoints.c.id).where(*place).with_for_update(key_share=True))
+    return await find_endpoint(connection, tenant_id, EndpointId(endpoint_id))
+
+
+async def redeliver(
+    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, now: datetime
+) -> DeliveryId | None:
+    """Owe a delivery's event to its endpoint again, at once; returns the new delivery's id. Where the event is still owed to
+    the endpoint, that delivery is sent as it is, and its id returned. None where there is no such delivery, or its endpoint
+    was deleted."""
+    statement = select(deliveries).where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
+    row = (await connection.execute(statement)).first()
+    endpoint = None if row is None else await lock_endpoint(connection, tenant_id, row.endpoint_id)
+    if row is None or endpoint is None:
+        return None
+    mark_news(connection)
+    owed = await _find_owed(connection, tenant_id, endpoint, row.event_id)
+    if owed is not None:
+        await _hurry(connection, tenant_id, owed, now)
+        return owed
+    copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": BY_HAND, "priority": LIVE_PRIORITY}
+    await copy_rows(connection, deliveries, [copy])
+    return DeliveryId(copy["id"])
+
+
+async def _find_owed(
+    connection: AsyncConnection, tenant_id: TenantId, endpoint: EndpointRow, event_id: str
+) -> DeliveryId | None:
+    statement = (
+        select(deliveries.c.id)
+        .where(
+            deliveries.c.tenant_id == tenant_id,
+            deliveries.c.event_id == event_id,
+            deliveries.c.endpoint_id == endpoint.id,
+            deliveries.c.state.in_(OPEN_STATES),
+        )
+        .limit(1)
+    )
+    found = (await connection.execute(statement.with_for_update())).scalar()
+    return None if found is None else DeliveryId(found)
+
+
+async def _hurry(connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, now: datetime) -> None:
+    """Make it due now, unless it is under way."""
+    is_idle = deliveries.c.leased_until.is_(None) | (deliveries.c.leased_until <= func.now())
+    place = (deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
+    await connection.execute(
+        update(deliveries).where(*place, is_idle).values(due_at=now, priority=LIVE_PRIORITY, feed_position=BY_HAND)
+    )
+
+
+def _copy_of(row: Mapping[Any, Any], endpoint: EndpointRow, now: datetime) -> dict[str, Any]:
+    state = DeliveryState.PENDING if endpoint.state is EndpointState.ACTIVE else DeliveryState.HELD
+    same = ("tenant_id", "event_id", "event_type", "event_created_at", "feed_position", "subject")
+    own = {"id": new_id("del", now), "priority": LATE_PRIORITY, "state": state.value, "due_at": now, "created_at": now}
+    return {**{name: row[name] for name in same}, "endpoint_id": endpoint.id, **own}
+
+
+async def send_again(
+    connection: AsyncConnection, endpoint: EndpointRow, rows: Sequence[Mapping[Any, Any]], now: datetime
+) -> int:
+    """Another delivery for each of these, in its place in its lane, unless its event is owed or was accepted by a later
+    one. The endpoint is locked."""
+    if not rows:
+        return 0
+    states = await _states_of(connection, rows[0]["tenant_id"], endpoint, [row["event_id"] for row in rows])
+    settled = {DeliveryState.DELIVERED.value, *OPEN_STATES}
+    once = {row["event_id"]: row for row in rows if not states[row["event_id"]] & settled}
+    await copy_rows(connection, deliveries, [_copy_of(row, endpoint, now) for row in once.values()])
+    return len(once)
+
+
+async def deliver_again(
+    connection: AsyncConnection,
+    endpoint: EndpointRow,
+    told: Sequence[Row[Any]],
+    only: Only,
+    now: datetime,
+    *,
+    is_by_hand: bool,
+) -> int:
+    """Owe the endpoint those of these events that are wanted, after what is new; returns how many. What is asked for by hand
+    is in no order, the others keep their places in their lanes. The endpoint is locked."""
+    if not told:
+        return 0
+    states = await _states_of(connection, told[0].tenant_id, endpoint, [event.id for event in told])
+    wanted = [event for event in told if _is_wanted(only, event, endpoint, states.get(event.id, set()))]
+    await copy_rows(connection, deliveries, [_copy_of(_row_of(event, is_by_hand), endpoint, now) for event in wanted])
+    mark_news(connection)
+    return len(wanted)
+
+
+async def _states_of(
+    connection: AsyncConnection, tenant_id: str, endpoint: EndpointRow, event_ids: Sequence[str]
+) -> Mapping[str, set[str]]:
+    """By event, the states of its deliveries to the endpoint."""
+    statement = select(deliveries.c.event_id, deliveries.c.state).where(
+        deliveries.c.tenant_id == tenant_id,
+        deliveries.c.event_id.in_(event_ids),
+        deliveries.c.endpoint_id == endpoint.id,
+    )
+    states: dict[str, set[str]] = {}
+    for row in await connection.execute(statement):
+        states.setdefault(row.event_id, set()).add(row.state)
+    return states
+
+
+def _is_wanted(only: Only, event: Row[Any], endpoint: EndpointRow, states: set[str]) -> bool:
+    if states & set(OPEN_STATES):
+        return False  # it is owed anyhow
+    is_missing = not states and admits(endpoint.event_types, event.type)
+    if event.type == "test.ping" and event.subject != endpoint.id:
+        is_missing = False  # it was for another endpoint alone
+    is_failed = bool(states & set(_FAILED)) and DeliveryState.DELIVERED.value not in states
+    return {Only.MISSING: is_missing, Only.FAILED: is_failed, Only.ALL: is_missing or bool(states)}[only]
+
+
+def _row_of(event: Row[Any], is_by_hand: bool) -> dict[str, Any]:
+    return {
+        "tenant_id": event.tenant_id,
+        "event_id": event.id,
+        "event_type": event.type,
+        "event_created_at": event.created_at,
+        "feed_position": BY_HAND if is_by_hand else event.feed_position,
+        "subject": event.subject,
+    }
