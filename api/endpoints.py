@@ -12,6 +12,7 @@ from api.auditing import audit
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import invalid, not_found
 from api.routes import Call, Route
+from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.endpoints import (
     EndpointDocument,
     EndpointRow,
@@ -24,13 +25,15 @@ from ledger.endpoints import (
 )
 from ledger.events import record_event
 from ledger.holding import Held, Only, Task, pause_endpoint, resume_endpoint, start_task
-from ledger.ids import EndpointId
+from ledger.ids import TEST_PREFIX, EndpointId, new_id
 from ledger.jobs import JobDocument, job_document
 from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
 from ledger.states import EVENT_TYPES
 from ledger.urls import UnsafeUrl, parse_endpoint_url
 
 TEST_EVENT_TYPE = "test.ping"
+"""What a test sends where nothing else is asked for."""
+
 _LIST = "endpoints"
 _FAMILIES = sorted({event_type.split(".")[0] + ".*" for event_type in EVENT_TYPES})
 
@@ -67,7 +70,7 @@ class CreatedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
 class TestOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which event to send."""
 
-    event_type: Annotated[str, Meta(pattern=r"^test\.ping$")] = TEST_EVENT_TYPE
+    event_type: Annotated[str, Meta(max_length=60, extra_json_schema={"enum": list(EVENT_TYPES)})] = TEST_EVENT_TYPE
 
 
 class PauseOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,14 +98,6 @@ class ResumedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
     """An endpoint that was resumed. `job_id` is the job that works on what was held; null where it was active."""
 
     job_id: str | None
-
-
-class PingDocument(msgspec.Struct, frozen=True, tag_field="object", tag="test"):
-    """The data of a `test.ping`: it tells of nothing but itself."""
-
-    id: str
-    endpoint_id: str
-    message: str
 
 
 class TestAnswer(msgspec.Struct, frozen=True):
@@ -185,23 +180,28 @@ async def remove_endpoint(call: Call[None, None]) -> None:
 async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
     """Send a test event
 
-    Makes a `test.ping` event for this endpoint alone, whatever its filter, and sends it the ordinary way. A paused
-    endpoint gets it when it is resumed."""
+    Makes an event of any type for this endpoint alone, whatever its filter, and sends it the ordinary way. It is exactly
+    like a real one, but that `livemode` is false and that it tells of a deposit, say, that there is not. A paused endpoint
+    gets it when it is resumed."""
     endpoint = await _find(call)
-    message = "This is a test. Verify its signature as you would that of a deposit, and answer 2xx."
+    event_type = call.body.event_type
+    if event_type not in EVENT_TYPES:
+        raise invalid("/event_type", f"no event has the type {event_type!r}; there are: {', '.join(EVENT_TYPES)}")
     event_id = await record_event(
         call.connection,
         tenant_id=call.tenant_id,
-        event_type=TEST_EVENT_TYPE,
-        subject=endpoint.id,
-        data=PingDocument(endpoint.id, endpoint.id, message),
+        event_type=event_type,
+        subject=new_id(TEST_PREFIX, call.now),
+        data=sample_data(event_type, scene_of_test(endpoint.id, call.now)),
         livemode=False,
         now=call.now,
+        sequence=sequence_of(event_type),
+        previous_state=previous_state_of(event_type),
         endpoint_id=endpoint.id,
     )
     wanted = DeliveryFilter(event_id=event_id)
     [(_, delivery)] = await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)
-    await audit(call, "endpoint.tested", endpoint.id, event_id=event_id)
+    await audit(call, "endpoint.tested", endpoint.id, event_id=event_id, event_type=event_type)
     return TestAnswer(event_id, delivery)
 
 

@@ -85,8 +85,6 @@ async def test_a_test_event_goes_to_one_endpoint_whatever_its_filter(service: Se
     assert (event["type"], event["livemode"], event["data"]["object"]) == ("test.ping", False, "test")
     named = await service.ask("POST", f"/v1/endpoints/{made['id']}/test", {"event_type": "test.ping"})
     assert named.status == 200
-    other = await service.ask("POST", f"/v1/endpoints/{made['id']}/test", {"event_type": "deposit.confirmed"})
-    assert other.json["errors"][0]["pointer"] == "/event_type"
 
 
 async def test_a_test_event_of_a_paused_endpoint_is_held(service: Service) -> None:
