@@ -42,6 +42,7 @@ from ledger.database import connect_api, transaction
 from ledger.migrate import head_revision
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
+from notifier.clock import ClockWatch
 from notifier.dispatcher import Dispatcher
 from notifier.maintenance import housekeeping, partition_upkeep
 from notifier.recovery import keep_recovering
@@ -212,9 +213,12 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
         engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell notify"))
         stack.enter_context(housekeeping(engine))
         sender = await stack.enter_async_context(Sender(policy_of(settings), version=VERSION))
+        clock = ClockWatch(engine)
+        await clock.check()
         async with asyncio.TaskGroup() as group:
+            group.create_task(clock.keep(stop))
             group.create_task(keep_recovering(engine, stop))
-            group.create_task(Dispatcher(engine, sender, secret_box).run(stop))
+            group.create_task(Dispatcher(engine, sender, secret_box, may_sign=clock.may_sign).run(stop))
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

@@ -152,8 +152,9 @@ class Dispatcher:
         lease_s: float = LEASE_S,
         idle_interval_s: float = IDLE_INTERVAL_S,
         randomness: Callable[[], float] = random.random,
+        may_sign: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Raises `LeaseTooShort`. `randomness` gives the jitter, 0 to 1."""
+        """Raises `LeaseTooShort`. `randomness` gives the jitter, 0 to 1. While `may_sign` is False nothing is claimed."""
         require_lease(lease_s, sender.limits.total_s)
         self.engine = engine
         self.sender = sender
@@ -161,6 +162,7 @@ class Dispatcher:
         self.lease_s = lease_s
         self.idle_interval_s = idle_interval_s
         self.randomness = randomness
+        self.may_sign = may_sign
         self.token = secrets.token_hex(8)
         self.slots = slots
         self.in_flight = 0
@@ -211,7 +213,7 @@ class Dispatcher:
     def _wanted(self) -> int:
         """How many to claim now: what slots are free and, while exchanges end, what can be begun soon. Nothing as long as
         enough is waiting, so that claims are few and large; nor when too much is unsettled."""
-        if len(self.results) >= UNSETTLED_MAX or len(self.waiting) > self.slots * REFILL_AT:
+        if not self.may_sign() or len(self.results) >= UNSETTLED_MAX or len(self.waiting) > self.slots * REFILL_AT:
             return 0
         ahead = int(self.slots * AHEAD) if self.ended else 0
         return max(0, min(CLAIM_MAX, self.slots + ahead - self.in_flight - len(self.waiting)))
@@ -266,7 +268,8 @@ class Dispatcher:
             return Unsent.WORN_OUT
         if isinstance(live_secrets, SealBroken):
             return Unsent.SECRET_UNOPENED
-        if time.monotonic() - waiting.claimed_at > self.lease_s - self.sender.limits.total_s - SETTLE_MARGIN_S:
+        since_s = time.monotonic() - waiting.claimed_at
+        if not self.may_sign() or since_s > self.lease_s - self.sender.limits.total_s - SETTLE_MARGIN_S:
             return Unsent.NOT_BEGUN
         return await self.sender.send(SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets))
 

@@ -31,4 +31,8 @@ DELIVERY_LATENCY = Histogram(
     "From the commit of an event to its acceptance by an endpoint",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 259200),
 )
+CLOCK_REFUSALS = Counter(
+    "chainbell_clock_refusals_total",
+    "Comparisons with the database's clock after which nothing was signed",
+)
 HOUSEKEEPING = Counter("chainbell_housekeeping_total", "Housekeeping jobs by how they ended", ["job", "outcome"])

@@ -24,6 +24,7 @@ from chains.evm.adapter import EvmAdapter
 from chains.evm.probe import NodeProbe
 from chains.profile import load_profile
 from ledger.database import database_now, transaction
+from notifier.clock import SKEW_MAX_S
 
 CLOCK_SKEW_MAX_S = 5.0
 """More between our clock and the database's is worth a warning: receivers refuse signatures that are minutes off."""
@@ -89,11 +90,15 @@ async def _examine_database(settings: Settings) -> list[Finding]:
                 skew_s = abs((await database_now(connection) - datetime.now(UTC)).total_seconds())
     except ChainbellError as error:
         return [Finding("database", Verdict.FAILED, str(error))]
-    clock = Verdict.OK if skew_s <= CLOCK_SKEW_MAX_S else Verdict.WARNING
-    return [
-        Finding("database", Verdict.OK, "answers, every migration is in"),
-        Finding("clock", clock, f"{skew_s:.1f} s from the database's"),
-    ]
+    return [Finding("database", Verdict.OK, "answers, every migration is in"), judge_clock(skew_s)]
+
+
+def judge_clock(skew_s: float) -> Finding:
+    """What this machine's clock is good for, so many seconds from the database's."""
+    said = f"{skew_s:.1f} s from the database's"
+    if skew_s > SKEW_MAX_S:
+        return Finding("clock", Verdict.FAILED, f"{said}: a notifier here would sign nothing; set this machine's clock")
+    return Finding("clock", Verdict.OK if skew_s <= CLOCK_SKEW_MAX_S else Verdict.WARNING, said)
 
 
 async def _examine_chain(chain: ConfiguredChain) -> tuple[list[Finding], Sequence[NodeProbe]]:

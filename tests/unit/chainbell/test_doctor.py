@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chainbell.cli.doctor import Verdict, judge_traces, tell_proof
+from chainbell.cli.doctor import Verdict, judge_clock, judge_traces, tell_proof
 from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.settings import load_settings
 from chains.evm.probe import NodeProbe
@@ -40,6 +40,11 @@ def test_a_proof_that_is_only_observed_is_a_warning(tmp_path: Path) -> None:
     assert proof.detail.startswith("roots, only observed: a block that fails is told of and taken all the same")
     weaker = tell_proof(configured(tmp_path, "ethereum", 'proof = "bloom"\nproof_enforced = false'))
     assert [finding.verdict for finding in weaker[:3]] == [Verdict.WARNING, Verdict.WARNING, Verdict.OK]
+
+
+@pytest.mark.parametrize(("skew_s", "verdict"), [(0.2, Verdict.OK), (7, Verdict.WARNING), (31, Verdict.FAILED)])
+def test_a_clock_by_which_nothing_would_be_signed_fails(skew_s: float, verdict: Verdict) -> None:
+    assert judge_clock(skew_s).verdict is verdict
 
 
 TWO_HOSTS = 'nodes = [{ url = "http://127.0.0.1:1" }, { url = "http://127.0.0.2:1" }]\n'
