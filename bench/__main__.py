@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -30,46 +31,14 @@ from bench.report import (
     reading_sections,
     watching_sections,
 )
+from bench.sizes import FULL, QUICK, Sizes
+from bench.strain import Strain
 from bench.usage import Usage
 from bench.watching import Watching, WatchingTask
 from ledger.embedded import embedded_postgres
 
 PROOFS = ("structure", "bloom", "roots")
 
-
-class Sizes(msgspec.Struct):
-    """How much is measured."""
-
-    blocks: int
-    watches: int
-    crowd: int
-    deliveries: int
-    live_blocks: int
-    live_interval_s: float
-    watches_loaded: int
-    seed: int
-
-
-FULL = Sizes(
-    blocks=250,
-    watches=10_000,
-    crowd=1_000_000,
-    deliveries=20_000,
-    live_blocks=90,
-    live_interval_s=2.0,
-    watches_loaded=1_000_000,
-    seed=1,
-)
-QUICK = Sizes(
-    blocks=20,
-    watches=1_000,
-    crowd=5_000,
-    deliveries=960,
-    live_blocks=12,
-    live_interval_s=0.2,
-    watches_loaded=20_000,
-    seed=1,
-)
 
 WATCHES_FEW = 1_000
 """What a crowd of watches is compared with."""
@@ -83,11 +52,19 @@ REPORT_COLUMNS = 140
 class Bench:
     """One run: its database server, its chain, and what is said on the way."""
 
-    def __init__(self, sizes: Sizes, chain: Path, database_url: str, say: Callable[[str], None]) -> None:
+    def __init__(self, sizes: Sizes, directory: Path, database_url: str, say: Callable[[str], None]) -> None:
         self.sizes = sizes
-        self.chain = str(chain)
+        self.directory = directory
         self.database_url = database_url
         self.say = say
+
+    @cached_property
+    def chain(self) -> str:
+        """Where the blocks are, made when they are first wanted."""
+        self.say(f"making {self.sizes.blocks} blocks")
+        chain = self.directory / "chain"
+        record_chain(chain, self.sizes.blocks, self.sizes.seed)
+        return str(chain)
 
     def following(self) -> list[Row]:
         """Catch-up from a node into Postgres at each level of proof."""
@@ -186,53 +163,70 @@ class Bench:
             return watching_sections(msgspec.convert(measured("bench.watching", task), Watching))
 
 
-def run(sizes: Sizes, say: Callable[[str], None]) -> Report:
-    """Measure everything, one thing after another. Raises `BenchFailed`."""
+Part = Callable[[Bench, Strain], dict[str, list[Row]]]
+
+PARTS: dict[str, Part] = {
+    "reading": lambda bench, _: bench.reading(),
+    "following": lambda bench, _: {"following mainnet-sized blocks": bench.following()},
+    "crowd": lambda bench, _: {"following among many watches": bench.crowd()},
+    "past": lambda bench, _: {"mainnet-sized blocks once more, as jobs": bench.past()},
+    "delivering": lambda bench, _: {"delivering signed webhooks": bench.delivering()},
+    "isolation": lambda _, strain: {"well endpoints beside bad ones, bare: without these": strain.isolation()},
+    "steady": lambda _, strain: {"200 events a second, bare: posted from memory": strain.steady()},
+    "live": lambda bench, _: {"one deposit in each live block": bench.live()},
+    "beside": lambda bench, _: {"the same beside replays, bare: alone": bench.live_beside()},
+    "watching": lambda bench, _: bench.watching(),
+}
+"""What can be measured, in the order in which it is."""
+
+
+class Asked(msgspec.Struct):
+    """What the command line asks for."""
+
+    sizes: Sizes
+    parts: tuple[str, ...]
+    is_json: bool
+
+
+def run(asked: Asked, say: Callable[[str], None]) -> Report:
+    """Measure one thing after another. Raises `BenchFailed`."""
     with scratch() as directory:
-        say(f"making {sizes.blocks} blocks")
-        chain = directory / "chain"
-        record_chain(chain, sizes.blocks, sizes.seed)
         say("starting Postgres")
         with embedded_postgres(directory) as database_url:
             make_template(database_url)
-            bench = Bench(sizes, chain, database_url, say)
-            sections = {
-                **bench.reading(),
-                "following mainnet-sized blocks": bench.following(),
-                "following among many watches": bench.crowd(),
-                "mainnet-sized blocks once more, as jobs": bench.past(),
-                "delivering signed webhooks": bench.delivering(),
-                "one deposit in each live block": bench.live(),
-                "the same beside replays, bare: alone": bench.live_beside(),
-                **bench.watching(),
-            }
-    return Report(msgspec.to_builtins(sizes), sections)
+            bench = Bench(asked.sizes, directory, database_url, say)
+            strain = Strain(asked.sizes, directory, database_url, say)
+            sections: dict[str, list[Row]] = {}
+            for part in asked.parts:
+                sections |= PARTS[part](bench, strain)
+    return Report(msgspec.to_builtins(asked.sizes), sections)
 
 
-def parse_sizes(arguments: list[str] | None = None) -> tuple[Sizes, bool]:
-    """The sizes asked for on the command line, and whether JSON is wanted."""
+def parse_arguments(arguments: list[str] | None = None) -> Asked:
+    """The sizes and parts asked for on the command line, and whether JSON is wanted."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes: that everything runs, not how fast")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--only", action="append", choices=PARTS, help="one part; may be repeated. All by default")
     for field in msgspec.structs.fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, help=f"{getattr(FULL, field.name)}")
     asked = parser.parse_args(arguments)
     chosen = {field: getattr(asked, field) for field in Sizes.__struct_fields__ if getattr(asked, field) is not None}
     sizes = msgspec.structs.replace(QUICK if asked.quick else FULL, **chosen)
     sizes.live_blocks = min(sizes.live_blocks, sizes.blocks)
-    return sizes, asked.json
+    return Asked(sizes, tuple(part for part in PARTS if part in (asked.only or PARTS)), asked.json)
 
 
 def main() -> None:
     """Measure and print."""
-    sizes, is_json = parse_sizes()
+    asked = parse_arguments()
     complaints = Console(stderr=True)
     try:
-        report = run(sizes, lambda text: complaints.print(f"[dim]{text}[/dim]"))
+        report = run(asked, lambda text: complaints.print(f"[dim]{text}[/dim]"))
     except BenchFailed as error:
         complaints.print(str(error), markup=False)
         sys.exit(1)
-    if is_json:
+    if asked.is_json:
         sys.stdout.buffer.write(msgspec.json.encode(report))
     else:
         print_report(report, Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS))

@@ -140,7 +140,7 @@ async def _stop_after(count: int, stop: asyncio.Event) -> None:
 async def run_bare(task: DeliveringTask) -> Usage:
     """Sign and post from memory."""
     secret, numbers, now = new_endpoint_secret(), iter(range(task.deliveries)), datetime.now(UTC)
-    bodies = [_body(n, now) for n in range(task.deliveries)]
+    bodies = [event_with_body(n, now) for n in range(task.deliveries)]
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), headers={"content-type": "application/json"}
     ) as session:
@@ -154,7 +154,8 @@ async def run_bare(task: DeliveringTask) -> Usage:
     return usage
 
 
-def _body(n: int, now: datetime) -> tuple[str, bytes]:
+def event_with_body(n: int, now: datetime) -> tuple[str, bytes]:
+    """An event's id and bytes, as they are stored and sent."""
     event_id = EventId(new_id("evt", now))
     body = event_body(
         event_id=event_id,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
@@ -28,7 +28,8 @@ from ledger.tenants import create_tenant
 from ledger.urls import EndpointPolicy
 from ledger.watches import NewWatch, insert_watches
 
-SECRET_BOX = SecretBox(bytes(32))
+MASTER_KEY = bytes(32)
+SECRET_BOX = SecretBox(MASTER_KEY)
 LIVE_WINDOW = timedelta(days=36500)
 """The recorded blocks are as old as their seed says; here they count as news."""
 WATCHES_AT_ONCE = 10_000
@@ -59,6 +60,19 @@ def make_database(url: str, name: str) -> str:
         connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{parsed.database}"'))
     admin.dispose()
     return parsed.set(database=name).render_as_string(hide_password=False)
+
+
+@contextmanager
+def fresh_database(url: str, name: str) -> Iterator[str]:
+    """The same, deleted when the block ends: what is left of it would be tidied up by Postgres during the next."""
+    made = make_database(url, name)
+    try:
+        yield made
+    finally:
+        admin = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        admin.dispose()
 
 
 @asynccontextmanager

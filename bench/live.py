@@ -101,15 +101,16 @@ class _News(msgspec.Struct):
 
 
 class CommitTimes:
-    """A structlog processor that remembers when the follower said that a block was applied."""
+    """A structlog processor that remembers when the follower said that blocks were applied: one, or several together."""
 
     def __init__(self) -> None:
         self.at: dict[int, float] = {}
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """Look, and pass on."""
-        if event["event"] == "block applied":
-            self.at[event["height"]] = time.time()
+        if event["event"] in ("block applied", "blocks applied"):
+            heights = range(event["height"] - event["blocks"] + 1, event["height"] + 1)
+            self.at.update(dict.fromkeys(heights, time.time()))
         return event
 
 

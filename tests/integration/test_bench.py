@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import msgspec
 import pytest
 
-from bench.__main__ import parse_sizes
+from bench.__main__ import PARTS, parse_arguments
 from bench.report import Report
 
 ROWS = {
@@ -52,28 +53,65 @@ ROWS = {
 }
 
 
-@pytest.mark.timeout(300)
-def test_a_quick_run_measures_every_row() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--json"], capture_output=True, timeout=280, check=False
-    )
+WAITS = (
+    "committed to first bytes, p50",
+    "committed to first bytes, p99",
+    "  the same, an endpoint's first event, p50",
+    "  the same, an endpoint's first event, p99",
+)
+STRAIN = ("isolation", "steady")
+STRAIN_ROWS = {
+    "well endpoints beside bad ones, bare: without these": {*WAITS},
+    "200 events a second, bare: posted from memory": {*WAITS},
+}
+
+
+def measure(*parts: str) -> Report:
+    """A quick run of some parts."""
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "--quick",
+        "--json",
+        *(word for part in parts for word in ("--only", part)),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr.decode()
-    report = msgspec.json.decode(done.stdout, type=Report)
-    assert {section: {row.name for row in rows} for section, rows in report.sections.items()} == ROWS
+    return msgspec.json.decode(done.stdout, type=Report)
+
+
+def check_rows(report: Report, expected: Mapping[str, set[str]]) -> None:
+    """Every row is there, with figures that are figures."""
+    assert {section: {row.name for row in rows} for section, rows in report.sections.items()} == expected
     for row in (row for rows in report.sections.values() for row in rows):
         assert math.isfinite(row.ratio), row
         assert row.ratio > 0, row
         assert row.cpu_ms is None or row.cpu_ms > 0, row
 
 
+@pytest.mark.timeout(300)
+def test_a_quick_run_measures_every_row() -> None:
+    check_rows(measure(*(part for part in PARTS if part not in STRAIN)), ROWS)
+
+
+@pytest.mark.timeout(300)
+def test_a_quick_run_measures_notifiers_under_strain() -> None:
+    check_rows(measure(*STRAIN), STRAIN_ROWS)
+
+
 def test_a_named_size_overrides_the_quick_ones() -> None:
-    sizes, is_json = parse_sizes(["--quick", "--blocks", "5", "--live-interval-s", "0.5"])
-    assert (sizes.blocks, sizes.live_interval_s, is_json) == (5, 0.5, False)
+    asked = parse_arguments(["--quick", "--blocks", "5", "--live-interval-s", "0.5"])
+    assert (asked.sizes.blocks, asked.sizes.live_interval_s, asked.is_json) == (5, 0.5, False)
 
 
 def test_no_more_live_blocks_are_asked_for_than_there_are_blocks() -> None:
-    sizes, _ = parse_sizes(["--blocks", "5"])
-    assert sizes.live_blocks == 5
+    assert parse_arguments(["--blocks", "5"]).sizes.live_blocks == 5
+
+
+def test_without_a_choice_every_part_is_measured_and_with_one_only_that() -> None:
+    assert parse_arguments([]).parts == tuple(PARTS)
+    assert parse_arguments(["--only", "live", "--only", "following"]).parts == ("following", "live")
 
 
 @pytest.mark.timeout(120)

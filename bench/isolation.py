@@ -1,0 +1,220 @@
+"""Whether merchants that hang, drip, refuse or reset make the others wait: `python -m bench.isolation TASK`.
+
+A real `chainbell notify` delivers; this process commits one event at a time, each for one endpoint, in turn and at a steady
+pace, and asks afterwards when each of them came. Where the bad endpoints are left out their turns are skipped, so that the
+others are told of as much and as often. A merchant's first event has a figure of its own: nothing is known of anybody then.
+
+Without a database the least is done at the same pace: each event is signed and posted from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from random import Random
+
+import aiohttp
+import msgspec
+import uvloop
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bench.delivering import event_with_body, make_event, post_signed
+from bench.installation import add_tenant, ledger_at
+from bench.live import Spread, spread_of
+from bench.merchants import Heard, Mood
+from bench.usage import cpu_s_of, measure_usage
+from chainbell.logs import configure_logs
+from chainbell.supervisor import calm_garbage_collector
+from ledger.database import transaction
+from ledger.events import record_events
+from ledger.ids import EndpointId, TenantId
+from ledger.secrets import new_endpoint_secret
+
+TENANTS = 10
+BAD_EVERY = 20
+BAD = (
+    (Mood.HANGS, Mood.HANGS, Mood.DRIPS_HEAD, Mood.BUSY, Mood.RESETS),
+    (Mood.HANGS, Mood.HANGS, Mood.DRIPS_BODY, Mood.BUSY, Mood.RESETS),
+)
+"""Of each twenty endpoints five are bad: a tenth of all hang, and a twentieth each drip, are busy, and reset."""
+ARRIVAL_LIMIT_S = 60.0
+"""How long after the last commit the last news may take to come; what has not come by then has waited at least that long."""
+LOOK_INTERVAL_S = 0.1
+
+
+class IsolationTask(msgspec.Struct):
+    """`rate` is in events a second over all endpoints. Each endpoint gets one event, and then they go on for `seconds`."""
+
+    merchants_url: str
+    endpoints: int
+    rate: float
+    seconds: float
+    seed: int
+    is_mixed: bool = False
+    """Every fourth turn is a bad endpoint's; otherwise all are well."""
+    has_bad: bool = False
+    """The bad ones are there in their turns."""
+    database_url: str = ""
+    notify_pids: list[int] = []
+    """Whose CPU time is counted; empty for that of this process."""
+
+
+class Waits(msgspec.Struct):
+    """How long the well endpoints waited, from the commit of an event to the first bytes of its request."""
+
+    first: Spread
+    """For the first event of each."""
+    later: Spread
+    events: int
+    """Committed for them."""
+    missing: int
+    """Of those, not received in time; they count with the time until it was given up."""
+    cpu_s: float
+    """Of what delivered."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An endpoint whose turn it is; `mood` decides whether it is asked about afterwards."""
+
+    mood: Mood
+    name: str
+    tenant_id: TenantId = TenantId("")
+    id: EndpointId = EndpointId("")
+
+
+class Told(msgspec.Struct, frozen=True):
+    """An event, and when its COMMIT was sent, in seconds since 1970: not when that returned, since on a busy machine the
+    news may be here before this process has its turn."""
+
+    event_id: str
+    at: float
+
+
+Tell = Callable[[int, Target], Awaitable[Told]]
+"""Let an endpoint know of the event with that number."""
+
+
+def make_targets(task: IsolationTask) -> list[Target]:
+    """Endpoints in the order of their turns, the bad ones strewn among the others."""
+    targets = [Target(_mood(n) if task.is_mixed else Mood.WELL, f"{n}") for n in range(task.endpoints)]
+    Random(task.seed).shuffle(targets)
+    return targets
+
+
+def _mood(n: int) -> Mood:
+    turn, place = divmod(n, BAD_EVERY)
+    bad = BAD[turn % len(BAD)]
+    return bad[place] if place < len(bad) else Mood.WELL
+
+
+async def add_targets(engine: AsyncEngine, task: IsolationTask, targets: Sequence[Target]) -> list[Target]:
+    """Store those that are there as endpoints of several tenants; returns all, these with their ids."""
+    stored = {target.name: target for target in targets}
+    there = [target for target in targets if task.has_bad or target.mood is Mood.WELL]
+    for tenant in range(TENANTS):
+        owned = there[tenant::TENANTS]
+        urls = [f"{task.merchants_url}/{target.mood}/{target.name}" for target in owned]
+        tenant_id, endpoint_ids = await add_tenant(engine, f"merchant {tenant}", urls)
+        for target, endpoint_id in zip(owned, endpoint_ids, strict=True):
+            stored[target.name] = msgspec.structs.replace(target, tenant_id=tenant_id, id=endpoint_id)
+    return list(stored.values())
+
+
+async def tell_by_commit(engine: AsyncEngine, n: int, target: Target) -> Told:
+    """Commit an event for one endpoint."""
+    made = replace(make_event(target.tenant_id, n), endpoint_id=target.id)
+    async with transaction(engine) as connection:
+        (event_id,) = await record_events(connection, [made], datetime.now(UTC))
+        at = time.time()
+    return Told(event_id, at)
+
+
+async def tell_by_post(session: aiohttp.ClientSession, url: str, secret: str, n: int, target: Target) -> Told:
+    """Sign and post, and forget."""
+    at = time.time()
+    event_id, body = event_with_body(n, datetime.now(UTC))
+    await post_signed(session, f"{url}/{target.mood}/{target.name}", event_id, body, secret)
+    return Told(event_id, at)
+
+
+async def tell_steadily(task: IsolationTask, targets: Sequence[Target], tell: Tell) -> dict[int, Told]:
+    """Let every endpoint know in its turn; returns what the well ones have to hear, by the number of the turn."""
+    told: dict[int, Told] = {}
+
+    async def _tell(n: int, target: Target) -> None:
+        done = await tell(n, target)
+        if target.mood is Mood.WELL:
+            told[n] = done
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for n in range(len(targets) + int(task.rate * task.seconds)):
+            target = targets[n % len(targets)]
+            if task.has_bad or target.mood is Mood.WELL:
+                await asyncio.sleep(began + n / task.rate - time.perf_counter())
+                group.create_task(_tell(n, target))
+    return told
+
+
+async def hear(session: aiohttp.ClientSession, url: str, count: int) -> dict[str, float]:
+    """When each event came first, once all have come or the time for it is over."""
+    deadline = time.monotonic() + ARRIVAL_LIMIT_S
+    came: dict[str, float] = {}
+    while len(came) < count and time.monotonic() < deadline:
+        await asyncio.sleep(LOOK_INTERVAL_S)
+        async with session.get(f"{url}/take") as response:
+            for heard in msgspec.json.decode(await response.read(), type=list[Heard]):
+                came.setdefault(heard.event_id, heard.at)
+    return came
+
+
+def waits_of(told: dict[int, Told], came: dict[str, float], endpoints: int, cpu_s: float) -> Waits:
+    """Compare what was told with what came."""
+    given_up_at = time.time()
+    waited = {n: came.get(one.event_id, given_up_at) - one.at for n, one in told.items()}
+    return Waits(
+        first=spread_of([wait for n, wait in waited.items() if n < endpoints]),
+        later=spread_of([wait for n, wait in waited.items() if n >= endpoints]),
+        events=len(told),
+        missing=sum(one.event_id not in came for one in told.values()),
+        cpu_s=cpu_s,
+    )
+
+
+async def run_notifier(task: IsolationTask) -> Waits:
+    """Tell by way of the ledger and the processes that deliver from it."""
+    async with ledger_at(task.database_url) as engine, aiohttp.ClientSession() as session:
+        targets = await add_targets(engine, task, make_targets(task))
+        cpu_began = cpu_s_of(task.notify_pids)
+        told = await tell_steadily(task, targets, partial(tell_by_commit, engine))
+        came = await hear(session, task.merchants_url, len(told))
+        return waits_of(told, came, task.endpoints, cpu_s_of(task.notify_pids) - cpu_began)
+
+
+async def run_bare(task: IsolationTask) -> Waits:
+    """Tell from memory."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, headers={"content-type": "application/json"}) as session:
+        tell = partial(tell_by_post, session, task.merchants_url, new_endpoint_secret())
+        with measure_usage(0) as usage:
+            told = await tell_steadily(task, make_targets(task), tell)
+        came = await hear(session, task.merchants_url, len(told))
+    return waits_of(told, came, task.endpoints, usage.cpu_s)
+
+
+def main() -> None:
+    """Do the task in the first argument and print how long was waited."""
+    task = msgspec.json.decode(sys.argv[1], type=IsolationTask)
+    configure_logs()
+    calm_garbage_collector()
+    waits = uvloop.run(run_notifier(task) if task.database_url else run_bare(task))
+    sys.stdout.buffer.write(msgspec.json.encode(waits))
+
+
+if __name__ == "__main__":
+    main()
