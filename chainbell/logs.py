@@ -1,7 +1,8 @@
 """Logs: an event word and fields, to stderr, because stdout belongs to what a command was asked for.
 
 A terminal gets lines for people, anything else JSON lines. Whatever is logged, and by whichever library, a URL loses its
-credentials on the way out: user and password, query, and every path, since nodes are often given keys there.
+credentials on the way out: user and password, query, and every path, since nodes are often given keys there. So does every
+text its secrets of ours, and a complaint about a request that is not HTTP the request.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any, TextIO
 
 import msgspec
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from chainbell.settings import redact_url
+from ledger.redaction import hide_secrets
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>\\]+", re.IGNORECASE)
 
@@ -28,6 +31,7 @@ def configure_logs(*, is_verbose: bool = False, stream: TextIO | None = None) ->
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        drop_request,
         structlog.processors.format_exc_info,
         hide_credentials,
     ]
@@ -63,15 +67,27 @@ def _encode(event: EventDict, default: Callable[[Any], Any]) -> str:
     return msgspec.json.encode(event, enc_hook=default).decode()
 
 
+def drop_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: of a request that could not be read, only the kind of its fault is told. The exception quotes
+    the line that it failed at, which may be the one with the key."""
+    raised = event.get("exc_info")
+    error = raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
+    return (
+        {**event, "exc_info": None, "error": type(error).__name__} if isinstance(error, HttpProcessingError) else event
+    )
+
+
 def hide_credentials(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A structlog processor: shorten every URL in an event, however deep it sits, to scheme, host and port."""
+    """A structlog processor: shorten every URL in an event, however deep it sits, to scheme, host and port, and hide our
+    secrets."""
     return {key: _hidden(value) for key, value in event.items()}
 
 
 def _hidden(value: Any) -> Any:  # noqa: ANN401 - whatever somebody logs
     match value:
         case str():
-            return _URL.sub(lambda found: redact_url(found.group()), value) if "://" in value else value
+            safe = hide_secrets(value)
+            return _URL.sub(lambda found: redact_url(found.group()), safe) if "://" in safe else safe
         case dict():
             return {key: _hidden(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():

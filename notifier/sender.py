@@ -24,6 +24,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from yarl import URL
 
+from ledger.redaction import hide_secrets
 from ledger.states import Outcome
 from ledger.urls import EndpointPolicy, RefusedAddress, UnsafeUrl, parse_endpoint_url
 from notifier.bounds import EXCHANGE_BYTES_MAX, AnswerTooLarge
@@ -91,7 +92,9 @@ class _Exchange:
         """The start of the answer as text that Postgres keeps; None when none came."""
         if self.status_code is None:
             return None
-        text = bytes(self.received[:ANSWER_KEPT_BYTES_MAX]).decode("utf-8", errors="replace")
+        # Hidden before it is cut, which might leave a part of a secret. Latin-1 stands for any bytes, one by one.
+        safe = hide_secrets(self.received.decode("latin-1")).encode("latin-1")
+        text = safe[:ANSWER_KEPT_BYTES_MAX].decode("utf-8", errors="replace")
         return text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # Postgres keeps no NUL in text
 
 

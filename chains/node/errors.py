@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from chains.errors import ChainError
+from chains.node.naming import hide
 
 NOT_FOUND_CODES = frozenset({-32001, -39001})
 """`Resource not found` (EIP-1474) and `Unknown block` (execution-apis)."""
@@ -54,9 +55,8 @@ class NodeError(ChainError):
         self.detail = detail
 
     def hide(self, secrets: Sequence[str]) -> None:
-        """Take credentials out of the message: some nodes repeat the address that they were called by."""
-        for secret in secrets:
-            self.detail = self.detail.replace(secret, "***")
+        """Take credentials out of the message."""
+        self.detail = hide(self.detail, secrets)
         self.args = (f"{self.node}: {self.detail}",)
 
 

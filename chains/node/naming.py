@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count
@@ -16,6 +17,12 @@ TEXT_MAX = 200
 
 SECRET_LENGTH_MIN = 8
 """Parts of a URL's path shorter than this (`v2`, `rpc`) are no keys."""
+
+SECRET_PART_MIN = 4
+"""A shorter beginning of a credential gives nothing away, and may be a word of its own."""
+
+CUT = "..."
+HIDDEN = "***"
 
 
 class NodeSettings(Protocol):
@@ -82,9 +89,23 @@ def secrets_in(url: str) -> tuple[str, ...]:
     found = [parts.username or "", parts.password or "", parts.query]
     found += [part for part in parts.path.split("/") if len(part) >= SECRET_LENGTH_MIN]
     found += [value for pair in parts.query.split("&") if (value := pair.partition("=")[2])]
+    if parts.username is not None:  # how HTTP sends the two of them (RFC 7617)
+        found.append(b64encode(f"{parts.username}:{parts.password or ''}".encode()).decode())
     return tuple(sorted({secret for secret in found if secret}, key=len, reverse=True))
 
 
 def one_line(text: str) -> str:
-    """A stranger's words made fit for a log: printable, on one line, bounded."""
-    return re.sub(r"[^\x20-\x7e]+", " ", text).strip()[:TEXT_MAX]
+    """A stranger's words made fit for a log: printable, on one line, bounded, and with `CUT` where they went on."""
+    line = re.sub(r"[^\x20-\x7e]+", " ", text).strip()
+    return line if len(line) <= TEXT_MAX else line[: TEXT_MAX - len(CUT)] + CUT
+
+
+def hide(text: str, secrets: Sequence[str]) -> str:
+    """`text` without the credentials, whole or cut short by `one_line`: some nodes repeat the address that they were called
+    by."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    for secret in secrets:
+        for length in range(len(secret) - 1, SECRET_PART_MIN - 1, -1):
+            text = text.replace(secret[:length] + CUT, HIDDEN + CUT)
+    return text

@@ -23,7 +23,7 @@ import structlog
 
 from chains.adapter import HeadHint
 from chains.model import Slug
-from chains.node.naming import one_line, secrets_in
+from chains.node.naming import hide, one_line, secrets_in
 
 log = structlog.get_logger(__name__)
 
@@ -202,9 +202,7 @@ class HeadSocket:
             log.warning("no announcements, polling goes on", chain=self._chain, node=self._name, reason=reason)
 
     def _hidden(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return one_line(text)
+        return one_line(hide(text, self._secrets))
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from io import StringIO
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 
 from chainbell.logs import configure_logs
 
@@ -45,3 +46,27 @@ def test_urls_lose_their_credentials_wherever_they_stand(out: StringIO) -> None:
     assert out.getvalue().count("\n") == 4
     assert "hunter2" not in out.getvalue()
     assert out.getvalue().count("https://node.example:8545") >= 7
+
+
+def test_our_own_secrets_are_hidden_in_whatever_somebody_else_writes(out: StringIO) -> None:
+    logging.getLogger("library").warning(
+        "no: %s", {"key": "cb_live_0123456789abcdef_secret", "other": "whsec_c2VjcmV0"}
+    )
+    structlog.get_logger("test").info("page", lines=["KEY='whsk_c2VjcmV0'"])
+    assert "secret" not in out.getvalue()
+    assert "c2VjcmV0" not in out.getvalue()
+    assert out.getvalue().count("***") == 3
+
+
+def test_a_request_that_is_not_http_is_told_by_the_kind_of_its_fault(out: StringIO) -> None:
+    try:
+        raise BadHttpMessage("Invalid header value char: b'Authorization: Bearer somebodys-token'")
+    except BadHttpMessage as error:
+        logging.getLogger("aiohttp.server").error("Error handling request from %s", "192.0.2.1", exc_info=error)
+        structlog.get_logger("test").exception("failed")
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(row["event"], row["error"]) for row in rows] == [
+        ("Error handling request from 192.0.2.1", "BadHttpMessage"),
+        ("failed", "BadHttpMessage"),
+    ]
+    assert "somebodys-token" not in out.getvalue()

@@ -176,6 +176,16 @@ async def test_a_connection_with_an_unread_rest_is_not_used_again(receiver: Rece
     assert len({got.peer for got in receiver.requests}) == 2
 
 
+async def test_a_receiver_that_shows_what_it_knows_is_kept_without_it(receiver: Receiver, sender: Sender) -> None:
+    """A debug page shows its server's variables, and an attempt is kept in the open."""
+    page = f"<td>'WEBHOOK_SECRET': '{SECRET}'</td><td>KEY=cb_live_0123456789abcdef_x</td>"
+    receiver.behaviour = fake.answer(500, b"\xff" + page.encode())
+    result = await sender.send(request_to(receiver.url))
+    assert result.response_excerpt == "\ufffd<td>'WEBHOOK_SECRET': '***'</td><td>KEY=***</td>"
+    receiver.behaviour = fake.answer(500, b"x" * 4080 + SECRET.encode())
+    assert (await sender.send(request_to(receiver.url))).response_excerpt == "x" * 4080 + "***"
+
+
 async def test_a_gzip_bomb_is_kept_as_it_came(receiver: Receiver, sender: Sender) -> None:
     bomb = gzip.compress(bytes(20_000_000))
     receiver.behaviour = fake.gzip_bomb(bomb)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chains.errors import ProfileError
-from chains.node.naming import host_of, names_of, one_line, secrets_in
+from chains.node.naming import TEXT_MAX, hide, host_of, names_of, one_line, secrets_in
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,16 @@ def test_a_strangers_words_stay_on_one_short_line(text: str) -> None:
     line = one_line(text)
     assert line.isprintable()
     assert len(line) <= 200
+
+
+@pytest.mark.parametrize("missing", range(1, 12))
+def test_a_credential_that_is_cut_short_is_hidden_too(missing: int) -> None:
+    secrets = secrets_in("https://a.example/v2/0123456789abcdef")
+    message = one_line("x" * (TEXT_MAX - 3 - 16 + missing) + "0123456789abcdef and more")
+    assert hide(message, secrets).endswith("x***...")
+    assert "0123" not in hide(message, secrets)
+
+
+def test_user_and_password_are_hidden_as_http_sends_them() -> None:
+    secrets = secrets_in("https://user:hunter2hunter2@a.example/")
+    assert hide("Authorization: Basic dXNlcjpodW50ZXIyaHVudGVyMg==", secrets) == "Authorization: Basic ***"
