@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 NPM_INSTALL := install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint bench soak anvil clean
+.PHONY: help demo test mutants lint bench soak fuzz anvil clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -29,6 +29,9 @@ bench: $(VENV)/demo.stamp ## Measure against bare loops on this machine; ARGS="-
 
 soak: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Let nodes lie in many combinations; SEEDS=200 of them, or SEED=17 alone
 	@$(VENV)/bin/python -m tests.soak $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+
+fuzz: $(VENV)/test.stamp ## Call each operation of the API with many cases, by its own description; EXAMPLES=200 of a kind, SEED=1
+	@$(VENV)/bin/python -m tests.fuzz --examples $(or $(EXAMPLES),200) --seed $(or $(SEED),1)
 
 anvil: $(VENV)/anvil.stamp ## Install Anvil, the local EVM node of the demo and the tests, and the tests' receiver in Node
 

@@ -37,11 +37,20 @@ TEST_EVENT_TYPE = "test.ping"
 _LIST = "endpoints"
 _FAMILIES = sorted({event_type.split(".")[0] + ".*" for event_type in EVENT_TYPES})
 
-Url = Annotated[str, Meta(min_length=1, max_length=2048, description="https URL that events are POSTed to")]
+Url = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=2048,
+        description="https URL that events are POSTed to",
+        examples=["https://merchant.example/webhooks"],
+    ),
+]
 EventTypes = Annotated[
-    list[Annotated[str, Meta(max_length=60)]],
+    list[Annotated[str, Meta(max_length=60, examples=["deposit.*"])]],
     Meta(min_length=1, max_length=50, description="Types such as deposit.confirmed, families such as deposit.*, or *"),
 ]
+Moment = Annotated[datetime, Meta(extra_json_schema={"format": "date-time"})]
 Description = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$")]
 
 
@@ -89,8 +98,8 @@ class RecoverOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which events to deliver once more: those stored from `since` to `until` (null: now); what failed, what the endpoint
     never had a delivery of, or all."""
 
-    since: datetime
-    until: datetime | None = None
+    since: Moment
+    until: Moment | None = None
     only: Only = Only.FAILED
 
 

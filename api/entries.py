@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from api.events import EventPage
-from api.inputs import AddressText, AssetName, ChainName, Line, address_given, chain_named, hash_given
+from api.inputs import AddressText, AssetName, ChainName, HashText, Line, address_given, chain_named, hash_given
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
 from api.routes import Call, Route
@@ -30,7 +30,7 @@ class EntryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reference: Annotated[Line | None, Meta(description="Of the watch")] = None
     state: EntryState | None = None
     asset: AssetName | None = None
-    tx: Annotated[str | None, Meta(description="Hash of the transaction")] = None
+    tx: HashText | None = None
     updated_since: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
         Meta(description="Only what changed since; the list is then in order of change, the oldest first"),

@@ -15,8 +15,23 @@ from ledger.model import ChainRow
 Line = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
 """A short text of the tenant's own: Postgres keeps any character but NUL."""
 
-ChainName = Annotated[str, Meta(max_length=100, description="A chain's slug, or its CAIP-2 name")]
-AddressText = Annotated[str, Meta(max_length=100, description="0x and 40 hexadecimal digits")]
+ChainName = Annotated[
+    str, Meta(max_length=100, description="A chain's slug, or its CAIP-2 name", examples=["ethereum"])
+]
+AddressText = Annotated[
+    str,
+    Meta(
+        max_length=100,
+        description="0x and 40 hexadecimal digits; mixed case is a checksum (EIP-55), and has to fit",
+        extra_json_schema={
+            "pattern": "^0x[0-9a-fA-F]{40}$"
+        },  # described here, enforced by the ledger in a better sentence
+    ),
+]
+HashText = Annotated[
+    str,
+    Meta(max_length=100, description="Hash of a transaction", extra_json_schema={"pattern": "^0x[0-9a-fA-F]{64}$"}),
+]
 AssetName = Annotated[
     str,
     Meta(

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from api.links import add_links
 from api.problems import KINDS, MEDIA_TYPE, Code, ProblemDocument
 from api.routes import OpenRoute, Route
 from api.webhooks import data_type_of, event_name_of, example_of
@@ -47,6 +48,7 @@ def describe(routes: Sequence[Route], open_routes: Sequence[OpenRoute], version:
         paths.setdefault(open_route.path, {})[open_route.method.lower()] = _open_operation(open_route)
     for name in {_name_of(route.query) for route in routes if route.query is not type(None)}:
         del schemas[name]
+    add_links(paths, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Chainbell", "version": version, "description": _DESCRIPTION},

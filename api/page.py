@@ -48,6 +48,7 @@ _LIMITS = {
     "maximum": "to {}",
     "pattern": "matches {}",
     "default": "{} when left out",
+    "examples": "such as {}",
 }
 
 
@@ -178,7 +179,8 @@ def _type(schema: Json) -> str:
 
 
 def _limits(schema: Json) -> str:
-    said = [words.format(_value(schema[key])) for key, words in _LIMITS.items() if key in schema]
+    limits = {**schema, **({"examples": schema["examples"][0]} if "examples" in schema else {})}
+    said = [words.format(_value(limits[key])) for key, words in _LIMITS.items() if key in limits]
     return f'<span class="must">{", ".join(said)}</span>' if said else ""
 
 

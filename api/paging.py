@@ -12,7 +12,14 @@ from ledger.cursors import CURSOR_LENGTH_MAX, Place, decode_cursor, encode_curso
 
 Item = TypeVar("Item")
 
-Cursor = Annotated[str, Meta(max_length=CURSOR_LENGTH_MAX, description="`next_cursor` of the page before")]
+Cursor = Annotated[
+    str,
+    Meta(
+        max_length=CURSOR_LENGTH_MAX,
+        description="`next_cursor` of the page before",
+        extra_json_schema={"pattern": "^[0-9A-Za-z_-]+$"},
+    ),
+]
 
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

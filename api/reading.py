@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _PATH = re.compile(r"^(?P<detail>.*?)(?: - at (?:key in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.IGNORECASE)
 _NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
 
 
@@ -87,12 +89,26 @@ def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
     if len(given) != len(request.query):
         repeated = sorted({name for name in given if len(request.query.getall(name)) > 1})
         raise _invalid(f"the parameter is given more than once - at `$.{repeated[0]}`")
-    if "\x00" in "".join(given.values()):
-        raise Refused(Code.INVALID_REQUEST, "the query holds a NUL character, which nothing here does")
+    for name, value in given.items():
+        if "\x00" in value:
+            raise _invalid(f"it holds a NUL character, which nothing here does - at `$.{name}`")
     try:
-        return msgspec.convert(given, type=type_, strict=False)
+        query = msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
+    for part in msgspec.structs.fields(type_):
+        if part.encode_name in given:
+            _check_reading(part.encode_name, given[part.encode_name], getattr(query, part.name))
+    return query
+
+
+def _check_reading(name: str, text: str, value: object) -> None:
+    """Refuse what msgspec reads into a text out of kindness: "null", by which a filter that was written would be one that
+    was left out, and numbers as times, of which nobody knows whether they are seconds or milliseconds."""
+    if value is None:
+        raise _invalid(f"there is no null in a query: leave the parameter out - at `$.{name}`")
+    if isinstance(value, datetime) and not _DATE.match(text):
+        raise _invalid(f"a time is written as in RFC 3339: 2026-11-01T00:00:00Z - at `$.{name}`")
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

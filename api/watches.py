@@ -41,7 +41,14 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 class WatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One address to watch."""
 
-    chain: Annotated[str, Meta(max_length=100, description="A chain's slug or CAIP-2 name, or evm for all EVM chains")]
+    chain: Annotated[
+        str,
+        Meta(
+            max_length=100,
+            description="A chain's slug or CAIP-2 name, or evm for all EVM chains",
+            examples=["ethereum", "evm"],
+        ),
+    ]
     address: AddressText
     reference: Annotated[Line | None, Meta(description="Your own name for it, e.g. an order")] = None
     metadata: Annotated[dict[str, Any] | None, Meta(description="Kept and repeated in events; at most 4 KiB")] = None

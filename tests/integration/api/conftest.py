@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -89,9 +90,9 @@ class Service:
             return tenant_id, key
 
 
-@pytest.fixture
-async def service(database_url: str) -> AsyncIterator[Service]:
-    """A running API with the tenant `acme`."""
+@asynccontextmanager
+async def running(database_url: str) -> AsyncIterator[Service]:
+    """An API with the tenant `acme` over a database at the newest migration, for as long as the block lasts."""
     owner = connect(database_url, application="tests", pool_size=3)
     engine = connect_api(database_url, pool_size=6)
     app = create_app(
@@ -108,3 +109,10 @@ async def service(database_url: str) -> AsyncIterator[Service]:
         yield Service(f"http://{host}:{port}", owner, session, tenant_id, key)
     await engine.dispose()
     await owner.dispose()
+
+
+@pytest.fixture
+async def service(database_url: str) -> AsyncIterator[Service]:
+    """A running API with the tenant `acme`."""
+    async with running(database_url) as found:
+        yield found

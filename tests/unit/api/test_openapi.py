@@ -95,3 +95,26 @@ def test_every_problem_code_of_a_route_is_described() -> None:
     )
     undescribed = {code for code in Code if f"`{code}`" not in described}
     assert undescribed == {Code.METHOD_NOT_ALLOWED}  # a path that is described has no such answer
+
+
+def test_an_answer_links_to_what_takes_the_ids_that_it_shows() -> None:
+    links = {
+        (operation["operationId"], name): link["parameters"]["id"]
+        for operation in operations()
+        for response in operation["responses"].values()
+        for name, link in response.get("links", {}).items()
+    }
+    assert (
+        links["create_watches", "get_watch"] == links["list_my_watches", "remove_watch"] == "$response.body#/data/0/id"
+    )
+    assert links["create_my_endpoint", "send_test"] == "$response.body#/id"
+    assert links["send_test", "get_delivery"] == "$response.body#/delivery/id"
+    assert links["create_my_replay", "cancel_my_job"] == links["recover_my_endpoint", "get_job"] == "$response.body#/id"
+    taking = {
+        operation["operationId"]
+        for path, methods in DOCUMENT["paths"].items()
+        for operation in methods.values()
+        if "{id}" in path
+    }
+    # An event is bytes: nothing shows it as an object.
+    assert taking - {name for _, name in links} == {"get_event", "recover_event"}

@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.entries import EntryQuery
 from api.problems import Code, Refused
-from api.reading import _brackets_of, decode_body
+from api.reading import _brackets_of, decode_body, decode_query
 from api.watches import METADATA_DEPTH_MAX, NewWatches, _check_metadata, _depth
 
 
@@ -113,3 +115,26 @@ def test_a_body_without_backslashes_has_the_brackets_that_a_closer_look_finds(va
     body = msgspec.json.encode(value)
     assert b"\\" not in body
     assert _brackets_of(body) == _brackets_of(body + b"\\")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state", "null"),
+        ("updated_since", "null"),
+        ("updated_since", "NULL"),
+        ("updated_since", "0.5"),
+        ("updated_since", "1700000000000"),
+        ("updated_since", "2026-11-01"),
+        ("updated_since", "2026-11-01T00:00:00"),
+        ("limit", "0"),
+    ],
+)
+def test_a_parameter_that_only_looks_like_a_value_is_refused_and_not_guessed_at(name: str, value: str) -> None:
+    with pytest.raises(Refused) as refused:
+        decode_query(make_mocked_request("GET", f"/v1/deposits?{name}={value}"), EntryQuery)
+    assert [problem.pointer for problem in refused.value.errors] == [f"/{name}"]
+
+
+def test_a_reference_may_be_the_word_null() -> None:
+    assert decode_query(make_mocked_request("GET", "/v1/deposits?reference=null"), EntryQuery).reference == "null"
