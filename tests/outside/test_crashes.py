@@ -7,12 +7,9 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,8 @@ import pytest
 from aiohttp import web
 
 from chainbell.demo.anvil import AnvilNode, anvil
-from ledger.embedded import embedded_postgres, remove_embedded_postgres
 from tests.fakes.receiver import Behaviour, Receiver, hang, running_receiver
-from tests.fixtures.postgres import FAST
+from tests.fixtures.cluster import Cluster, own_cluster
 from tests.outside.installation import LOCAL_ENDPOINTS, Installation, Tenant, installed
 from tests.outside.payments import new_address, receipt_of, send, submit
 
@@ -36,38 +32,10 @@ LEASE_S = 60.0
 """What a killed notifier had claimed is free for another one after this."""
 
 
-@dataclass
-class Cluster:
-    """A Postgres of the test's own, which it may kill."""
-
-    directory: Path
-    stack: ExitStack
-    url: str = ""
-
-    def start(self) -> None:
-        """Start the server, or start it again."""
-        self.url = self.stack.enter_context(embedded_postgres(self.directory, settings=FAST))
-
-    def kill(self) -> None:
-        """`kill -9` of the postmaster; its backends notice and leave."""
-        pointer = self.directory / "embedded.location"
-        place = Path(pointer.read_text().strip()) if pointer.exists() else self.directory / "postgres"
-        os.kill(int((place / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
-
-
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    # Not pytest's own directory: where the tests run as root, the server's user could not enter that.
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-crashes-"))
-    directory.chmod(0o755)
-    try:
-        with ExitStack() as stack:
-            made = Cluster(directory, stack)
-            made.start()
-            yield made
-    finally:
-        remove_embedded_postgres(directory)
-        shutil.rmtree(directory)
+    with own_cluster() as made:
+        yield made
 
 
 @dataclass

@@ -1,0 +1,215 @@
+"""The points at which a delivery can be interrupted, each met exactly: a condition tells that it is reached, and then
+something dies there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+
+from ledger.events import NewEvent
+from tests.fakes.sink import Stage
+from tests.outside.sink_proof import Play
+from tests.outside.sink_writer import APPLICATION as WRITER
+from tests.outside.sockets import TcpState, send_buffer_bytes
+
+NOTIFIER = "chainbell notify"
+READ_AHEAD_BYTES = 1024 * 1024
+"""More than a sink takes of a request that it does not read: the kernel's receive buffer and aiohttp's."""
+TERMINATIONS = 4
+
+
+async def _kill_after_claim(play: Play) -> None:
+    """Claimed; the merchant's machine has not answered the connection, so nothing can have been told."""
+    await play.target.shut(connects=False)
+    await play.write()
+    await play.kill(await play.until_connecting(TcpState.SYN_SENT))
+    before = len(play.target.receipts)
+    await play.target.open()
+    await play.until_settled([play.target])
+    [key] = {(receipt.endpoint_id, receipt.event_id) for receipt in play.target.receipts[before:]}
+    assert len(play.target.receipts) - before <= play.lost[key]
+
+
+async def _kill_after_connect(play: Play) -> None:
+    """Connected, and the merchant has not taken the connection. What the kernel has of the request may still be read."""
+    await play.target.shut(connects=True)
+    await play.write()
+    await play.kill(await play.until_connecting(TcpState.ESTABLISHED))
+    await play.target.open()
+
+
+async def _kill_while_sending(play: Play) -> None:
+    """The request's head has come, and a part of its body; the rest does not fit into what the kernel would send for the
+    dead."""
+    hold = play.target.hold(Stage.BEFORE_READ)
+    await play.write(padding=send_buffer_bytes() + READ_AHEAD_BYTES)
+    await hold.until_reached()
+    await play.kill(play.sender(hold.peer_port))
+    hold.release()
+    await play.until_settled([play.target])
+    assert 1 <= play.came(hold.event_id) <= play.lost[play.target_key(hold.event_id)]
+
+
+async def _kill_after_send(play: Play) -> None:
+    """The merchant has the event, and the notifier no answer."""
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    await play.kill(play.sender(hold.peer_port))
+    hold.release()
+    await play.until_settled([play.target])
+    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)]
+
+
+async def _kill_after_response(play: Play) -> None:
+    """The answer has come; the db transaction that would settle it is open and not at its COMMIT."""
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    row = "SELECT FROM deliveries WHERE endpoint_id = :endpoint AND event_id = :event FOR UPDATE"
+    async with play.world.holding(row, endpoint=play.target.endpoint_id, event=hold.event_id) as holder:
+        pid = play.sender(hold.peer_port)
+        hold.release()
+        await play.world.until_waiting(NOTIFIER, holder)
+        await play.kill(pid)
+    await play.until_settled([play.target])
+    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
+
+
+async def _kill_at_commit(play: Play) -> None:
+    """COMMIT is under way when its sender dies: it happens all the same, and nothing comes twice."""
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    async with play.world.barrier("commit", play.target) as holder:
+        pid = play.sender(hold.peer_port)
+        hold.release()
+        waiting = await play.world.until_waiting(NOTIFIER, holder)
+        assert waiting.query.upper() == "COMMIT"
+        await play.kill(pid)
+    await play.until_settled([play.target])
+    assert (play.came(hold.event_id), play.lost[play.target_key(hold.event_id)]) == (1, 0)
+
+
+async def _kill_during_fan_out(play: Play) -> None:
+    """Who tells the events dies when some of the deliveries are written: none of it has happened, and it is told anew."""
+    news = play.batch()
+    async with play.world.barrier("fan-out", play.deposits) as holder:
+        play.world.ask_writer(news)
+        waiting = await play.world.until_waiting(WRITER, holder)
+        await play.world.kill_writer()
+    await play.world.until_gone(waiting.pid)
+    assert await _count(play, news) == 0
+    await play.world.start_writer()
+    await play.commit(news)
+    assert await _count(play, news) == len(news)
+
+
+async def _count(play: Play, news: list[NewEvent]) -> int:
+    """How many of these are stored."""
+    rows = await play.world.ask(
+        "SELECT count(*) AS number FROM events JOIN unnest(CAST(:tenants AS text[]), CAST(:subjects AS text[]),"
+        " CAST(:sequences AS int[])) AS asked (tenant_id, subject, sequence) USING (tenant_id, subject, sequence)",
+        tenants=[event.tenant_id for event in news],
+        subjects=[event.subject for event in news],
+        sequences=[event.sequence for event in news],
+    )
+    return int(rows[0].number)
+
+
+async def _freeze_past_the_lease(play: Play) -> None:
+    """A notifier stands still past its lease; another tells its event and the next one of the entry. When it goes on and has
+    its answer, it may not settle any more, and says so."""
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    frozen, token = play.sender(hold.peer_port), await play.token()
+    log_before = len(play.world.installation.log_text())
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        assert await play.expire("lease_token = :token", token=token) > 0
+        await play.until_settled([play.target])
+        await play.write()
+        await play.until_settled([play.target])
+        settled = await _state_of(play, hold.event_id)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+        hold.release()
+
+    async def is_told() -> bool:
+        return "leases lost" in play.world.installation.log_text()[log_before:]
+
+    await play.world.installation.until("the late notifier says that it lost leases", is_told)
+    assert await _state_of(play, hold.event_id) == settled
+    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
+
+
+async def _state_of(play: Play, event_id: str) -> tuple[object, ...]:
+    """The target's delivery, as the right one settled it."""
+    [row] = await play.world.ask(
+        "SELECT state, attempts, settled_at FROM deliveries WHERE endpoint_id = :endpoint AND event_id = :event",
+        endpoint=play.target.endpoint_id,
+        event=event_id,
+    )
+    assert row.state == "delivered"
+    return tuple(row)
+
+
+async def _terminate_sessions(play: Play) -> None:
+    """Every session of every notifier ends, several times, each time when more has come."""
+    await play.world.until_all_at_work()
+    for _ in range(TERMINATIONS):
+        before = sum(len(sink.receipts) for sink in play.sinks)
+        await play.write(of_each=3)
+
+        async def more_came(before: int = before) -> bool:
+            return sum(len(sink.receipts) for sink in play.sinks) > before
+
+        await play.world.installation.until("more came", more_came)
+        assert await play.world.terminate_notifiers_sessions() > 0
+
+
+async def _restart_postgres(play: Play) -> None:
+    """Postgres is killed and starts again. The answer comes while it is away: it is kept until it can be settled."""
+    await play.world.until_all_at_work()
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    log_before = len(play.world.installation.log_text())
+    play.world.cluster.kill()
+    hold.release()
+
+    async def is_missed() -> bool:
+        return "database unavailable" in play.world.installation.log_text()[log_before:]
+
+    await play.world.installation.until("a notifier misses the database", is_missed)
+    await play.world.restart_postgres()
+    await play.until_settled([play.target])
+    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)]
+
+
+POINTS: Mapping[str, Callable[[Play], Awaitable[None]]] = {
+    "killed after the claim": _kill_after_claim,
+    "killed after connect": _kill_after_connect,
+    "killed while sending": _kill_while_sending,
+    "killed after send": _kill_after_send,
+    "killed after the response": _kill_after_response,
+    "killed at COMMIT": _kill_at_commit,
+    "writer killed during fan-out": _kill_during_fan_out,
+    "frozen past its lease": _freeze_past_the_lease,
+    "sessions terminated": _terminate_sessions,
+    "Postgres killed": _restart_postgres,
+}
+
+
+def points_of(seed: int, *, by_chance: int = 0) -> Mapping[str, Callable[[Play], Awaitable[None]]]:
+    """The points of a seed: two by turns, so that five seeds in a row have all of them, and so many more."""
+    names = list(POINTS)
+    by_turns = [names[2 * seed % len(names)], names[(2 * seed + 1) % len(names)]]
+    chance = Random(seed)
+    rest = [name for name in names if name not in by_turns]
+    drawn = by_turns + chance.sample(rest, by_chance)
+    chance.shuffle(drawn)
+    return {name: POINTS[name] for name in drawn}
