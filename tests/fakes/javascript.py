@@ -30,10 +30,19 @@ def judge(requests: Sequence[dict[str, Any]], signatures: Sequence[dict[str, Any
     One process for all of them. What each is made of stands in `judge.mjs`.
     """
     assert (MODULES / "standardwebhooks").is_dir(), f"{MODULES} lacks standardwebhooks; run: make anvil"
-    asked = json.dumps({"requests": requests, "signatures": signatures})
+    said = run_module(JUDGE, {"requests": requests, "signatures": signatures})
+    return said["requests"], said["signatures"]
+
+
+def run_module(file: Path, asked: object) -> Any:  # noqa: ANN401 - JSON
+    """Run a module in Node with JSON on its standard input; the JSON that it prints."""
     ended = subprocess.run(
-        [node_program(), str(JUDGE)], input=asked, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        [node_program(), str(file)],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    said = json.loads(ended.stdout)
-    return said["requests"], said["signatures"]
+    return json.loads(ended.stdout)

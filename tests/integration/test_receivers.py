@@ -29,7 +29,7 @@ from ledger.secrets import new_endpoint_secret
 from ledger.states import EVENT_TYPES
 from notifier.errors import CannotSign
 from notifier.signing import webhook_headers
-from tests.fakes.javascript import MODULES, ROOT, judge, node_program
+from tests.fakes.javascript import MODULES, ROOT, judge, node_program, run_module
 from tests.outside.installation import free_port
 
 DATA = ROOT / "tests" / "data" / "webhooks"
@@ -132,6 +132,9 @@ def secret_requests() -> Iterator[tuple[str, Request]]:
     yield "a body in several scripts", Request(signed(body=odd), True, body=odd)
     large = json.dumps({"text": "x" * 250_000})
     yield "a large body", Request(signed(body=large), True, body=large)
+    for odd_signature in ("v1", "v1,", "v1,!", ",", "v1,a,b", "\N{SNOWMAN}"):
+        headers = {**signed(), "webhook-signature": odd_signature}
+        yield f"the signature {odd_signature!r}", Request(headers, False)
     yield "a secret beside a key", Request(signed_by_key(KEY_VECTORS[0]["secret"]), True)
 
 
@@ -149,6 +152,12 @@ def key_requests() -> Iterator[tuple[str, Request]]:
         old = signed_by_key(secret, -300 - BEYOND_EDGE_S)
         yield f"key {number}: an old request", Request(old, False, public_key=known)
         yield f"key {number}: only a secret's signature", Request(signed(), False, public_key=known)
+        for part in headers:
+            for wrong in ("", "v1a,", "v1a,!", "v1a", "\N{SNOWMAN}"):
+                odd = {**headers, part: wrong}
+                yield f"key {number}: {part} {wrong!r}", Request(odd, False, public_key=known)
+            rest = {name: value for name, value in headers.items() if name != part}
+            yield f"key {number}: no {part}", Request(rest, False, public_key=known)
 
 
 def event_requests() -> Iterator[tuple[str, Request]]:
@@ -175,7 +184,7 @@ def accepted_by_python(request: Request) -> bool:
             Webhook(request.secret).verify(request.body.encode(), dict(request.headers))
         else:
             _verify_by_key(request, request.public_key)
-    except (WebhookVerificationError, ValueError):
+    except (WebhookVerificationError, ValueError, KeyError):
         return False
     return True
 
@@ -261,6 +270,13 @@ def test_a_secret_that_the_reference_refuses_signs_nothing(case: dict[str, Any])
 # --- the example of the documents -------------------------------------------------------------------------------------
 
 
+def example(language: str, word: str) -> str:
+    """The one example of the documents in this language that has this word."""
+    examples = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs/webhooks.md").read_text(), re.M | re.S)
+    [found] = [text for text in examples if word in text]
+    return str(found)
+
+
 async def answers_of_example(port: int, process: asyncio.subprocess.Process) -> list[int]:
     """What the sample receiver answers to a genuine request and to four that are none."""
     body = json.dumps(example_of("deposit.confirmed"))
@@ -291,8 +307,7 @@ async def _until_it_listens(port: int, process: asyncio.subprocess.Process) -> N
 
 
 async def test_the_javascript_example_accepts_what_we_sign_and_refuses_what_was_altered(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```javascript\n(.*?)^```$", (ROOT / "docs/webhooks.md").read_text(), re.M | re.S)
-    (tmp_path / "receiver.mjs").write_text(example)
+    (tmp_path / "receiver.mjs").write_text(example("javascript", "createServer"))
     (tmp_path / "node_modules").symlink_to(MODULES)
     port = free_port()
     process = await asyncio.create_subprocess_exec(
@@ -306,3 +321,41 @@ async def test_the_javascript_example_accepts_what_we_sign_and_refuses_what_was_
         output, _ = await process.communicate()
     data = example_of("deposit.confirmed")["data"]
     assert output.decode() == f"deposit.confirmed {data['id']}\n"
+
+
+def test_the_python_example_answers_each_request_as_the_reference_judges_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    names: dict[str, Any] = {}
+    exec(example("python", "def receive"), names)  # noqa: S102 (our own documents)
+    receive = names["receive"]
+    for name, request in (*scenario_requests(), *secret_requests()):
+        status, event = receive(request.body.encode(), request.headers)
+        assert (status, event is not None) == ((204, True) if request.is_genuine else (401, False)), name
+    assert receive(b"\xff", signed()) == (401, None)
+
+
+def test_the_examples_for_public_keys_accept_what_the_key_signed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = dict(key_requests())
+    (tmp_path / "example.mjs").write_text(example("javascript", "isSignedBy"))
+    (tmp_path / "asked.mjs").write_text(
+        """import { readFileSync } from "node:fs";
+import { isSignedBy } from "./example.mjs";
+const asked = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(asked.map((one) => isSignedBy(one.public_key, Buffer.from(one.body), one.headers))));
+"""
+    )
+    told = run_module(tmp_path / "asked.mjs", [request.for_node() for request in requests.values()])
+    expected = {name: request.is_genuine for name, request in requests.items()}
+    assert dict(zip(requests, told, strict=True)) == expected
+
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    names: dict[str, Any] = {}
+    for word in ("def receive", "def is_signed_by"):
+        exec(example("python", word), names)  # noqa: S102 (our own documents)
+    is_signed_by = names["is_signed_by"]
+    assert {
+        name: is_signed_by(request.public_key, request.body.encode(), request.headers)
+        for name, request in requests.items()
+    } == expected
