@@ -68,7 +68,7 @@ def _shown(schema: Json, schemas: Mapping[str, Json]) -> Iterator[tuple[str, str
 
 def _object_of(schema: Json) -> str:
     properties = schema.get("properties", {})
-    return str(properties["object"]["enum"][0]) if "id" in properties and "object" in properties else ""
+    return str(properties["object"]["const"]) if "id" in properties and "object" in properties else ""
 
 
 def _resolved(schema: Json, schemas: Mapping[str, Json]) -> Json:

@@ -94,7 +94,10 @@ def _schemas_of(types: Iterable[Any]) -> dict[str, Json]:
         if "description" in schema:  # a docstring, with the indentation of its source
             schema["description"] = " ".join(schema["description"].split())
         tag = schema.get("properties", {}).get("object", {})
-        if "enum" in tag:  # a tag is optional to msgspec's reader; in what we write it is always there
+        if (
+            "enum" in tag
+        ):  # a tag is optional to msgspec's reader; in what we write it is always there, and always the same
+            (schema["properties"]["object"],) = [{"const": value} for value in tag["enum"]]
             schema["required"] = sorted({"object", *schema.get("required", [])})
     return schemas
 
