@@ -173,6 +173,8 @@ PARTS: dict[str, Part] = {
     "delivering": lambda bench, _: {"delivering signed webhooks": bench.delivering()},
     "isolation": lambda _, strain: {"well endpoints beside bad ones, bare: without these": strain.isolation()},
     "steady": lambda _, strain: {"200 events a second, bare: posted from memory": strain.steady()},
+    "processes": lambda _, strain: {"two notifiers, bare: one": strain.processes()},
+    "snapshot": lambda _, strain: {"a full queue under a held snapshot, bare: without": strain.snapshot()},
     "live": lambda bench, _: {"one deposit in each live block": bench.live()},
     "beside": lambda bench, _: {"the same beside replays, bare: alone": bench.live_beside()},
     "watching": lambda bench, _: bench.watching(),

@@ -1,8 +1,9 @@
 """Whether merchants that hang, drip, refuse or reset make the others wait: `python -m bench.isolation TASK`.
 
-A real `chainbell notify` delivers; this process commits one event at a time, each for one endpoint, in turn and at a steady
-pace, and asks afterwards when each of them came. Where the bad endpoints are left out their turns are skipped, so that the
-others are told of as much and as often. A merchant's first event has a figure of its own: nothing is known of anybody then.
+A real `chainbell notify` delivers; this process commits events at a steady pace, each for one endpoint, in turn, and asks
+afterwards when each of them came. Forty times a second those whose time has come are committed together. Where the bad
+endpoints are left out their turns are skipped, so that the others are told of as much and as often. A merchant's first event
+has a figure of its own: nothing is known of anybody then.
 
 Without a database the least is done at the same pace: each event is signed and posted from memory.
 """
@@ -42,6 +43,7 @@ BAD = (
     (Mood.HANGS, Mood.HANGS, Mood.DRIPS_BODY, Mood.BUSY, Mood.RESETS),
 )
 """Of each twenty endpoints five are bad: a tenth of all hang, and a twentieth each drip, are busy, and reset."""
+COMMIT_INTERVAL_S = 0.025
 ARRIVAL_LIMIT_S = 60.0
 """How long after the last commit the last news may take to come; what has not come by then has waited at least that long."""
 LOOK_INTERVAL_S = 0.1
@@ -95,8 +97,10 @@ class Told(msgspec.Struct, frozen=True):
     at: float
 
 
-Tell = Callable[[int, Target], Awaitable[Told]]
-"""Let an endpoint know of the event with that number."""
+Turn = tuple[int, Target]
+"""Whose turn it is, and the number of it."""
+Tell = Callable[[Sequence[Turn]], Awaitable[list[Told]]]
+"""Let each endpoint know of one event."""
 
 
 def make_targets(task: IsolationTask) -> list[Target]:
@@ -125,39 +129,39 @@ async def add_targets(engine: AsyncEngine, task: IsolationTask, targets: Sequenc
     return list(stored.values())
 
 
-async def tell_by_commit(engine: AsyncEngine, n: int, target: Target) -> Told:
-    """Commit an event for one endpoint."""
-    made = replace(make_event(target.tenant_id, n), endpoint_id=target.id)
+async def tell_by_commit(engine: AsyncEngine, turns: Sequence[Turn]) -> list[Told]:
+    """Commit an event for each endpoint, together."""
+    made = [replace(make_event(target.tenant_id, n), endpoint_id=target.id) for n, target in turns]
     async with transaction(engine) as connection:
-        (event_id,) = await record_events(connection, [made], datetime.now(UTC))
+        event_ids = await record_events(connection, made, datetime.now(UTC))
         at = time.time()
-    return Told(event_id, at)
+    return [Told(event_id, at) for event_id in event_ids]
 
 
-async def tell_by_post(session: aiohttp.ClientSession, url: str, secret: str, n: int, target: Target) -> Told:
-    """Sign and post, and forget."""
+async def tell_by_post(session: aiohttp.ClientSession, url: str, secret: str, turns: Sequence[Turn]) -> list[Told]:
+    """Sign and post, all at once, and forget."""
+
+    async def _tell(n: int, target: Target) -> Told:
+        event_id, body = event_with_body(n, datetime.now(UTC))
+        await post_signed(session, f"{url}/{target.mood}/{target.name}", event_id, body, secret)
+        return Told(event_id, at)
+
     at = time.time()
-    event_id, body = event_with_body(n, datetime.now(UTC))
-    await post_signed(session, f"{url}/{target.mood}/{target.name}", event_id, body, secret)
-    return Told(event_id, at)
+    return await asyncio.gather(*(_tell(n, target) for n, target in turns))
 
 
 async def tell_steadily(task: IsolationTask, targets: Sequence[Target], tell: Tell) -> dict[int, Told]:
     """Let every endpoint know in its turn; returns what the well ones have to hear, by the number of the turn."""
     told: dict[int, Told] = {}
-
-    async def _tell(n: int, target: Target) -> None:
-        done = await tell(n, target)
-        if target.mood is Mood.WELL:
-            told[n] = done
-
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for n in range(len(targets) + int(task.rate * task.seconds)):
-            target = targets[n % len(targets)]
-            if task.has_bad or target.mood is Mood.WELL:
-                await asyncio.sleep(began + n / task.rate - time.perf_counter())
-                group.create_task(_tell(n, target))
+    began, first, count = time.perf_counter(), 0, len(targets) + int(task.rate * task.seconds)
+    while first < count:
+        await asyncio.sleep(COMMIT_INTERVAL_S - (time.perf_counter() - began) % COMMIT_INTERVAL_S)
+        until = min(count, int((time.perf_counter() - began) * task.rate))
+        turns = [(n, targets[n % len(targets)]) for n in range(first, until)]
+        there = [(n, target) for n, target in turns if task.has_bad or target.mood is Mood.WELL]
+        done = await tell(there) if there else []
+        told |= {n: one for (n, target), one in zip(there, done, strict=True) if target.mood is Mood.WELL}
+        first = until
     return told
 
 

@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.draining import Drained
 from bench.following import FollowingUsage
 from bench.isolation import Waits
 from bench.live import Latency, Spread
@@ -130,6 +131,34 @@ def latency_rows(latency: Latency, baseline: Latency) -> list[Row]:
         ),
     ]
     return rows
+
+
+def middle_pair(pairs: Sequence[tuple[Drained, Drained]]) -> tuple[Drained, Drained]:
+    """The pair in the middle by the ratio of what they did in a second."""
+    return sorted(pairs, key=lambda pair: _a_second(pair[0]) / _a_second(pair[1]))[len(pairs) // 2]
+
+
+def _a_second(drained: Drained) -> float:
+    return drained.usage.count / drained.usage.elapsed_s
+
+
+def drained_rows(name: str, drained: Drained, baseline: Drained) -> list[Row]:
+    """How fast a queue was emptied, and what it took."""
+
+    def _pair_of(figure: Callable[[Drained], float]) -> tuple[float, float]:
+        return figure(drained), figure(baseline)
+
+    def _cpu_us(one: Drained) -> float:
+        return one.usage.cpu_s * 1e6 / one.usage.count
+
+    def _database_cpu_us(one: Drained) -> float:
+        return one.database_cpu_s * 1e6 / one.usage.count
+
+    return [
+        Row(name, *_pair_of(_a_second), "POSTs/s"),
+        Row("  CPU of the notifiers for one, µs", *_pair_of(_cpu_us), "µs"),
+        Row("  CPU of their sessions in Postgres, µs", *_pair_of(_database_cpu_us), "µs"),
+    ]
 
 
 def waits_rows(pairs: Sequence[tuple[Waits, Waits]]) -> list[Row]:

@@ -20,6 +20,7 @@ class Sizes(msgspec.Struct):
     isolation_s: float
     isolation_rounds: int
     steady_s: float
+    processes_rounds: int
     snapshot_minutes: float
     seed: int
 
@@ -37,6 +38,7 @@ FULL = Sizes(
     isolation_s=15.0,
     isolation_rounds=5,
     steady_s=15.0,
+    processes_rounds=3,
     snapshot_minutes=0.5,
     seed=1,
 )
@@ -53,6 +55,7 @@ QUICK = Sizes(
     isolation_s=1.0,
     isolation_rounds=1,
     steady_s=1.0,
+    processes_rounds=1,
     snapshot_minutes=0.03,
     seed=1,
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
+from bench.draining import Drained, DrainingTask
 from bench.installation import fresh_database
 from bench.isolation import IsolationTask, Waits
 from bench.notifying import notifying
 from bench.process import measured, serving
-from bench.report import Row, waits_rows
+from bench.report import Row, drained_rows, middle_pair, waits_rows
 from bench.sizes import Sizes
 
 STEADY_ENDPOINTS = 40
@@ -45,6 +46,33 @@ class Strain:
         task = IsolationTask("", STEADY_ENDPOINTS, STEADY_RATE, self.sizes.steady_s, self.sizes.seed)
         bare = self._waits(task, is_bare=True)
         return waits_rows([(self._waits(task), bare)])
+
+    def processes(self) -> list[Row]:
+        """Two at one queue beside one."""
+        pairs = []
+        for number in range(1, self.sizes.processes_rounds + 1):
+            self.say(f"one notifier, and two: round {number} of {self.sizes.processes_rounds}")
+            one, two = (self._drained(count, deliveries=self.sizes.deliveries) for count in (1, 2))
+            pairs.append((two, one))
+        return drained_rows("two processes", *middle_pair(pairs))
+
+    def snapshot(self) -> list[Row]:
+        """A full queue while another session holds a snapshot, beside the same without."""
+        minutes = self.sizes.snapshot_minutes
+        self.say(f"a full queue for {minutes:g} minutes, and as long under a held snapshot")
+        alone, held = (self._drained(1, seconds=minutes * 60, holds_snapshot=holds) for holds in (False, True))
+        return drained_rows("under a held snapshot", held, alone)
+
+    def _drained(
+        self, processes: int, *, deliveries: int = 0, seconds: float = 0, holds_snapshot: bool = False
+    ) -> Drained:
+        with (
+            serving("bench.merchants") as merchants_url,
+            fresh_database(self.database_url, "strain") as database_url,
+            notifying(self.directory, database_url, processes) as pids,
+        ):
+            task = DrainingTask(database_url, merchants_url, pids, deliveries, seconds, holds_snapshot)
+            return msgspec.convert(measured("bench.draining", task), Drained)
 
     def _waits(self, task: IsolationTask, *, is_bare: bool = False) -> Waits:
         with serving("bench.merchants") as task.merchants_url:

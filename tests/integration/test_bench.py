@@ -59,10 +59,13 @@ WAITS = (
     "  the same, an endpoint's first event, p50",
     "  the same, an endpoint's first event, p99",
 )
-STRAIN = ("isolation", "steady")
+DRAINED = ("  CPU of the notifiers for one, µs", "  CPU of their sessions in Postgres, µs")
+STRAIN = ("isolation", "steady", "processes", "snapshot")
 STRAIN_ROWS = {
     "well endpoints beside bad ones, bare: without these": {*WAITS},
     "200 events a second, bare: posted from memory": {*WAITS},
+    "two notifiers, bare: one": {"two processes", *DRAINED},
+    "a full queue under a held snapshot, bare: without": {"under a held snapshot", *DRAINED},
 }
 
 
