@@ -61,10 +61,9 @@ WAITS = (
 )
 DRAINED = ("  CPU of the notifiers for one, µs", "  CPU of their sessions in Postgres, µs")
 STRAIN = ("isolation", "steady", "processes", "snapshot")
+"""Each of their runs starts processes of the product, which takes seconds; two of the four have nearly all of the code."""
 STRAIN_ROWS = {
     "well endpoints beside bad ones, bare: without these": {*WAITS},
-    "200 events a second, bare: posted from memory": {*WAITS},
-    "two notifiers, bare: one": {"two processes", *DRAINED},
     "a full queue under a held snapshot, bare: without": {"under a held snapshot", *DRAINED},
 }
 
@@ -100,7 +99,7 @@ def test_a_quick_run_measures_every_row() -> None:
 
 @pytest.mark.timeout(300)
 def test_a_quick_run_measures_notifiers_under_strain() -> None:
-    check_rows(measure(*STRAIN), STRAIN_ROWS)
+    check_rows(measure("isolation", "snapshot"), STRAIN_ROWS)
 
 
 def test_a_named_size_overrides_the_quick_ones() -> None:
