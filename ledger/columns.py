@@ -19,6 +19,10 @@ metadata = MetaData(
 AMOUNT = Numeric(78, 0)
 TIME = DateTime(timezone=True)
 
+CHURNING = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01, "autovacuum_vacuum_cost_delay": 0}
+"""Storage of a table whose rows change all the time, and leave a dead one behind each time: room on each page for the next
+version, and vacuum at 1 % and at full speed, keep it small."""
+
 
 def one_of(column: str, members: type[StrEnum]) -> CheckConstraint:
     """A CHECK that admits exactly the members of an enum: Postgres mirrors `ledger/states.py`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import count
 
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -76,6 +77,16 @@ async def drop_partitions(
                 await connection.execute(text(f'DROP TABLE "{name}"'))
                 dropped.append(name)
     return dropped
+
+
+async def count_days_ahead(connection: AsyncConnection, now: datetime) -> dict[str, int]:
+    """For each table, how many days after today have a partition, up to the first that has none."""
+    today = now.astimezone(UTC).date()
+    found = {}
+    for table in PARTITIONED:
+        days = {day_of(name) for name in await list_partitions(connection, table)}
+        found[table] = next(ahead for ahead in count() if today + timedelta(days=ahead + 1) not in days)
+    return found
 
 
 async def list_partitions(connection: AsyncConnection, table: str) -> Sequence[str]:

@@ -37,7 +37,7 @@ from chains.model import AssetKind, LocatorKind
 from ledger import schema_access as schema_access
 from ledger import schema_audit as schema_audit
 from ledger import schema_jobs as schema_jobs
-from ledger.columns import AMOUNT, TIME, iff, one_of
+from ledger.columns import AMOUNT, CHURNING, TIME, iff, one_of
 from ledger.columns import metadata as metadata
 from ledger.ids import Side
 from ledger.states import (
@@ -110,6 +110,7 @@ chains = Table(
     CheckConstraint("state NOT IN ('holding', 'halted') OR reason IS NOT NULL", name="reason"),
     one_of("state", ChainState),
     comment="one row for each followed chain: its checkpoint, and the lock under which blocks and watches meet",
+    postgresql_with=CHURNING,
 )
 
 assets = Table(
@@ -230,6 +231,7 @@ tenants = Table(
     Column("feed_position", BigInteger, nullable=False, server_default="0", comment="position of its newest event"),
     Column("created_at", TIME, nullable=False),
     comment="a payment company that uses us; ten_ops is the operator",
+    postgresql_with=CHURNING,
 )
 
 watches = Table(
@@ -338,6 +340,7 @@ entries = Table(
     CheckConstraint("state <> 'failed' OR side = 'withdrawal'", name="failed"),
     CheckConstraint("replaced_by IS NULL OR state IN ('dropped', 'replaced')", name="replaced_by"),
     comment="one deposit or withdrawal of one tenant; its story is told by events, counted by sequence",
+    postgresql_with={"autovacuum_vacuum_scale_factor": 0.02},  # each changes twice, and there are millions
 )
 
 events = Table(
@@ -378,6 +381,7 @@ endpoints = Table(
     PrimaryKeyConstraint("tenant_id", "id"),
     one_of("state", EndpointState),
     comment="a tenant's webhook URL and which events it wants",
+    postgresql_with=CHURNING,
 )
 
 endpoint_secrets = Table(
@@ -441,8 +445,7 @@ deliveries = Table(
     iff("settled_at", "state", SETTLED_STATES),
     CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),
     comment="one event owed to one endpoint: the queue itself, churning, kept apart from what is append-only",
-    # A busy queue leaves a dead row behind each state; vacuum at 1 % and room on each page keep it small.
-    postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01, "autovacuum_vacuum_cost_delay": 0},
+    postgresql_with=CHURNING,
 )
 
 attempts = Table(

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from ledger.columns import TIME, iff, metadata, one_of
+from ledger.columns import CHURNING, TIME, iff, metadata, one_of
 from ledger.states import ENDED_STATES, JobKind, JobState
 
 jobs = Table(
@@ -60,6 +60,7 @@ jobs = Table(
     CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),
     CheckConstraint("state <> 'failed' OR reason IS NOT NULL", name="reason"),
     comment="long work that outlives a process: its progress is written with its effect, so that it resumes where it stood",
+    postgresql_with=CHURNING,
 )
 
 job_coverage = Table(

@@ -26,6 +26,7 @@ from ledger.ids import EndpointId, TenantId
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
 from ledger.states import EndpointState
 from notifier.metrics import HOUSEKEEPING
+from notifier.upkeep import free_leases, watch_database
 
 log = structlog.get_logger()
 
@@ -126,6 +127,8 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (forget_answers, timedelta(hours=1)),
         (forget_secrets, timedelta(hours=1)),
         (judge_endpoints, timedelta(minutes=5)),
+        (free_leases, timedelta(minutes=1)),
+        (watch_database, timedelta(minutes=1)),
     )
     with _running(engine, jobs):
         yield
@@ -141,7 +144,7 @@ def _running(engine: Engine, jobs: tuple[tuple[Job, timedelta], ...]) -> Iterato
             args=(job, engine),
             id=job.__name__,
             seconds=interval.total_seconds(),
-            jitter=60,
+            jitter=min(60, interval.total_seconds() / 4),
             next_run_time=datetime.now(UTC),
             coalesce=True,
             max_instances=1,

@@ -5,7 +5,7 @@ How many deliveries are due or held is not counted here: `/metrics` reads it fro
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 DELIVERIES = Counter(
     "chainbell_deliveries_total",
@@ -36,3 +36,35 @@ CLOCK_REFUSALS = Counter(
     "Comparisons with the database's clock after which nothing was signed",
 )
 HOUSEKEEPING = Counter("chainbell_housekeeping_total", "Housekeeping jobs by how they ended", ["job", "outcome"])
+LEASES_EXPIRED = Counter(
+    "chainbell_leases_expired_total",
+    "Leases that ended with nobody's word and that nobody took over: freed by housekeeping",
+    ["of"],
+)
+LIVE_ROWS = Gauge(
+    "chainbell_database_live_rows", "Live rows, as Postgres estimates", ["table"], multiprocess_mode="livemostrecent"
+)
+DEAD_ROWS = Gauge(
+    "chainbell_database_dead_rows",
+    "Dead rows that vacuum has yet to take away, as Postgres estimates",
+    ["table"],
+    multiprocess_mode="livemostrecent",
+)
+OLDEST_SNAPSHOT = Gauge(
+    "chainbell_database_oldest_snapshot_seconds",
+    "Age of the oldest transaction that vacuum has to wait for, by what holds it: session or prepared",
+    ["holder"],
+    multiprocess_mode="livemostrecent",
+)
+HELD_BACK = Gauge(
+    "chainbell_database_vacuum_held_back_transactions",
+    "The same in transactions, also of slot and standby, for which there is no time",
+    ["holder"],
+    multiprocess_mode="livemostrecent",
+)
+PARTITION_DAYS = Gauge(
+    "chainbell_database_partition_days_ahead",
+    "Days after today for which a table has a partition",
+    ["table"],
+    multiprocess_mode="livemostrecent",
+)

@@ -13,7 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger import partitions
 from ledger.database import connect, transaction
-from ledger.partitions import day_of, drop_partitions, ensure_partitions, list_partitions, partition_name
+from ledger.partitions import (
+    count_days_ahead,
+    day_of,
+    drop_partitions,
+    ensure_partitions,
+    list_partitions,
+    partition_name,
+)
 from ledger.schema import PARTITIONED
 
 NOW = datetime(2031, 5, 10, 23, 59, 59, tzinfo=UTC)
@@ -138,3 +145,12 @@ async def test_a_long_read_makes_housekeeping_give_up_and_not_writers_wait(
         with pytest.raises(OperationalError, match="lock timeout"):
             await make(engine)
     assert len(await make(engine)) == 18
+
+
+async def test_days_ahead_are_counted_up_to_the_first_that_has_no_partition(engine: AsyncEngine) -> None:
+    await make(engine)
+    async with transaction(engine) as connection:
+        assert await count_days_ahead(connection, NOW) == {"events": 7, "attempts": 7}
+        await connection.execute(text(f'DROP TABLE "{partition_name("events", date(2031, 5, 13))}"'))
+        assert await count_days_ahead(connection, NOW) == {"events": 2, "attempts": 7}
+        assert await count_days_ahead(connection, NOW + timedelta(days=30)) == {"events": 0, "attempts": 0}

@@ -18,7 +18,10 @@ from notifier.maintenance import forget_answers, housekeeping, partition_upkeep,
 from tests.fakes.receiver import running_receiver
 from tests.integration.notifier.conftest import Post
 
-JOBS = ("make_partitions", "retire", "forget_answers", "forget_secrets", "judge_endpoints")
+JOBS = (
+    *("make_partitions", "retire", "forget_answers", "forget_secrets", "judge_endpoints"),
+    *("free_leases", "watch_database"),
+)
 
 
 def jobs_done(job: str, outcome: str = "done") -> float:
