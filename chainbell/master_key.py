@@ -1,4 +1,4 @@
-"""Where the master key comes from: a setting, a variable that it names, or a file that we made."""
+"""Where master keys come from: a setting, a variable that it names, or a file that we made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,40 @@ from pathlib import Path
 
 from chainbell.errors import SettingsError
 from chainbell.settings_model import Settings
-from ledger.secrets import BadMasterKey, new_master_key, parse_master_key
+from ledger.secrets import BadMasterKey, SecretBox, new_master_key, parse_master_key
 
 KEY_FILE = "master.key"
 """In `database.data_dir`, where the database is embedded and no key is given."""
+
+
+def find_secret_box(settings: Settings) -> SecretBox:
+    """What seals under the master key, and opens what an earlier one has sealed too. Raises `SettingsError`."""
+    return SecretBox(find_master_key(settings), find_previous_master_keys(settings))
+
+
+def find_previous_master_keys(settings: Settings) -> tuple[bytes, ...]:
+    """The keys that are read but not written with, while master keys change. Raises `SettingsError`."""
+    return tuple(
+        _parse(f"secrets.previous_master_keys[{number}]", given)
+        for number, given in enumerate(settings.secrets.previous_master_keys)
+    )
+
+
+def _parse(key: str, given: str) -> bytes:
+    variable = _variable_of(given)
+    text = os.environ.get(variable, "") if variable else given
+    if variable and not text:
+        raise SettingsError(
+            f'{key} = "{given}": the variable {variable} is not set; set it, or take it out of the list'
+        )
+    try:
+        return parse_master_key(text)
+    except BadMasterKey as error:
+        raise SettingsError(f"{key}{f' ({variable})' if variable else ''}: {error}") from error
+
+
+def _variable_of(given: str) -> str | None:
+    return given.removeprefix("env:") if given.startswith("env:") else None
 
 
 def find_master_key(settings: Settings) -> bytes:
@@ -21,7 +51,7 @@ def find_master_key(settings: Settings) -> bytes:
     must not lie on the disk of whichever machine happened to start first. Raises `SettingsError`.
     """
     given = settings.secrets.master_key
-    variable = given.removeprefix("env:") if given.startswith("env:") else None
+    variable = _variable_of(given)
     text = os.environ.get(variable, "") if variable else given
     if variable and not text:
         if not settings.database.is_embedded:

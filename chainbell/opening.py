@@ -17,10 +17,12 @@ from chains.adapter import Internal
 from chains.model import Slug, ValuePath
 from indexer.policy import rules_as_json
 from ledger.chains import ChainConfiguration, register_chain
-from ledger.database import connect, transaction
+from ledger.database import connect, database_now, transaction
 from ledger.embedded import EmbeddedPostgresError, embedded_postgres
 from ledger.errors import LedgerError
+from ledger.master_keys import admit_master_key
 from ledger.migrate import prepare, require_head
+from ledger.secrets import SecretBox
 
 VALUE_PATHS = (ValuePath.NATIVE.value, ValuePath.LOGS.value, ValuePath.VALIDATOR_WITHDRAWALS.value)
 """What is read of every EVM chain; contract-sent value needs a tracing node."""
@@ -67,6 +69,12 @@ async def open_engine(
         yield engine
     finally:
         await engine.dispose()
+
+
+async def admit(engine: AsyncEngine, box: SecretBox) -> bytes:
+    """Refuse a master key that is not the database's, by its `WrongMasterKey`; returns what cursors are signed with."""
+    async with transaction(engine) as connection:
+        return await admit_master_key(connection, box, await database_now(connection))
 
 
 async def register_chains(engine: AsyncEngine, chains: Sequence[ConfiguredChain]) -> dict[Slug, int]:

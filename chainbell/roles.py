@@ -19,8 +19,8 @@ from api.app import create_app
 from api.server import serving
 from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.errors import ChainbellError, UsageError
-from chainbell.master_key import find_master_key
-from chainbell.opening import open_database, open_engine, register_chains
+from chainbell.master_key import find_secret_box
+from chainbell.opening import admit, open_database, open_engine, register_chains
 from chainbell.settings_model import Settings
 from chainbell.version import VERSION
 from chains.errors import WrongChain
@@ -37,7 +37,6 @@ from indexer.prefetch import Bounds
 from indexer.rereading import BESIDE_HEAD, Rereader
 from indexer.run import follow
 from ledger.chains import list_chains
-from ledger.cursors import cursor_key_of
 from ledger.database import connect_api, transaction
 from ledger.migrate import head_revision
 from ledger.secrets import SecretBox
@@ -101,10 +100,13 @@ def make_follower(engine: AsyncEngine, adapter: EvmAdapter, chain: ConfiguredCha
     return Follower(engine, adapter, followed, Course(chain.slug, start, profile.has_finality_tags))
 
 
-async def migrate_once(settings: Settings, url: str) -> str:
-    """Bring the database to head, and the chains' rows to the settings; returns the revision."""
+async def migrate_once(settings: Settings, url: str, box: SecretBox | None = None) -> str:
+    """Bring the database to head, and the chains' rows to the settings; returns the revision. With `box`, a master key that
+    is not the database's is refused by its `WrongMasterKey`."""
     async with open_engine(settings, url, application="chainbell migrate", pool_size=2, may_migrate=True) as engine:
         await register_chains(engine, configure_chains(settings))
+        if box is not None:
+            await admit(engine, box)
     return head_revision()
 
 
@@ -207,10 +209,11 @@ async def _keep_past(
 
 async def notify(settings: Settings, stop: asyncio.Event) -> None:
     """Deliver events to endpoints, and keep house."""
-    secret_box = SecretBox(find_master_key(settings))
+    secret_box = find_secret_box(settings)
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
         engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell notify"))
+        await admit(engine, secret_box)
         stack.enter_context(housekeeping(engine))
         sender = await stack.enter_async_context(Sender(policy_of(settings), version=VERSION))
         clock = ClockWatch(engine)
@@ -223,19 +226,20 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve the REST API until `stop`."""
-    master_key = find_master_key(settings)
+    secret_box = find_secret_box(settings)
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
         engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=2))
         await register_chains(engine, configure_chains(settings))
+        cursor_key = await admit(engine, secret_box)
         stack.enter_context(partition_upkeep(engine))
         api_engine = connect_api(url)
         stack.push_async_callback(api_engine.dispose)
         app = create_app(
             engine=api_engine,
-            secret_box=SecretBox(master_key),
+            secret_box=secret_box,
             endpoint_policy=policy_of(settings),
-            cursor_key=cursor_key_of(master_key),
+            cursor_key=cursor_key,
             version=VERSION,
         )
         await _listen(app, settings, stop)

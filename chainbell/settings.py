@@ -26,7 +26,7 @@ DEFAULT_FILE = Path("chainbell.toml")
 ENVIRONMENT_PREFIX = "CHAINBELL_"
 FILE_VARIABLE = "CHAINBELL_CONFIG"
 
-_SECRET_KEYS = {"url", "ws", "master_key"}
+_SECRET_KEYS = {"url", "ws", "master_key", "previous_master_keys"}
 _WORDING = {
     "missing": "is missing; add it",
     "too_short": "must not be empty",
@@ -163,7 +163,7 @@ def _shown(location: Sequence[int | str], value: object) -> str:
         return ""
     if "://" in str(value):
         return f" = {redact_url(str(value))}"
-    if location and location[-1] in _SECRET_KEYS:
+    if not _SECRET_KEYS.isdisjoint(location):
         return ""
     return f" = {json.dumps(value, default=str, ensure_ascii=False)[:120]}"
 

@@ -143,6 +143,8 @@ class SecretsSettings(_Section):
 
     master_key: Annotated[str, Field(repr=False)] = "env:CHAINBELL_MASTER_KEY"
     """32 bytes in base64, or `env:NAME` of the variable that holds them."""
+    previous_master_keys: Annotated[tuple[str, ...], Field(repr=False)] = ()
+    """Likewise; they are read, but nothing is sealed with them: for as long as master keys change."""
 
 
 class ApiSettings(_Section):

@@ -14,6 +14,7 @@
     |-- SchemaBehind           refuse to start: migrations are missing
     `-- SecretError            ledger/secrets.py
         |-- BadMasterKey       refuse to start: the master key is not 32 bytes of base64
+        |-- WrongMasterKey     refuse to start: the database's secrets are sealed under another master key
         `-- SealBroken         stop and look: a secret was sealed by another key or for another row
 
 Beside it stand ValueErrors of what a tenant typed: `MalformedKey` (ledger/keys.py), `UnsafeUrl` (ledger/urls.py).

@@ -56,7 +56,7 @@ async def find_answer(
     if row.created_at <= now - RETENTION:
         await connection.execute(delete(idempotency_keys).where(*mine))
         return None
-    return StoredAnswer(row.fingerprint, row.status_code, box.open(row.sealed_body, _place(tenant_id, key)))
+    return StoredAnswer(row.fingerprint, row.status_code, box.open(row.sealed_body, answer_place(tenant_id, key)))
 
 
 async def store_answer(
@@ -68,7 +68,7 @@ async def store_answer(
         "key": key,
         "fingerprint": answer.fingerprint,
         "status_code": answer.status_code,
-        "sealed_body": box.seal(answer.body, _place(tenant_id, key)),
+        "sealed_body": box.seal(answer.body, answer_place(tenant_id, key)),
         "created_at": now,
     }
     await connection.execute(idempotency_keys.insert().values(row))
@@ -80,5 +80,6 @@ async def delete_old_idempotency_keys(connection: AsyncConnection, now: datetime
     return result.rowcount
 
 
-def _place(tenant_id: TenantId, key: str) -> SealPlace:
+def answer_place(tenant_id: TenantId, key: str) -> SealPlace:
+    """Where a stored answer is sealed: it opens under no other key."""
     return SealPlace("idempotency_keys", "sealed_body", tenant_id, key)

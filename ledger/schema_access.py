@@ -45,6 +45,21 @@ idempotency_keys = Table(
     comment="answers to POSTs, written in the transaction of their effect, kept for a day",
 )
 
+master_keys = Table(
+    "master_keys",
+    metadata,
+    Column("key_id", LargeBinary, nullable=False, comment="names the key and tells nothing of it"),
+    Column(
+        "sealed_cursor_key",
+        LargeBinary,
+        nullable=False,
+        comment="what cursors are signed with, the same in each row: it opens with this master key alone",
+    ),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("key_id"),
+    comment="the master keys that secrets may be sealed under: one, or two while they change",
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

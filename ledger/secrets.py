@@ -6,7 +6,8 @@ so nobody who can write to the database can make us sign with a secret of their 
 
     version (1 byte) | key id (8 bytes) | nonce (12 bytes) | ciphertext and tag
 
-The key id says which master key a value needs, so that a later version can re-wrap row by row under a new one.
+The key id says which master key a value needs. While master keys change, values under the old one and the new one stand side
+by side: both are read, the new one is written with, and `ledger/rewrapping.py` seals the rest anew, row by row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hmac
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from secrets import token_bytes
@@ -31,9 +33,11 @@ PUBLIC_KEY_PREFIX = "whpk_"
 
 MASTER_KEY_BYTES = 32
 _VERSION = b"\x01"
-_KEY_ID_BYTES = 8
+KEY_ID_BYTES = 8
 _NONCE_BYTES = 12
-_HEADER_BYTES = len(_VERSION) + _KEY_ID_BYTES
+KEY_ID_OFFSET = len(_VERSION)
+"""Where in a sealed value the key's id begins: statements look for values of other keys by it."""
+_HEADER_BYTES = len(_VERSION) + KEY_ID_BYTES
 _SHORTEST_BYTES = _HEADER_BYTES + _NONCE_BYTES + 16
 
 
@@ -43,6 +47,10 @@ class SecretError(LedgerError):
 
 class BadMasterKey(SecretError):
     """Refuse to start: the master key is not 32 bytes in base64."""
+
+
+class WrongMasterKey(SecretError):
+    """Refuse to start: this database's secrets were sealed under another master key than those that are configured."""
 
 
 class SealBroken(SecretError):
@@ -67,41 +75,61 @@ class SealPlace:
 
 @dataclass(frozen=True, slots=True)
 class SecretBox:
-    """Seals and opens under one master key of 32 bytes. Raises `BadMasterKey` for any other length."""
+    """Seals under one master key of 32 bytes, and opens what that one or an earlier one has sealed. Raises `BadMasterKey`
+    for any other length."""
 
     master_key: bytes = field(repr=False)
+    previous: tuple[bytes, ...] = field(default=(), repr=False)
+    """Master keys that are read but never sealed with."""
+    _ciphers: Mapping[bytes, AESGCM] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.master_key) != MASTER_KEY_BYTES:
-            raise BadMasterKey(f"the master key has {len(self.master_key)} bytes; it must have {MASTER_KEY_BYTES}")
+        keys = (self.master_key, *self.previous)
+        for key in keys:
+            if len(key) != MASTER_KEY_BYTES:
+                raise BadMasterKey(f"the master key has {len(key)} bytes; it must have {MASTER_KEY_BYTES}")
+        object.__setattr__(self, "_ciphers", {key_id_of(key): AESGCM(key) for key in keys})
 
     @property
     def key_id(self) -> bytes:
         """8 bytes that name the master key and tell nothing of it."""
-        return hmac.new(self.master_key, b"chainbell key id", sha256).digest()[:_KEY_ID_BYTES]
+        return key_id_of(self.master_key)
+
+    @property
+    def known_ids(self) -> frozenset[bytes]:
+        """The ids of all keys that values can be opened with."""
+        return frozenset(self._ciphers)
 
     def seal(self, plaintext: bytes, place: SealPlace) -> bytes:
         """Encrypt `plaintext` for `place`; another nonce, and so another result, each time."""
         header = _VERSION + self.key_id
         nonce = token_bytes(_NONCE_BYTES)
-        sealed = AESGCM(self.master_key).encrypt(nonce, plaintext, header + place.as_bytes())
+        sealed = self._ciphers[self.key_id].encrypt(nonce, plaintext, header + place.as_bytes())
         return header + nonce + sealed
 
     def open(self, sealed: bytes, place: SealPlace) -> bytes:
-        """What was sealed for `place`. Raises `SealBroken` when it was not sealed for it, by this key, as it stands."""
+        """What was sealed for `place`. Raises `SealBroken` when it was not sealed for it, by a key that we have, as it
+        stands."""
         header, rest = sealed[:_HEADER_BYTES], sealed[_HEADER_BYTES:]
         if len(sealed) < _SHORTEST_BYTES or not header.startswith(_VERSION):
             raise SealBroken(f"{_name(place)} holds no sealed value of a known version; restore it from a backup")
-        if header[len(_VERSION) :] != self.key_id:
+        cipher = self._ciphers.get(header[len(_VERSION) :])
+        if cipher is None:
             raise SealBroken(
-                f"{_name(place)} was sealed by another master key (id {header[1:].hex()}); start with that key"
+                f"{_name(place)} was sealed by another master key (id {header[1:].hex()}); start with that key, or name it"
+                " in secrets.previous_master_keys"
             )
         try:
-            return AESGCM(self.master_key).decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], header + place.as_bytes())
+            return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], header + place.as_bytes())
         except InvalidTag:
             raise SealBroken(
                 f"{_name(place)} was altered or copied from another row; rotate the secret or restore it from a backup"
             ) from None
+
+
+def key_id_of(master_key: bytes) -> bytes:
+    """8 bytes that name a master key and tell nothing of it."""
+    return hmac.new(master_key, b"chainbell key id", sha256).digest()[:KEY_ID_BYTES]
 
 
 def _name(place: SealPlace) -> str:

@@ -16,7 +16,20 @@ from typing import Annotated
 
 import typer
 
-from chainbell.cli import access, audit, coverage, database, doctor, init, listen, recover, replay, roles, status
+from chainbell.cli import (
+    access,
+    audit,
+    coverage,
+    database,
+    doctor,
+    init,
+    listen,
+    recover,
+    replay,
+    roles,
+    sealing,
+    status,
+)
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
 from chainbell.opening import DatabaseUnreachable
@@ -65,6 +78,7 @@ app.command("listen")(listen.listen)
 app.command("audit")(audit.audit)
 app.add_typer(access.tenants, name="tenants")
 app.add_typer(access.keys, name="keys")
+app.add_typer(sealing.secrets, name="secrets")
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:

@@ -11,11 +11,12 @@ from enum import StrEnum
 import msgspec
 import typer
 from rich.console import Console
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chainbell.cli.context import context_of
 from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.errors import ChainbellError
-from chainbell.master_key import find_master_key
+from chainbell.master_key import find_secret_box
 from chainbell.opening import open_database, open_engine
 from chainbell.settings_model import Settings
 from chains.adapter import Internal
@@ -24,6 +25,9 @@ from chains.evm.adapter import EvmAdapter
 from chains.evm.probe import NodeProbe
 from chains.profile import load_profile
 from ledger.database import database_now, transaction
+from ledger.errors import LedgerError
+from ledger.master_keys import check_master_key
+from ledger.rewrapping import count_old_rows
 from notifier.clock import SKEW_MAX_S
 
 CLOCK_SKEW_MAX_S = 5.0
@@ -76,10 +80,27 @@ async def _examine(settings: Settings) -> tuple[list[Finding], dict[str, list[di
 
 def _examine_key(settings: Settings) -> Finding:
     try:
-        find_master_key(settings)
+        find_secret_box(settings)
     except ChainbellError as error:
         return Finding("master key", Verdict.FAILED, str(error))
     return Finding("master key", Verdict.OK, "found, 32 bytes")
+
+
+async def _examine_secrets(connection: AsyncConnection, settings: Settings) -> list[Finding]:
+    """Whether the master key is this database's; nothing where there is no usable key, which is told of apart."""
+    try:
+        box = find_secret_box(settings)
+    except ChainbellError:
+        return []
+    try:
+        await check_master_key(connection, box)
+    except LedgerError as error:
+        return [Finding("secrets", Verdict.FAILED, str(error))]
+    old = await count_old_rows(connection, box)
+    if old:
+        said = f"{old} rows are sealed under an earlier master key; run: chainbell secrets rewrap"
+        return [Finding("secrets", Verdict.WARNING, said)]
+    return [Finding("secrets", Verdict.OK, "all sealed under the master key")]
 
 
 async def _examine_database(settings: Settings) -> list[Finding]:
@@ -88,9 +109,10 @@ async def _examine_database(settings: Settings) -> list[Finding]:
             opened = open_engine(settings, url, application="chainbell doctor", pool_size=1)
             async with opened as engine, transaction(engine) as connection:
                 skew_s = abs((await database_now(connection) - datetime.now(UTC)).total_seconds())
+                secrets = await _examine_secrets(connection, settings)
     except ChainbellError as error:
         return [Finding("database", Verdict.FAILED, str(error))]
-    return [Finding("database", Verdict.OK, "answers, every migration is in"), judge_clock(skew_s)]
+    return [Finding("database", Verdict.OK, "answers, every migration is in"), judge_clock(skew_s), *secrets]
 
 
 def judge_clock(skew_s: float) -> Finding:

@@ -27,6 +27,9 @@ data_dir = "./chainbell-data"
 # Where that is not set, an embedded database gets a key of its own in data_dir (mode 0600), any other is refused.
 # Keep a copy: without the key no webhook can be signed.
 master_key = "env:CHAINBELL_MASTER_KEY"
+# While master keys change: others, written likewise, that secrets may still be sealed under. They are read and not written
+# with; `chainbell secrets rewrap` makes them superfluous.
+previous_master_keys = []
 
 [api]
 # Address and port of the REST server. It speaks plain HTTP: put a TLS proxy before it if others are to reach it.

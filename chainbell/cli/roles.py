@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chainbell.cli.context import Context, context_of
-from chainbell.master_key import find_master_key
+from chainbell.master_key import find_secret_box
 from chainbell.opening import open_database
 from chainbell.roles import chosen_chains, follow_chains, migrate_once, notify, serve
 from chainbell.supervisor import run_until_signal, supervise
@@ -20,9 +20,9 @@ def run(context: typer.Context) -> None:
     ours = context_of(context)
     settings = ours.settings()
     chosen_chains(settings, ())
-    find_master_key(settings)
+    box = find_secret_box(settings)
     with open_database(settings) as url:
-        asyncio.run(migrate_once(settings, url))
+        asyncio.run(migrate_once(settings, url, box))
         run_until_signal(partial(supervise, _global_arguments(ours)))
 
 

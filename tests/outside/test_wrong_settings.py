@@ -82,7 +82,8 @@ async def test_what_is_missing_around_the_settings_is_told(database_url: str, tm
     async with installed(tmp_path, database_url, f"\n[chains.anvil]\n{NODE}\n") as installation:
         require_sentence(await installation.attempt("follow", "--chain", "nope"), 2, "--chain nope", "there are: anvil")
         installation.environment.pop("CHAINBELL_MASTER_KEY")
-        require_sentence(await installation.attempt("run"), 2, "CHAINBELL_MASTER_KEY is not set", "openssl rand")
+        for role in ("run", "notify"):
+            require_sentence(await installation.attempt(role), 2, "CHAINBELL_MASTER_KEY is not set", "openssl rand")
         installation.environment["CHAINBELL_MASTER_KEY"] = "c2hvcnQ="
         require_sentence(await installation.attempt("run"), 2, "CHAINBELL_MASTER_KEY", "32")
         installation.config.unlink()

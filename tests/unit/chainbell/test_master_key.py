@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from chainbell.errors import SettingsError
-from chainbell.master_key import find_master_key
+from chainbell.master_key import find_master_key, find_secret_box
 from chainbell.settings_model import DatabaseSettings, SecretsSettings, Settings
+from ledger.secrets import SecretBox
 
 KEY = bytes(range(32))
 TEXT = b64encode(KEY).decode()
@@ -56,3 +57,20 @@ def test_a_bad_key_is_refused_and_not_repeated(tmp_path: Path, text: str) -> Non
     with pytest.raises(SettingsError, match=r"secrets\.master_key.*master key") as caught:
         find_master_key(settings(tmp_path, master_key=text))
     assert text not in str(caught.value)
+
+
+def test_earlier_keys_stand_in_the_settings_or_in_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = b64encode(bytes(32)).decode()
+    monkeypatch.setenv("OLD_KEY", b64encode(b"o" * 32).decode())
+    changing = SecretsSettings(master_key=TEXT, previous_master_keys=(other, "env:OLD_KEY"))
+    box = find_secret_box(Settings(database=DatabaseSettings(data_dir=tmp_path), secrets=changing))
+    assert box.known_ids == {SecretBox(key).key_id for key in (KEY, bytes(32), b"o" * 32)}
+    assert box.key_id == SecretBox(KEY).key_id
+
+
+@pytest.mark.parametrize("given", ["hunter2", "env:NOT_SET"])
+def test_a_bad_earlier_key_is_refused_and_named_by_its_place(tmp_path: Path, given: str) -> None:
+    changing = SecretsSettings(master_key=TEXT, previous_master_keys=(given,))
+    with pytest.raises(SettingsError, match=r"secrets\.previous_master_keys\[0\]") as caught:
+        find_secret_box(Settings(database=DatabaseSettings(data_dir=tmp_path), secrets=changing))
+    assert "hunter2" not in str(caught.value)

@@ -52,6 +52,21 @@ def test_another_master_key_is_named_as_the_reason() -> None:
         SecretBox(bytes(32)).open(sealed, PLACE)
 
 
+def test_an_earlier_master_key_is_read_and_never_written_with() -> None:
+    earlier, present = SecretBox(bytes(32)), SecretBox(bytes(range(32)), (bytes(32),))
+    assert present.open(earlier.seal(b"whsec_x", PLACE), PLACE) == b"whsec_x"
+    assert SecretBox(bytes(range(32))).open(present.seal(b"whsec_x", PLACE), PLACE) == b"whsec_x"
+    with pytest.raises(SealBroken, match=present.key_id.hex()):
+        earlier.open(present.seal(b"whsec_x", PLACE), PLACE)
+    with pytest.raises(BadMasterKey):
+        SecretBox(bytes(32), (b"short",))
+
+
+def test_nothing_of_a_box_shows_its_keys() -> None:
+    box = SecretBox(b"k" * 32, (b"p" * 32,))
+    assert "kkkk" not in repr(box) and "pppp" not in repr(box)
+
+
 @given(st.binary(max_size=80), st.integers(min_value=0), st.integers(min_value=1, max_value=255))
 def test_any_changed_byte_breaks_the_seal(plaintext: bytes, position: int, difference: int) -> None:
     sealed = bytearray(BOX.seal(plaintext, PLACE))
