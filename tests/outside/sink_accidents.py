@@ -129,12 +129,14 @@ async def _freeze_past_the_lease(play: Play) -> None:
     log_before = len(play.world.installation.log_text())
     os.kill(frozen, signal.SIGSTOP)
     try:
-        assert await play.expire("lease_token = :token", token=token) > 0
+        await play.until_expired(token, hold.event_id)
+        play.dead_tokens.add(token)
         await play.until_settled([play.target])
         await play.write()
         await play.until_settled([play.target])
         settled = await _state_of(play, hold.event_id)
     finally:
+        play.dead_tokens.discard(token)
         os.kill(frozen, signal.SIGCONT)
         hold.release()
 

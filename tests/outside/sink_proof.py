@@ -157,6 +157,16 @@ class Play:
         self.lost += expired
         return expired.total()
 
+    async def until_expired(self, token: str, event_id: str) -> None:
+        """End the leases of one who stands still, the target's of this event among them."""
+
+        async def is_expired() -> bool:
+            await self.world.end_stuck_transactions()
+            await self.expire("lease_token = :token", token=token)
+            return self.lost[self.target_key(event_id)] > 0
+
+        await self.world.installation.until("the frozen one's lease has run out", is_expired)
+
     async def until_settled(self, sinks: Sequence[Sink]) -> None:
         """Let time pass, for leases of the dead and for retries, until nothing is owed to these endpoints."""
         ids = [sink.endpoint_id for sink in self.sinks]
@@ -182,6 +192,7 @@ class Play:
             await asyncio.sleep(POLL_S)
 
     async def _pass_time(self, ids: Sequence[str]) -> None:
+        await self.world.end_stuck_transactions()
         await self.expire("lease_token = ANY(:tokens)", tokens=sorted(self.dead_tokens))
         await self.world.ask(
             "UPDATE deliveries SET due_at = now() WHERE endpoint_id = ANY(:ids) AND state = 'pending'"

@@ -133,13 +133,23 @@ class World:
             return list(result.all()) if result.returns_rows else []
 
     async def expire_leases(self, condition: str, **parameters: object) -> Counter[Key]:
-        """As if the time of these leases had passed, by the database's clock; whose they were."""
+        """As if the time of these leases had passed, by the database's clock; whose they were. One whose row is locked
+        at the moment keeps its time."""
         rows = await self.ask(
-            "UPDATE deliveries SET leased_until = now() - interval '1 s'"
-            f" WHERE leased_until > now() AND {condition} RETURNING endpoint_id, event_id",
+            "UPDATE deliveries SET leased_until = now() - interval '1 s' WHERE (tenant_id, id) IN (SELECT tenant_id, id"
+            f" FROM deliveries WHERE leased_until > now() AND {condition} FOR UPDATE SKIP LOCKED)"
+            " RETURNING endpoint_id, event_id",
             **parameters,
         )
         return Counter((row.endpoint_id, row.event_id) for row in rows)
+
+    async def end_stuck_transactions(self) -> None:
+        """As Postgres ends a notifier's db transaction that says nothing for long: a frozen one may be in the middle of one
+        and hold what others need."""
+        await self.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chainbell notify'"
+            " AND wait_event = 'ClientRead' AND xact_start < clock_timestamp() - interval '2 s'"
+        )
 
     @asynccontextmanager
     async def holding(self, statement: str, **parameters: object) -> AsyncIterator[int]:
