@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
+from ledger.redaction import hide_secrets
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -128,14 +130,15 @@ def not_found(what: str) -> Refused:
 
 
 def problem_document(refused: Refused, request_id: str) -> ProblemDocument:
-    """The refusal as JSON."""
+    """The refusal as JSON. A sentence may repeat what was sent, but no secret: problems end up in tickets and logs."""
     kind = KINDS[refused.code]
+    errors = [FieldProblem(hide_secrets(one.pointer), hide_secrets(one.detail)) for one in refused.errors]
     return ProblemDocument(
         type=f"urn:chainbell:problem:{refused.code}",
         title=kind.title,
         status=kind.status,
-        detail=refused.detail,
+        detail=hide_secrets(refused.detail),
         code=refused.code.value,
         request_id=request_id,
-        errors=list(refused.errors) if refused.errors else msgspec.UNSET,
+        errors=errors or msgspec.UNSET,
     )

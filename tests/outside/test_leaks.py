@@ -32,7 +32,7 @@ from tests.fakes.receiver import Behaviour, Receiver, answer, raw, redirect, res
 from tests.outside.installation import LOCAL_ENDPOINTS, MASTER_KEY, Installation, Tenant, free_port, installed
 from tests.outside.payments import new_address, send
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 DATABASE_PASSWORD = "8fQ2xL7vBn-database"
 NODE_USER, NODE_PASSWORD = "3kR7wJ5sDf-user", "5mT9zC4gHy-password"
@@ -186,12 +186,17 @@ async def deliver_in_all_ways(shop: Tenant, kept: Kept) -> None:
 async def ask_wrongly(shop: Tenant, kept: Kept) -> None:
     """Requests that carry secrets where none belong, well-formed enough for a problem."""
     altered = shop.key[:-1] + ("A" if shop.key[-1] != "A" else "B")
-    secret = next(iter(kept.secrets.values())).decode()
+    secret = kept.secrets["the secret of accepting"].decode()
     token = {"authorization": f"Bearer {STRANGERS_TOKEN}"}
     asked: dict[str, tuple[str, str, object, dict[str, str]]] = {
         "userinfo": ("POST", "/v1/endpoints", {"url": f"https://me:{STRANGERS_TOKEN}@shop.example/"}, {}),
         "unknown field": ("POST", "/v1/endpoints", {"url": "https://shop.example/", "secret": secret}, {}),
         "wrong type": ("POST", "/v1/endpoints", {"url": "https://shop.example/", "event_types": secret}, {}),
+        "a secret as a type": ("POST", "/v1/endpoints", {"url": "https://shop.example/", "event_types": [secret]}, {}),
+        "a secret as a field": ("POST", "/v1/endpoints", {"url": "https://shop.example/", secret: 1}, {}),
+        "a key as a chain": ("GET", f"/v1/deposits?chain={shop.key}", None, {}),
+        "a key as a parameter": ("GET", f"/v1/deposits?{shop.key}=1", None, {}),
+        "a key as a URL": ("POST", "/v1/endpoints", {"url": f"{shop.key}://shop.example/"}, {}),
         "altered key": ("GET", "/v1/endpoints", None, {"authorization": f"Bearer {altered}"}),
         "a stranger's token": ("GET", "/v1/endpoints", None, token),
         "basic": ("GET", "/v1/endpoints", None, {"authorization": "Basic " + b64encode(shop.key.encode()).decode()}),
