@@ -6,6 +6,7 @@ The key goes to the API and nowhere else: no redirect is followed with it, and n
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -164,6 +165,8 @@ def _reason_of(error: BaseException) -> str:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, TimeoutError):
         return "it does not answer"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS fails ({cause.reason})"
     if isinstance(cause, OSError) and cause.errno is not None:  # event loops word the same error differently
         return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
     return type(cause).__name__

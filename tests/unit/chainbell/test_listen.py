@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
-from chainbell.cli.listen import check_receiver, check_types
+from chainbell.cli.listen import LOCAL, check_receiver, check_types
 from chainbell.errors import UsageError
 from chainbell.feed import check_key, parse_api_url
+from ledger.urls import RefusedAddress, check_address
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,14 @@ def test_everything_else_gets_a_sentence(given: str, said: str) -> None:
         check_receiver(given)
     assert "http://localhost:3000/webhooks" in str(raised.value)
     assert "pw@" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.20", "169.254.169.254", "100.100.100.200", "fd00:ec2::254"])
+def test_a_name_that_leads_into_a_network_is_refused_where_the_socket_is_made(address: str) -> None:
+    with pytest.raises(RefusedAddress):
+        check_address(ip_address(address), 443, LOCAL)
+    for loopback in ("127.0.0.1", "127.8.9.10", "::1"):
+        check_address(ip_address(loopback), 3000, LOCAL)
 
 
 def test_types_are_given_one_by_one_or_with_commas() -> None:
