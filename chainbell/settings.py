@@ -26,7 +26,9 @@ DEFAULT_FILE = Path("chainbell.toml")
 ENVIRONMENT_PREFIX = "CHAINBELL_"
 FILE_VARIABLE = "CHAINBELL_CONFIG"
 
-_SECRET_KEYS = {"url", "ws", "master_key", "previous_master_keys"}
+_SECRET_KEYS = {"url", "ws", "secrets"}
+"""Keys, and a section, whose values may hold credentials."""
+
 _WORDING = {
     "missing": "is missing; add it",
     "too_short": "must not be empty",
@@ -71,9 +73,12 @@ def load_settings(path: Path | None = None) -> Settings:
 
 
 def redact_url(url: str) -> str:
-    """A URL without anything that may be a credential: scheme, host and port."""
+    """A URL without anything that may be a credential: scheme, host and port. Where an @ stands behind them they may be the
+    beginning of a password with a slash."""
     try:
         parts = urlsplit(url)
+        if "@" in parts.path + parts.query + parts.fragment:
+            return "(a URL that cannot be read)"
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname or ''}{port}" if parts.scheme else "(a URL that cannot be read)"
     except ValueError:

@@ -66,13 +66,23 @@ def _check_listen(listen: str) -> str:
     return listen
 
 
+_UNREADABLE_URL = (
+    "cannot be read: the port must be a number, and in a password @ is written as %40, / as %2F, # as %23 and ? as %3F"
+)
+
+
 def _check_database_url(url: str) -> str:
+    """Raises ValueError, also where a password has one of the URL's own characters: what follows it would be taken for a
+    host or a port, and those are named in messages."""
     try:
-        scheme = urlsplit(url).scheme
+        parts = urlsplit(url)
+        is_readable = parts.port != 0 and url.count("@") == parts.netloc.count("@") <= 1 and not parts.fragment
     except ValueError:
-        scheme = ""
-    if url != "embedded" and scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError(_UNREADABLE_URL) from None
+    if url != "embedded" and parts.scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
         raise ValueError('must be "embedded" or a URL that begins with postgresql://')
+    if not is_readable:
+        raise ValueError(_UNREADABLE_URL)
     return url
 
 
