@@ -13,6 +13,7 @@ from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
+from ledger.endpoint_health import glance_at
 from ledger.endpoints import (
     EndpointDocument,
     EndpointRow,
@@ -133,7 +134,7 @@ async def create_my_endpoint(call: Call[None, NewEndpoint]) -> CreatedEndpointDo
         now=call.now,
     )
     await audit(call, "endpoint.created", row.id, url=url)
-    return CreatedEndpointDocument(**msgspec.structs.asdict(endpoint_document(row)), secret=secret)
+    return CreatedEndpointDocument(**msgspec.structs.asdict(await _described(call, row)), secret=secret)
 
 
 async def list_my_endpoints(call: Call[PageQuery, None]) -> Page[EndpointDocument]:
@@ -156,7 +157,7 @@ async def get_endpoint(call: Call[None, None]) -> EndpointDocument:
     """Get an endpoint
 
     With how its deliveries went lately, without its secret."""
-    return endpoint_document(await _find(call))
+    return await _described(call, await _find(call))
 
 
 async def update_endpoint(call: Call[None, EndpointChange]) -> EndpointDocument:
@@ -173,7 +174,7 @@ async def update_endpoint(call: Call[None, EndpointChange]) -> EndpointDocument:
     if row is None:
         raise not_found("endpoint")
     await audit(call, "endpoint.changed", row.id, **changes)
-    return endpoint_document(row)
+    return await _described(call, row)
 
 
 async def remove_endpoint(call: Call[None, None]) -> None:
@@ -225,7 +226,7 @@ async def pause_my_endpoint(call: Call[None, PauseOrder]) -> EndpointDocument:
     row, is_changed = found
     if is_changed:
         await audit(call, "endpoint.paused", row.id, reason=reason)
-    return endpoint_document(row)
+    return await _described(call, row)
 
 
 async def resume_my_endpoint(call: Call[None, ResumeOrder]) -> ResumedEndpointDocument:
@@ -239,7 +240,8 @@ async def resume_my_endpoint(call: Call[None, ResumeOrder]) -> ResumedEndpointDo
     row, job = found
     if job is not None:
         await audit(call, "endpoint.resumed", row.id, held=held.value, job=job.id)
-    return ResumedEndpointDocument(**msgspec.structs.asdict(endpoint_document(row)), job_id=job.id if job else None)
+    described = msgspec.structs.asdict(await _described(call, row))
+    return ResumedEndpointDocument(**described, job_id=job.id if job else None)
 
 
 async def recover_my_endpoint(call: Call[None, RecoverOrder]) -> JobDocument:
@@ -261,6 +263,11 @@ def _utc(pointer: str, moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise invalid(pointer, "a time needs its zone, such as 2026-11-01T00:00:00Z")
     return moment.astimezone(UTC)
+
+
+async def _described(call: Call[Any, Any], row: EndpointRow) -> EndpointDocument:
+    """An endpoint with its health, which lists do without: each takes a few milliseconds to read."""
+    return endpoint_document(row, await glance_at(call.connection, call.tenant_id, row.id, call.now))
 
 
 async def _find(call: Call[Any, Any]) -> EndpointRow:

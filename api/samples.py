@@ -188,7 +188,19 @@ def _other(event_type: str, scene: Scene) -> object:
         )
     if event_type.startswith("endpoint."):
         state = "paused" if event_type == "endpoint.paused" else "active"
-        health = EndpointHealthDocument(time_of(scene.now), time_of(scene.before), 3)
+        health = EndpointHealthDocument(
+            status="failing",
+            failures_consecutive=3,
+            failing_since=time_of(scene.before),
+            last_attempt_at=time_of(scene.now),
+            last_accepted_at=time_of(scene.before),
+            last_failed_at=time_of(scene.now),
+            last_status_code=503,
+            last_error=None,
+            deliveries=None,
+            last_hour=None,
+            last_day=None,
+        )
         return EndpointDocument(
             scene.endpoint_id,
             "https://merchant.example/webhooks",

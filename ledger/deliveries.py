@@ -59,6 +59,9 @@ from ledger.states import SETTLED_STATES, DeliveryState, Outcome
 OVERTAKEN_AFTER_ATTEMPTS = 5
 """Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
 
+GONE_STATUS_CODE = 410
+"""The receiver says that nothing will ever be taken there."""
+
 OVERTAKING_ENDS = timedelta(seconds=60)
 """How long before its next attempt a delivery is not overtaken any more: as long as `ledger/database.py` lets a transaction
 stay idle, so that a claim of the next one has either committed or is gone when this one is claimed."""
@@ -307,7 +310,15 @@ _store_attempts = (
 )
 
 _health = recordset(
-    "health", tenant_id=Text(), id=Text(), was_asked=Boolean(), failures=Integer(), has_accepted=Boolean()
+    "health",
+    tenant_id=Text(),
+    id=Text(),
+    was_asked=Boolean(),
+    failures=Integer(),
+    has_accepted=Boolean(),
+    gone_answers=Integer(),
+    status_code=SmallInteger(),
+    error=Text(),
 )
 _is_of_health = and_(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
 
@@ -319,6 +330,13 @@ _lock_endpoints = (
     .with_for_update(key_share=True, of=endpoints)
 )
 
+_earlier = case((_health.c.has_accepted, None), else_=endpoints.c.failing_since)
+_failing = {
+    "failing_since": case((_health.c.failures > 0, func.coalesce(_earlier, func.now())), else_=_earlier),
+    "last_failed_at": case((_health.c.failures > 0, func.now()), else_=endpoints.c.last_failed_at),
+    "gone_answers": case((_health.c.has_accepted, 0), else_=endpoints.c.gone_answers) + _health.c.gone_answers,
+}
+
 _note_health = (
     update(endpoints)
     .where(_is_of_health, _health.c.was_asked)
@@ -329,6 +347,9 @@ _note_health = (
             (_health.c.has_accepted, _health.c.failures),
             else_=endpoints.c.failures_consecutive + _health.c.failures,
         ),
+        **_failing,
+        last_status_code=_health.c.status_code,
+        last_error=_health.c.error,
     )
     .returning(endpoints.c.id)
     .cte("noted")
@@ -378,6 +399,10 @@ class _Health(msgspec.Struct):
     failures: int = 0
     """Since it last accepted."""
     has_accepted: bool = False
+    gone_answers: int = 0
+    """Since it last accepted."""
+    status_code: int | None = None
+    error: str | None = None
 
 
 def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
@@ -389,10 +414,12 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
         if settlement.attempt is None:
             continue
         health.was_asked = True
+        health.status_code, health.error = settlement.attempt.status_code, settlement.attempt.error
         if settlement.attempt.outcome is Outcome.ACCEPTED:
-            health.failures, health.has_accepted = 0, True
+            health.failures, health.gone_answers, health.has_accepted = 0, 0, True
         else:
             health.failures += 1
+            health.gone_answers += settlement.attempt.status_code == GONE_STATUS_CODE
     return list(found.values())
 
 

@@ -12,11 +12,15 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.documents import time_of
+from ledger.endpoint_health import Glance, OwedDocument, TrafficDocument
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
 from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
 from ledger.states import DeliveryState, EndpointState
+
+FAILING_AFTER_FAILURES = 3
+"""Failures in a row that are no accident any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,29 @@ class EndpointRow:
     updated_at: datetime
     last_attempt_at: datetime | None
     last_accepted_at: datetime | None
+    last_failed_at: datetime | None
+    last_status_code: int | None
+    last_error: str | None
     failures_consecutive: int
+    failing_since: datetime | None
 
 
 class EndpointHealthDocument(msgspec.Struct, frozen=True):
-    """How deliveries to an endpoint went lately."""
+    """How deliveries to an endpoint went lately. `status` is `failing` (the last three attempts failed, or more),
+    `accepting`, or `unproven` (nothing was accepted yet). `last_status_code` and `last_error` are those of the last attempt.
+    `deliveries`, `last_hour` and `last_day` are null in lists and in events."""
 
+    status: str
+    failures_consecutive: int
+    failing_since: str | None
     last_attempt_at: str | None
     last_accepted_at: str | None
-    failures_consecutive: int
+    last_failed_at: str | None
+    last_status_code: int | None
+    last_error: str | None
+    deliveries: OwedDocument | None
+    last_hour: TrafficDocument | None
+    last_day: TrafficDocument | None
 
 
 class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="endpoint"):
@@ -58,13 +76,8 @@ class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="end
     health: EndpointHealthDocument
 
 
-def endpoint_document(row: EndpointRow) -> EndpointDocument:
-    """An endpoint as JSON, without its secret."""
-    health = EndpointHealthDocument(
-        last_attempt_at=time_of(row.last_attempt_at) if row.last_attempt_at else None,
-        last_accepted_at=time_of(row.last_accepted_at) if row.last_accepted_at else None,
-        failures_consecutive=row.failures_consecutive,
-    )
+def endpoint_document(row: EndpointRow, glance: Glance | None = None) -> EndpointDocument:
+    """An endpoint as JSON, without its secret; with what was read of its deliveries, where that was read."""
     return EndpointDocument(
         id=row.id,
         url=row.url,
@@ -74,8 +87,34 @@ def endpoint_document(row: EndpointRow) -> EndpointDocument:
         state_reason=row.state_reason,
         created_at=time_of(row.created_at),
         updated_at=time_of(row.updated_at),
-        health=health,
+        health=_health_document(row, glance),
     )
+
+
+def _health_document(row: EndpointRow, glance: Glance | None) -> EndpointHealthDocument:
+    return EndpointHealthDocument(
+        status=_status_of(row),
+        failures_consecutive=row.failures_consecutive,
+        failing_since=_time_or_null(row.failing_since),
+        last_attempt_at=_time_or_null(row.last_attempt_at),
+        last_accepted_at=_time_or_null(row.last_accepted_at),
+        last_failed_at=_time_or_null(row.last_failed_at),
+        last_status_code=row.last_status_code,
+        last_error=row.last_error,
+        deliveries=glance.owed if glance else None,
+        last_hour=glance.last_hour if glance else None,
+        last_day=glance.last_day if glance else None,
+    )
+
+
+def _status_of(row: EndpointRow) -> str:
+    if row.failures_consecutive >= FAILING_AFTER_FAILURES:
+        return "failing"
+    return "unproven" if row.last_accepted_at is None else "accepting"
+
+
+def _time_or_null(moment: datetime | None) -> str | None:
+    return time_of(moment) if moment else None
 
 
 _columns = [column for column in endpoints.c if column.name in EndpointRow.__dataclass_fields__]
@@ -150,7 +189,10 @@ async def change_endpoint(
     changes: Mapping[str, Any],
     now: datetime,
 ) -> EndpointRow | None:
-    """Set `url`, `event_types` or `description`; events that were stored before keep the deliveries they have."""
+    """Set `url`, `event_types`, `description` or the state; events that were stored before keep the deliveries they have.
+    How long it has failed is counted anew, unless the change is that it is stopped."""
+    if EndpointState(changes.get("state", EndpointState.ACTIVE)) is EndpointState.ACTIVE:
+        changes = {**changes, "failing_since": None, "gone_answers": 0}
     statement = (
         update(endpoints)
         .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))

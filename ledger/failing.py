@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal, select
+from sqlalchemy import ColumnElement, Select, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.endpoints import endpoint_document, find_endpoint
 from ledger.events import NewEvent, record_events
 from ledger.ids import OPS_TENANT, EndpointId, TenantId
-from ledger.schema import attempts, deliveries, endpoints, events
+from ledger.schema import endpoints, events
 from ledger.states import EndpointState
 
 DISABLED_AFTER = timedelta(days=5)
@@ -19,78 +20,63 @@ DISABLED_AFTER_FAILURES = 20
 """An endpoint is disabled when it failed for so long and so often, and accepted nothing in between."""
 
 WARNED_AFTER = DISABLED_AFTER / 2
-GONE_STATUS_CODE = 410
 GONE_AFTER = 2
 """Answers of 410 since it last accepted that pause an endpoint: one may be a mistake of a deployment."""
 
 AT_ONCE = 100
 FAILING = "endpoint.failing"
 
-# A change by its owner and a resumption start it anew.
-_since = func.greatest(func.coalesce(endpoints.c.last_accepted_at, endpoints.c.created_at), endpoints.c.updated_at)
-
 Key = tuple[TenantId, EndpointId]
 
 
-def _attempts_of(*wanted: ColumnElement[bool]) -> ColumnElement[int]:
-    """How many attempts since the endpoint last accepted are so."""
-    is_of = and_(attempts.c.tenant_id == deliveries.c.tenant_id, attempts.c.delivery_id == deliveries.c.id)
-    return (
-        select(func.count())
-        .select_from(deliveries.join(attempts, is_of))
-        .where(
-            deliveries.c.tenant_id == endpoints.c.tenant_id,
-            deliveries.c.endpoint_id == endpoints.c.id,
-            deliveries.c.attempts > 0,
-            attempts.c.started_at >= _since,
-            *wanted,
-        )
-        .correlate(endpoints)
-        .scalar_subquery()
-    )
-
-
-async def _find(connection: AsyncConnection, failures: int, *wanted: ColumnElement[bool]) -> list[Key]:
+def _failing(failures: int, *wanted: ColumnElement[bool]) -> Select[Any]:
+    """Active endpoints that failed at least so often since they last accepted, and of which the rest holds: read from their
+    own rows, however many deliveries they have."""
     statement = select(endpoints.c.tenant_id, endpoints.c.id).where(
         endpoints.c.deleted_at.is_(None),
         endpoints.c.state == EndpointState.ACTIVE.value,
         endpoints.c.failures_consecutive >= failures,
         *wanted,
     )
-    rows = await connection.execute(statement.order_by(endpoints.c.tenant_id, endpoints.c.id).limit(AT_ONCE))
-    return [(TenantId(row.tenant_id), EndpointId(row.id)) for row in rows]
+    return statement.order_by(endpoints.c.tenant_id, endpoints.c.id).limit(AT_ONCE)
 
 
-async def find_gone_endpoints(connection: AsyncConnection) -> Sequence[Key]:
-    """Active endpoints that answered 410 twice since they last accepted. Crosses tenants."""
-    is_gone = _attempts_of(attempts.c.status_code == GONE_STATUS_CODE) >= GONE_AFTER
-    return await _find(connection, GONE_AFTER, is_gone)
+def _gone() -> Select[Any]:
+    return _failing(GONE_AFTER, endpoints.c.gone_answers >= GONE_AFTER)
 
 
-async def find_dead_endpoints(connection: AsyncConnection, now: datetime) -> Sequence[Key]:
-    """Active endpoints that are to be disabled: five days of only failures, and at least twenty. Crosses tenants."""
-    began = now - DISABLED_AFTER
-    return await _find(
-        connection, DISABLED_AFTER_FAILURES, _since <= began, _attempts_of(attempts.c.started_at <= began) > 0
-    )
+def _dead(now: datetime) -> Select[Any]:
+    return _failing(DISABLED_AFTER_FAILURES, endpoints.c.failing_since <= now - DISABLED_AFTER)
 
 
-async def find_failing_endpoints(connection: AsyncConnection, now: datetime) -> Sequence[Key]:
-    """Active endpoints that have failed for half the time that disables them, and nobody was warned of. Crosses tenants."""
-    began = now - WARNED_AFTER
+def _unwarned(now: datetime) -> Select[Any]:
     warned = select(literal(1)).where(
         events.c.tenant_id == OPS_TENANT,
         events.c.subject == endpoints.c.id,
         events.c.type == FAILING,
-        events.c.created_at >= _since,
+        events.c.created_at >= endpoints.c.failing_since,
     )
-    return await _find(
-        connection,
-        DISABLED_AFTER_FAILURES // 2,
-        _since <= began,
-        _attempts_of(attempts.c.started_at <= began) > 0,
-        ~warned.correlate(endpoints).exists(),
-    )
+    is_unwarned = ~warned.correlate(endpoints).exists()
+    return _failing(DISABLED_AFTER_FAILURES // 2, endpoints.c.failing_since <= now - WARNED_AFTER, is_unwarned)
+
+
+async def _find(connection: AsyncConnection, statement: Select[Any]) -> list[Key]:
+    return [(TenantId(row.tenant_id), EndpointId(row.id)) for row in await connection.execute(statement)]
+
+
+async def find_gone_endpoints(connection: AsyncConnection) -> Sequence[Key]:
+    """Active endpoints that answered 410 twice since they last accepted. Crosses tenants."""
+    return await _find(connection, _gone())
+
+
+async def find_dead_endpoints(connection: AsyncConnection, now: datetime) -> Sequence[Key]:
+    """Active endpoints that are to be disabled: five days of only failures, and at least twenty. Crosses tenants."""
+    return await _find(connection, _dead(now))
+
+
+async def find_failing_endpoints(connection: AsyncConnection, now: datetime) -> Sequence[Key]:
+    """Active endpoints that have failed for half the time that disables them, and nobody was warned of. Crosses tenants."""
+    return await _find(connection, _unwarned(now))
 
 
 async def warn_of(connection: AsyncConnection, keys: Sequence[Key], now: datetime) -> None:

@@ -9,85 +9,104 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.endpoints import EndpointRow
 from ledger.hints import mark_news
 from ledger.holding import Held, Task
 from ledger.jobs import JobRow, end_job, progress_job, release_job
-from ledger.redelivery import OPEN_STATES, send_again
+from ledger.redelivery import BY_HAND, OPEN_STATES, send_again
 from ledger.schema import deliveries, events
 from ledger.states import DeliveryState, JobState
 
 BATCH = 500
 """Deliveries that one transaction handles: some ten milliseconds of locks."""
 
+IN_FLIGHT_PAUSE = timedelta(seconds=1)
+"""Between two looks at what is in flight at a pause."""
+
 
 async def turn_over(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
-    """Hold what is pending, or release what is held: the next batch of the endpoint's deliveries, the oldest first."""
-    is_hold = job.request["task"] == Task.HOLD.value
-    wanted = [DeliveryState.PENDING.value] if is_hold else [DeliveryState.HELD.value]
-    if job.request.get("held") == Held.ALL.value:
-        wanted.append(DeliveryState.EXHAUSTED.value)
-    rows = await _next_deliveries(connection, job, wanted)
-    free = [row for row in rows if not row.is_leased]
-    leased = [row for row in rows if row.is_leased]
-    changed = await _hold(connection, free) if is_hold else await _release(connection, job, endpoint, free, now)
-    first_leased = job.cursor.get("again") or (_before(leased[0]) if leased else None)
-    cursor = {"after": _place(rows[-1]), "again": first_leased} if rows else {"after": first_leased, "again": None}
-    job = await progress_job(connection, job, now, done=job.done + changed, cursor=cursor)
-    if rows or first_leased is not None:  # what was in flight is looked at again, until it has settled
+    """Hold what is pending, or let go what is held: the next batch. The endpoint is locked."""
+    if job.request["task"] == Task.HOLD.value:
+        return await _hold(connection, job, now)
+    rows = (await connection.execute(_next_held(job))).all()
+    if rows:
+        await _release(connection, Held(job.request["held"]), rows, now)
+        job = await progress_job(connection, job, now, done=job.done + len(rows))
         return await release_job(connection, job, now)
+    if job.request["held"] == Held.ALL.value:
+        return await _send_exhausted(connection, job, endpoint, now)
     return await end_job(connection, job, JobState.DONE, now)
 
 
-def _place(row: Row[Any]) -> list[Any]:
-    return [row.created_at.isoformat(), row.id]
-
-
-def _before(row: Row[Any]) -> list[Any]:
-    return [(row.created_at - timedelta(microseconds=1)).isoformat(), row.id]
-
-
-async def _next_deliveries(connection: AsyncConnection, job: JobRow, states: Sequence[str]) -> Sequence[Row[Any]]:
-    is_leased = func.coalesce(deliveries.c.leased_until > func.now(), False).label("is_leased")
-    position = tuple_(deliveries.c.created_at, deliveries.c.id)
-    statement = select(deliveries, is_leased).where(
+def _in_state(job: JobRow, state: DeliveryState) -> list[ColumnElement[bool]]:
+    """Deliveries of the job's endpoint. The state is written into the statement: an index has only some of them."""
+    return [
         deliveries.c.tenant_id == job.tenant_id,
         deliveries.c.endpoint_id == job.request["endpoint_id"],
-        deliveries.c.state.in_(states),
+        deliveries.c.state == bindparam(None, state.value, literal_execute=True),
+    ]
+
+
+def _next_pending(job: JobRow) -> Select[Any]:
+    is_idle = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= func.now())
+    pending = _in_state(job, DeliveryState.PENDING)
+    return select(deliveries.c.tenant_id, deliveries.c.id).where(*pending, is_idle).limit(BATCH).with_for_update()
+
+
+def _next_held(job: JobRow) -> Select[Any]:
+    """The oldest first. Nothing is held that is newer than the resumption, whatever the clocks of two transactions say."""
+    held = select(deliveries).where(*_in_state(job, DeliveryState.HELD))
+    return held.order_by(deliveries.c.created_at, deliveries.c.id).limit(BATCH).with_for_update()
+
+
+def _next_exhausted(job: JobRow, after: Sequence[str] | None) -> Select[Any]:
+    """Those that there were when the endpoint was resumed: they stay what they are, and a place keeps them apart."""
+    place = tuple_(deliveries.c.created_at, deliveries.c.id)
+    statement = select(deliveries).where(
+        *_in_state(job, DeliveryState.EXHAUSTED), deliveries.c.created_at <= job.created_at
     )
-    if job.request["task"] == Task.RELEASE.value:
-        statement = statement.where(deliveries.c.created_at <= job.created_at)
-    after = job.cursor.get("after")
-    if after:
-        statement = statement.where(position > tuple_(datetime.fromisoformat(after[0]), after[1]))
-    ordered = statement.order_by(deliveries.c.created_at, deliveries.c.id).limit(BATCH)
-    return (await connection.execute(ordered.with_for_update(of=deliveries))).all()
+    if after is not None:
+        statement = statement.where(place > tuple_(datetime.fromisoformat(after[0]), after[1]))
+    return statement.order_by(deliveries.c.created_at, deliveries.c.id).limit(BATCH)
 
 
-async def _hold(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> int:
+async def _hold(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
+    """What is in flight is looked at again, until it has settled."""
+    rows = (await connection.execute(_next_pending(job))).all()
     await _write(connection, rows, state=DeliveryState.HELD.value, lease_token=None, leased_until=None)
-    return len(rows)
+    job = await progress_job(connection, job, now, done=job.done + len(rows))
+    if rows:
+        return await release_job(connection, job, now)
+    in_flight = select(literal(1)).where(*_in_state(job, DeliveryState.PENDING)).limit(1)
+    if (await connection.execute(in_flight)).first() is not None:
+        return await release_job(connection, job, now, pause=IN_FLIGHT_PAUSE)
+    return await end_job(connection, job, JobState.DONE, now)
 
 
-async def _release(
-    connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, rows: Sequence[Row[Any]], now: datetime
-) -> int:
-    held = [row for row in rows if row.state == DeliveryState.HELD.value]
-    exhausted = [row for row in rows if row.state == DeliveryState.EXHAUSTED.value]
+async def _release(connection: AsyncConnection, held: Held, rows: Sequence[Row[Any]], now: datetime) -> None:
     mark_news(connection)
-    if job.request["held"] == Held.DISCARD.value:
-        await _write(connection, held, state=DeliveryState.DISCARDED.value, settled_at=now)
-        return len(held)
-    older = await _find_superseded(connection, held) if job.request["held"] == Held.LATEST.value else set()
-    await _write(
-        connection, [row for row in held if row.id in older], state=DeliveryState.SUPERSEDED.value, settled_at=now
-    )
-    sent = [row for row in held if row.id not in older]
+    if held is Held.DISCARD:
+        await _write(connection, rows, state=DeliveryState.DISCARDED.value, settled_at=now)
+        return
+    older = await _find_superseded(connection, rows) if held is Held.LATEST else set()
+    superseded = [row for row in rows if row.id in older]
+    await _write(connection, superseded, state=DeliveryState.SUPERSEDED.value, settled_at=now)
+    sent = [row for row in rows if row.id not in older]
     await _write(connection, sent, state=DeliveryState.PENDING.value, due_at=now)
-    return len(held) + await send_again(connection, endpoint, [row._mapping for row in exhausted], now)
+
+
+async def _send_exhausted(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
+    rows = (await connection.execute(_next_exhausted(job, job.cursor.get("after")))).all()
+    sent = await send_again(connection, endpoint, [row._mapping for row in rows], now)
+    mark_news(connection)
+    cursor = {"after": [rows[-1].created_at.isoformat(), rows[-1].id]} if rows else dict(job.cursor)
+    job = await progress_job(connection, job, now, done=job.done + sent, cursor=cursor)
+    if len(rows) == BATCH:
+        return await release_job(connection, job, now)
+    return await end_job(connection, job, JobState.DONE, now)
 
 
 async def _write(connection: AsyncConnection, rows: Sequence[Row[Any]], **values: Any) -> None:  # noqa: ANN401
@@ -98,26 +117,30 @@ async def _write(connection: AsyncConnection, rows: Sequence[Row[Any]], **values
 
 async def _find_superseded(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> set[str]:
     """Those of these that are not the newest of their subject among all that the endpoint was and is owed."""
-    if not rows:
-        return set()
-    # By the event's own place: a redelivery by hand stands before everything in its lane.
-    is_told = and_(
-        events.c.tenant_id == deliveries.c.tenant_id,
-        events.c.created_at == deliveries.c.event_created_at,
-        events.c.id == deliveries.c.event_id,
+    names = ("tenant_id", "id", "subject", "feed_position", "event_id", "event_created_at")
+    statement = select(*[deliveries.c[name] for name in names]).where(
+        deliveries.c.tenant_id == rows[0].tenant_id,
+        deliveries.c.endpoint_id == rows[0].endpoint_id,
+        deliveries.c.subject.in_({row.subject for row in rows}),
+        deliveries.c.state.in_((*OPEN_STATES, DeliveryState.DELIVERED.value)),
     )
-    statement = (
-        select(deliveries.c.id, deliveries.c.subject, events.c.feed_position)
-        .join(events, is_told)
-        .where(
-            deliveries.c.tenant_id == rows[0].tenant_id,
-            deliveries.c.endpoint_id == rows[0].endpoint_id,
-            deliveries.c.subject.in_({row.subject for row in rows}),
-            deliveries.c.state.in_((*OPEN_STATES, DeliveryState.DELIVERED.value)),
-        )
-    )
-    places = {row.id: (row.subject, row.feed_position) for row in await connection.execute(statement)}
+    told = (await connection.execute(statement)).all()
+    own = await _positions_of(connection, [row for row in told if row.feed_position == BY_HAND])
+    places = {row.id: (row.subject, own.get(row.event_id, row.feed_position)) for row in told}
     newest: dict[str, int] = {}
     for subject, position in places.values():
         newest[subject] = max(position, newest.get(subject, 0))
     return {row.id for row in rows if row.id in places and places[row.id][1] < newest[row.subject]}
+
+
+async def _positions_of(connection: AsyncConnection, by_hand: Sequence[Row[Any]]) -> dict[str, int]:
+    """The events' own places: what is redelivered by hand has none in its lane."""
+    if not by_hand:
+        return {}
+    moments = [row.event_created_at for row in by_hand]
+    statement = select(events.c.id, events.c.feed_position).where(
+        events.c.tenant_id == by_hand[0].tenant_id,
+        events.c.id.in_({row.event_id for row in by_hand}),
+        events.c.created_at.between(min(moments), max(moments)),
+    )
+    return {row.id: row.feed_position for row in await connection.execute(statement)}

@@ -36,6 +36,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from chains.model import AssetKind, LocatorKind
 from ledger import schema_access as schema_access
 from ledger import schema_audit as schema_audit
+from ledger import schema_health as schema_health
 from ledger import schema_jobs as schema_jobs
 from ledger.columns import AMOUNT, CHURNING, TIME, iff, one_of
 from ledger.columns import metadata as metadata
@@ -48,6 +49,7 @@ from ledger.states import (
     Disposition,
     EndpointState,
     EntryState,
+    Fault,
     Origin,
     Outcome,
 )
@@ -378,6 +380,13 @@ endpoints = Table(
     Column("last_attempt_at", TIME),
     Column("last_accepted_at", TIME),
     Column("failures_consecutive", Integer, nullable=False, server_default="0"),
+    Column("failing_since", TIME, comment="first failure since it last accepted; a change by its owner starts it anew"),
+    Column("last_failed_at", TIME),
+    Column("last_status_code", SmallInteger, comment="of the last attempt; null where no answer came"),
+    Column("last_error", Text, comment="of the last attempt; null where its status says it all"),
+    Column(
+        "gone_answers", Integer, nullable=False, server_default="0", comment="answers of 410 since it last accepted"
+    ),
     PrimaryKeyConstraint("tenant_id", "id"),
     one_of("state", EndpointState),
     comment="a tenant's webhook URL and which events it wants",
@@ -424,6 +433,7 @@ deliveries = Table(
     Column("leased_until", TIME),
     Column("created_at", TIME, nullable=False),
     Column("settled_at", TIME),
+    Column("fault", Text, comment="why it could not be sent the last time, where that is a fault of ours"),
     PrimaryKeyConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
     Index("ix_deliveries_due", "priority", "due_at", postgresql_where=text("state = 'pending'")),
@@ -439,9 +449,18 @@ deliveries = Table(
     Index("ix_deliveries_subject", "tenant_id", "subject", "created_at"),
     Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),
     Index("ix_deliveries_list", "tenant_id", "created_at", "id"),
-    Index("ix_deliveries_kept", "state", postgresql_where=text("state IN ('held', 'exhausted', 'refused')")),
+    Index(
+        "ix_deliveries_kept",
+        "state",
+        "tenant_id",
+        "endpoint_id",
+        "created_at",
+        "id",
+        postgresql_where=text("state IN ('held', 'exhausted', 'refused', 'faulted')"),
+    ),
     Index("ix_deliveries_settled", "settled_at", postgresql_where=text("settled_at IS NOT NULL")),
     one_of("state", DeliveryState),
+    one_of("fault", Fault),
     iff("settled_at", "state", SETTLED_STATES),
     CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),
     comment="one event owed to one endpoint: the queue itself, churning, kept apart from what is append-only",

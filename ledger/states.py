@@ -125,6 +125,9 @@ class DeliveryState(StrEnum):
     """All attempts were used; has `settled_at`; kept and listed."""
     REFUSED = "refused"
     """No retry can mend it (an address that must not be reached); has `settled_at`."""
+    FAULTED = "faulted"
+    """It could not be sent, and that is a fault of ours (`Fault` says which); has `settled_at`; kept and listed apart from
+    what a receiver did not take."""
     DISCARDED = "discarded"
     """Given up by its owner; has `settled_at`."""
     SUPERSEDED = "superseded"
@@ -135,9 +138,23 @@ SETTLED_STATES = (
     DeliveryState.DELIVERED,
     DeliveryState.EXHAUSTED,
     DeliveryState.REFUSED,
+    DeliveryState.FAULTED,
     DeliveryState.DISCARDED,
     DeliveryState.SUPERSEDED,
 )
+
+
+class Fault(StrEnum):
+    """What is wrong with us, where a delivery could not be sent."""
+
+    UNOPENED = "secret_unopened"
+    """The endpoint's signing secret does not open with our master key. The delivery stays pending, and burns no attempt."""
+    UNSIGNABLE = "unsignable"
+    """The event's id, or the endpoint's secret, is none that can be signed with."""
+    BAD_HEADER = "bad_header"
+    """A header of ours could not be sent."""
+    WORKERS_DIED = "workers_died"
+    """It was claimed as often as it may be, and its workers died each time."""
 
 
 class JobKind(StrEnum):

@@ -48,6 +48,7 @@ from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import DeliveryState, Outcome
+from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, delay_before_next_attempt
 from notifier.errors import LeaseTooShort
 from notifier.metrics import (
@@ -58,6 +59,7 @@ from notifier.metrics import (
     DELIVERY_LATENCY,
 )
 from notifier.sender import AttemptResult, Sender, SendRequest
+from notifier.tallying import keep_tally, tally_attempts
 
 log = structlog.get_logger()
 
@@ -172,6 +174,7 @@ class Dispatcher:
         """The last claim found less than it asked for."""
         self.waiting: deque[Waiting] = deque()
         self.results: list[Result] = []
+        self.tally = Tally()
         self.wake = asyncio.Event()
         self.is_over = False
         """Nothing is under way any more, and nothing will be."""
@@ -184,6 +187,7 @@ class Dispatcher:
             helpers = [
                 group.create_task(listen(self.engine, self.wake.set)),
                 group.create_task(self._wake_at(stop)),
+                group.create_task(keep_tally(self.engine, self.tally)),
             ]
             async with asyncio.TaskGroup() as exchanges:
                 await self._claim_until(stop, exchanges)
@@ -301,6 +305,7 @@ class Dispatcher:
         del self.results[: len(batch)]
         self.wake.set()
         _report(batch, settlements)
+        tally_attempts(self.tally, [(one, result) for one, result in batch if not isinstance(result, Unsent)])
         if len(settled) < len(batch):
             log.warning("leases lost", count=len(batch) - len(settled))
 

@@ -25,6 +25,7 @@ from ledger.idempotency import delete_old_idempotency_keys
 from ledger.ids import EndpointId, TenantId
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
 from ledger.states import EndpointState
+from ledger.tally import WINDOWS_KEPT, delete_old_windows
 from notifier.metrics import HOUSEKEEPING
 from notifier.upkeep import free_leases, watch_database
 
@@ -69,6 +70,12 @@ async def forget_answers(engine: Engine) -> None:
     """Stored answers to idempotent requests are kept for a day."""
     async with transaction(engine) as connection:
         await delete_old_idempotency_keys(connection, await database_now(connection))
+
+
+async def forget_windows(engine: Engine) -> None:
+    """How deliveries went is told of one day."""
+    async with transaction(engine) as connection:
+        await delete_old_windows(connection, await database_now(connection) - WINDOWS_KEPT)
 
 
 async def judge_endpoints(engine: Engine) -> None:
@@ -126,6 +133,7 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (retire, timedelta(hours=6)),
         (forget_answers, timedelta(hours=1)),
         (forget_secrets, timedelta(hours=1)),
+        (forget_windows, timedelta(hours=1)),
         (judge_endpoints, timedelta(minutes=5)),
         (free_leases, timedelta(minutes=1)),
         (watch_database, timedelta(minutes=1)),

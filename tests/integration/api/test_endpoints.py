@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
-from ledger.database import transaction
+from ledger.database import database_now, transaction
 from ledger.endpoint_secrets import secret_place
-from ledger.ids import EndpointId
+from ledger.ids import EndpointId, TenantId
 from ledger.schema import attempts, deliveries, endpoint_secrets, endpoints
 from ledger.schema_access import audit_log
 from ledger.secrets import SecretBox
+from ledger.tally import Tally, add_up
 from tests.integration.api.conftest import MASTER_KEY, Service
 
 URL = "https://merchant.example/hooks?x=1"
@@ -29,7 +30,7 @@ async def test_the_secret_is_shown_once_and_sealed_at_rest(service: Service) -> 
     secret = made.pop("secret")
     assert secret.startswith("whsec_")
     assert made["state"] == "active"
-    assert made["health"] == {"last_attempt_at": None, "last_accepted_at": None, "failures_consecutive": 0}
+    assert (made["health"]["status"], made["health"]["last_attempt_at"]) == ("unproven", None)
     assert (await service.ask("GET", f"/v1/endpoints/{made['id']}")).json == made
     assert (await service.ask("GET", "/v1/endpoints")).json["data"] == [made]
     async with transaction(service.owner) as connection:
@@ -175,3 +176,26 @@ async def test_foreign_endpoints_and_deliveries_are_404(service: Service) -> Non
         assert (answer.status, answer.json["code"]) == (404, "not_found"), path
     assert (await service.ask("GET", "/v1/deliveries", key=stranger)).json["data"] == []
     assert (await service.ask("GET", f"/v1/endpoints/{made['id']}")).status == 200
+
+
+async def test_an_endpoint_shows_how_its_deliveries_go(service: Service) -> None:
+    """One by one with all of it; in a list with what its own row tells."""
+    made = await create(service)
+    await service.ask("POST", f"/v1/endpoints/{made['id']}/test", {})
+    async with transaction(service.owner) as connection:
+        statement = "UPDATE endpoints SET failures_consecutive = 3, failing_since = now(), last_failed_at = now()"
+        await connection.execute(
+            text(f"{statement}, last_status_code = 503, last_accepted_at = now() - interval '1 day'")
+        )
+        tally = Tally()
+        key = (TenantId(service.tenant_id), EndpointId(made["id"]))
+        tally.note(key, await database_now(connection), 900, is_accepted=False)
+        await add_up(connection, tally.take())
+    health = (await service.ask("GET", f"/v1/endpoints/{made['id']}")).json["health"]
+    assert (health["status"], health["failures_consecutive"], health["last_status_code"]) == ("failing", 3, 503)
+    assert health["deliveries"].pop("oldest_pending_at") is not None
+    assert health["deliveries"] == {"pending": 1, "held": 0, "exhausted": 0, "refused": 0, "faulted": 0}
+    expected = {"attempts": 1, "accepted": 0, "accepted_share": 0.0, "p50_ms": 1000, "p95_ms": 1000}
+    assert health["last_hour"] == health["last_day"] == expected
+    [listed] = (await service.ask("GET", "/v1/endpoints")).json["data"]
+    assert listed["health"] == {**health, "deliveries": None, "last_hour": None, "last_day": None}

@@ -54,6 +54,7 @@ async def test_what_is_in_flight_at_a_pause_is_held_only_when_it_comes_back(serv
     assert await states(service) == {"held": 1, "pending": 1}
     assert [row["id"] for row in await listed(service, state="pending")] == [claimed.id]
     await execute(service, "UPDATE deliveries SET lease_token = NULL, leased_until = NULL")
+    await execute(service, "UPDATE jobs SET turn_at = now()")
     await work(service)
     assert await states(service) == {"held": 2}
 

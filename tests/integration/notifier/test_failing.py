@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, select, text
 
 from ledger.database import database_now, transaction
-from ledger.partitions import ensure_partitions
+from ledger.endpoints import change_endpoint, list_endpoints
+from ledger.schema import endpoints
+from ledger.states import EndpointState
 from notifier.maintenance import judge_endpoints
-from tests.fakes.receiver import running_receiver
-from tests.integration.notifier.conftest import Post
+from tests.fakes.receiver import answer, running_receiver
+from tests.integration.notifier.conftest import TENANT, Post
 
 
-async def fail(post: Post, number: int, age: str, status_code: int = 500) -> None:
-    """An endpoint whose one delivery failed `number` times, the first time `age` ago."""
+async def fail(post: Post, number: int, age: str, gone: int = 0) -> None:
+    """An endpoint whose deliveries failed `number` times, the first time `age` ago."""
     async with running_receiver() as receiver:
         await post.add_endpoint(receiver)
-    await post.record_all([("dep_1", 1)])
     await post.execute(
-        "INSERT INTO attempts (tenant_id, delivery_id, number, started_at, duration_ms, status_code, outcome)"
-        " SELECT tenant_id, id, g, now() - g * interval '1 second', 1, CAST(:code AS int), 'retryable'"
-        " FROM deliveries, generate_series(1, CAST(:number AS int)) g",
+        "UPDATE endpoints SET failures_consecutive = CAST(:number AS int), gone_answers = CAST(:gone AS int),"
+        " failing_since = now() - CAST(:age AS interval), created_at = now() - interval '30 days'",
         number=str(number),
-        code=str(status_code),
+        age=age,
+        gone=str(gone),
     )
-    await post.execute("UPDATE deliveries SET attempts = 12")
-    await post.execute(
-        "UPDATE endpoints SET failures_consecutive = CAST(:number AS int),"
-        " created_at = now() - interval '30 days', updated_at = now() - interval '30 days'",
-        number=str(number),
-    )
-    async with transaction(post.engine) as connection:
-        await ensure_partitions(connection, await database_now(connection) - timedelta(days=10), 10)
-    await post.execute("UPDATE attempts SET started_at = now() - CAST(:age AS interval) WHERE number = 1", age=age)
 
 
 async def seen(post: Post) -> tuple[str, str | None, list[str]]:
@@ -68,10 +59,52 @@ async def test_what_began_to_fail_lately_is_left_alone_however_long_it_was_silen
 
 
 async def test_gone_twice_pauses_and_once_does_not(post: Post) -> None:
-    await fail(post, 2, "1 second", 410)
-    await post.execute("UPDATE attempts SET status_code = 500 WHERE number = 2")
+    await fail(post, 2, "1 second", gone=1)
     await judge_endpoints(post.engine)
     assert (await seen(post))[0] == "active"
-    await post.execute("UPDATE attempts SET status_code = 410")
+    await post.execute("UPDATE endpoints SET gone_answers = 2")
     await judge_endpoints(post.engine)
     assert await seen(post) == ("paused", "it answered 410 Gone twice", ["endpoint.paused"])
+
+
+async def test_a_change_by_its_owner_starts_the_days_anew_and_being_stopped_does_not(post: Post) -> None:
+    await fail(post, 50, "6 days")
+    async with transaction(post.engine) as connection:
+        [endpoint] = await list_endpoints(connection, TENANT, limit=1)
+        now = await database_now(connection)
+        changed = await change_endpoint(connection, TENANT, endpoint.id, {"description": "mended"}, now)
+    assert changed is not None
+    assert changed.failing_since is None
+    await judge_endpoints(post.engine)
+    assert await seen(post) == ("active", None, [])
+    await post.execute("UPDATE endpoints SET failing_since = now() - interval '6 days'")
+    await judge_endpoints(post.engine)
+    async with transaction(post.engine) as connection:
+        [endpoint] = await list_endpoints(connection, TENANT, limit=1)
+    assert endpoint.state is EndpointState.DISABLED
+    assert endpoint.failing_since is not None
+
+
+async def test_what_an_endpoint_answers_is_kept_with_it(post: Post) -> None:
+    """Twice 410, then an answer that accepts: the count of both ends with it."""
+    async with running_receiver() as receiver:
+        receiver.script(answer(410), answer(410))
+        await post.add_endpoint(receiver)
+        event = await post.record("dep_1")
+        async with post.dispatching():
+            await post.wait_for_attempts(event, 1)
+            await post.make_due(event)
+            await post.wait_for_attempts(event, 2)
+            failing = await only_endpoint(post)
+            await post.make_due(event)
+            await post.wait_for_states(delivered=1)
+    assert (failing.failures_consecutive, failing.gone_answers, failing.last_status_code) == (2, 2, 410)
+    assert failing.failing_since is not None
+    assert failing.failing_since < failing.last_failed_at
+    row = await only_endpoint(post)
+    assert (row.failures_consecutive, row.gone_answers, row.failing_since, row.last_status_code) == (0, 0, None, 204)
+
+
+async def only_endpoint(post: Post) -> Row[Any]:
+    async with transaction(post.engine) as connection:
+        return (await connection.execute(select(endpoints))).one()
