@@ -47,11 +47,17 @@ def open_database(settings: Settings) -> Iterator[str]:
 
 @asynccontextmanager
 async def open_engine(
-    settings: Settings, url: str, *, application: str, pool_size: int = 5, may_migrate: bool | None = None
+    settings: Settings,
+    url: str,
+    *,
+    application: str,
+    pool_size: int = 5,
+    may_migrate: bool | None = None,
+    transaction_limit_s: int | None = None,
 ) -> AsyncIterator[AsyncEngine]:
     """An engine on a database at head. An embedded one is migrated, another one only with `may_migrate`; if it is behind,
     the command refuses. Raises `ChainbellError`."""
-    engine = connect(url, application=application, pool_size=pool_size)
+    engine = connect(url, application=application, pool_size=pool_size, transaction_limit_s=transaction_limit_s)
     try:
         if settings.database.is_embedded if may_migrate is None else may_migrate:
             await prepare(engine, url)

@@ -49,6 +49,13 @@ from notifier.sender import Sender
 
 log = structlog.get_logger()
 
+FOLLOWER_TRANSACTION_LIMIT_S = 120
+"""Far longer than a commit takes, and as long as a frozen leader may keep another from taking over."""
+
+NOTIFIER_TRANSACTION_LIMIT_S = 30
+"""A frozen notifier may hold locks that all others need to settle. Theirs is settled after this at the latest: well before
+their leases end, even of what had waited for an answer as long as it may."""
+
 Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 LIVE_BLOCKS = 20
@@ -120,7 +127,13 @@ async def follow_chains(settings: Settings, stop: asyncio.Event, slugs: Sequence
         # A leader's lock, its commits and its sign of life for each chain. Its past shares these: it can wait, and Postgres
         # has a hundred connections for everybody.
         pool_size = 3 * len(chains) + 2
-        opened = open_engine(settings, url, application="chainbell follow", pool_size=pool_size)
+        opened = open_engine(
+            settings,
+            url,
+            application="chainbell follow",
+            pool_size=pool_size,
+            transaction_limit_s=FOLLOWER_TRANSACTION_LIMIT_S,
+        )
         engine = await stack.enter_async_context(opened)
         versions = await register_chains(engine, chains)
         stack.enter_context(partition_upkeep(engine))
@@ -212,7 +225,10 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
     secret_box = find_secret_box(settings)
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
-        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell notify"))
+        opened = open_engine(
+            settings, url, application="chainbell notify", transaction_limit_s=NOTIFIER_TRANSACTION_LIMIT_S
+        )
+        engine = await stack.enter_async_context(opened)
         await admit(engine, secret_box)
         stack.enter_context(housekeeping(engine))
         sender = await stack.enter_async_context(Sender(policy_of(settings), version=VERSION))

@@ -2,6 +2,10 @@
 
 Every statement of the product runs on an `AsyncConnection` that came from here, inside a transaction that `transaction`
 opened. No network call of another kind is made while one is open.
+
+Who stands still in the middle of a transaction (a paused machine, a lost network) keeps its locks, and everybody else waits
+for them. Postgres ends a session that waits for its client's next statement. One whose client is in the middle of a pipeline
+or a COPY is an active one to it, and would wait for ever: from Postgres 17 on the transaction as a whole has a limit.
 """
 
 from __future__ import annotations
@@ -9,23 +13,35 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
+import psycopg
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import func, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from ledger.direct import has_stood_still
 from ledger.hints import send_hint, take_mark
 from ledger.schema import API_ROLE
 
 Connection = AsyncConnection
 Engine = AsyncEngine
 """How rooms that write no SQL name what they only hand on."""
+
+STANDSTILL_MAX_S = 60
+"""How long a transaction may stand still before Postgres ends its session."""
+
+API_TRANSACTION_LIMIT_S = 60
+"""A request's; inserting watches holds a chain's commits up."""
+
+_KNOWS_TRANSACTION_TIMEOUT = 170_000
+"""The first version of Postgres that does."""
 
 LEADER_SILENCE_MAX_S = 90
 """A leader says something with each of its cycles, so far more often than this."""
@@ -46,10 +62,19 @@ def _encode_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def connect(url: str, *, application: str, pool_size: int = 5, role: str | None = None) -> AsyncEngine:
+def connect(
+    url: str,
+    *,
+    application: str,
+    pool_size: int = 5,
+    role: str | None = None,
+    transaction_limit_s: int | None = None,
+) -> AsyncEngine:
     """An engine whose connections call themselves `application`; `role` is taken on at once and RESET comes back to it (the
-    API uses `chainbell_api`). SET ROLE NONE would leave it: an installation that wants more gives the API its own login."""
-    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+    API uses `chainbell_api`). SET ROLE NONE would leave it: an installation that wants more gives the API its own login.
+    No transaction lasts longer than `transaction_limit_s`."""
+    standstill_ms = min(STANDSTILL_MAX_S, transaction_limit_s or STANDSTILL_MAX_S) * 1000
+    options = f"-c timezone=UTC -c idle_in_transaction_session_timeout={standstill_ms}"
     if role is not None:
         options += f" -c role={role}"
     engine = create_async_engine(
@@ -63,7 +88,29 @@ def connect(url: str, *, application: str, pool_size: int = 5, role: str | None 
         connect_args={"application_name": application, "options": options, "connect_timeout": 10},
     )
     listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    if transaction_limit_s is not None:
+        listen(engine.sync_engine, "connect", partial(_limit_transactions, transaction_limit_s))
+    listen(engine.sync_engine, "handle_error", _as_unavailable, retval=True)
     return engine
+
+
+def _limit_transactions(limit_s: int, connection: Any, _record: object) -> None:  # noqa: ANN401 - as below
+    if connection.driver_connection.info.server_version < _KNOWS_TRANSACTION_TIMEOUT:
+        return
+    cursor = connection.cursor()
+    cursor.execute(f"SET transaction_timeout = '{limit_s}s'")
+    cursor.close()
+    connection.commit()
+
+
+def _as_unavailable(context: ExceptionContext) -> BaseException | None:
+    """The driver has it that who stood still has made an error in SQL: it is the connection that is gone, and another will
+    do."""
+    original = context.original_exception
+    if not isinstance(original, psycopg.Error) or not has_stood_still(original):
+        return None
+    context.is_disconnect = True
+    return OperationalError(context.statement, None, original, connection_invalidated=True)
 
 
 def _send_arrays_in_binary(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's face of a connection
@@ -74,7 +121,13 @@ def _send_arrays_in_binary(connection: Any, _record: object) -> None:  # noqa: A
 
 def connect_api(url: str, *, pool_size: int = 10) -> AsyncEngine:
     """The API's engine: it speaks as a role that owns nothing."""
-    return connect(url, application="chainbell serve", pool_size=pool_size, role=API_ROLE)
+    return connect(
+        url,
+        application="chainbell serve",
+        pool_size=pool_size,
+        role=API_ROLE,
+        transaction_limit_s=API_TRANSACTION_LIMIT_S,
+    )
 
 
 @asynccontextmanager

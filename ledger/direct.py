@@ -18,6 +18,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+_STOOD_STILL = ("25P03", "25P04")
+"""`idle_in_transaction_session_timeout` and `transaction_timeout`: to the driver, errors of the next statement."""
+
 
 class Direct:
     """A statement as the driver takes it. Parameters are plain values that the driver knows; JSON comes as text."""
@@ -59,11 +62,17 @@ async def run_direct(
             return await cursor.fetchall()
 
 
+def has_stood_still(error: psycopg.Error) -> bool:
+    """True when Postgres ended the session because its client said nothing for too long within a transaction."""
+    return error.sqlstate in _STOOD_STILL
+
+
 @contextmanager
 def sqlalchemy_errors() -> Iterator[None]:
     """The driver's errors as those that callers know: `DBAPIError` and its kinds."""
     try:
         yield
     except psycopg.Error as error:
-        kind = OperationalError if isinstance(error, psycopg.OperationalError) else DBAPIError
+        is_unavailable = isinstance(error, psycopg.OperationalError) or has_stood_still(error)
+        kind = OperationalError if is_unavailable else DBAPIError
         raise kind(type(error).__name__, None, error) from error

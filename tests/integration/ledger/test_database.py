@@ -1,0 +1,71 @@
+"""Sessions that stand still in the middle of a transaction: Postgres ends them, and whoever wakes up tries again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from ledger.database import UNAVAILABLE, connect, transaction
+from ledger.direct import Direct, run_direct
+
+LOCK_TENANT = "SELECT 1 FROM tenants WHERE id = 'ten_a' FOR UPDATE"
+GONE_LIMIT_S = 10.0
+
+
+@pytest.fixture
+async def others(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """Who needs the row that a session at standstill has locked."""
+    engine = connect(database_url, application="others", pool_size=1)
+    async with transaction(engine) as connection:
+        await connection.execute(text("INSERT INTO tenants (id, name, created_at) VALUES ('ten_a', 'a', now())"))
+    yield engine
+    await engine.dispose()
+
+
+async def lock_between_statements(connection: AsyncConnection) -> None:
+    """Postgres waits for the next statement: the session is idle in its transaction."""
+    await connection.execute(text(LOCK_TENANT))
+
+
+async def lock_within_a_pipeline(connection: AsyncConnection) -> None:
+    """Postgres waits for the pipeline's rest, and takes the session for an active one."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    pipeline = driver.pipeline()
+    await pipeline.__aenter__()  # and stays there
+    cursor = await driver.execute(LOCK_TENANT)
+    assert await cursor.fetchone() == (1,)
+
+
+async def go_on_directly(connection: AsyncConnection) -> None:
+    """The next statement, past SQLAlchemy."""
+    await run_direct(connection, (Direct(text("SELECT 1")), {}))
+
+
+async def go_on_as_usual(connection: AsyncConnection) -> None:
+    """The next statement."""
+    await connection.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("go_on", [go_on_directly, go_on_as_usual])
+@pytest.mark.parametrize("stand_still", [lock_between_statements, lock_within_a_pipeline])
+async def test_a_session_that_stands_still_in_a_transaction_loses_its_locks_and_may_try_again(
+    database_url: str,
+    others: AsyncEngine,
+    stand_still: Callable[[AsyncConnection], Awaitable[None]],
+    go_on: Callable[[AsyncConnection], Awaitable[None]],
+) -> None:
+    engine = connect(database_url, application="frozen", pool_size=1, transaction_limit_s=1)
+    with pytest.raises(UNAVAILABLE):
+        async with transaction(engine) as frozen:
+            await stand_still(frozen)
+            async with asyncio.timeout(GONE_LIMIT_S), transaction(others) as connection:
+                await connection.execute(text(LOCK_TENANT))
+            await go_on(frozen)
+    async with transaction(engine) as connection:
+        await connection.execute(text(LOCK_TENANT))
+    await engine.dispose()
