@@ -135,7 +135,7 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (forget_secrets, timedelta(hours=1)),
         (forget_windows, timedelta(hours=1)),
         (judge_endpoints, timedelta(minutes=5)),
-        (free_leases, timedelta(minutes=1)),
+        (free_leases, timedelta(minutes=5)),
         (watch_database, timedelta(minutes=1)),
     )
     with _running(engine, jobs):
