@@ -32,7 +32,8 @@ async def test_the_secret_is_shown_once_and_sealed_at_rest(service: Service) -> 
     assert made["state"] == "active"
     assert (made["health"]["status"], made["health"]["last_attempt_at"]) == ("unproven", None)
     assert (await service.ask("GET", f"/v1/endpoints/{made['id']}")).json == made
-    assert (await service.ask("GET", "/v1/endpoints")).json["data"] == [made]
+    [listed] = (await service.ask("GET", "/v1/endpoints")).json["data"]
+    assert {**listed, "health": None} == {**made, "health": None}
     async with transaction(service.owner) as connection:
         row = (await connection.execute(select(endpoint_secrets))).one()
     assert secret.encode() not in row.sealed
