@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from api.problems import Code, FieldProblem, Refused
 
@@ -38,6 +39,8 @@ async def read_body(request: web.Request) -> bytes:
         raise Refused(
             Code.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s; send it again"
         ) from None
+    except (ConnectionError, RequestPayloadError):
+        raise Refused(Code.BAD_REQUEST, "the body broke off before its end; send it again") from None
     if body and request.content_type != "application/json":
         raise Refused(
             Code.UNSUPPORTED_MEDIA_TYPE,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import aiohttp
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from api.app import create_app
 from api.page import PAGE_POLICY
@@ -69,6 +71,22 @@ async def test_a_body_of_another_type_is_415(service: Service) -> None:
     for headers in ({"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}):
         answer = await service.ask("POST", "/v1/watches", b"{}", headers=headers)
         assert (answer.status, answer.json["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_client_that_goes_away_within_its_body_is_no_fault_of_ours(service: Service) -> None:
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/watches HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.key}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+    with capture_logs() as logs:
+        async with asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode())
+            assert b" 100 " in await reader.readline()  # it is being answered
+            writer.write(b'{"watches":')
+            writer.close()
+            while not any(line["event"] == "request finished" for line in logs):  # noqa: ASYNC110 - a log sets no event
+                await asyncio.sleep(0.01)
+    assert [(line["event"], line["status"], line["log_level"]) for line in logs] == [("request finished", 400, "info")]
 
 
 async def test_a_fault_of_ours_tells_nothing_internal(service: Service) -> None:
