@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from ledger.database import transaction
 from ledger.documents import event_body
 from ledger.events import NewEvent, record_events
 from ledger.ids import EventId, TenantId, new_id
-from ledger.secrets import new_endpoint_secret
+from ledger.secrets import SIGNING_KEY_PREFIX, new_endpoint_secret
 from notifier.dispatcher import SLOTS, Dispatcher
 from notifier.metrics import DELIVERIES
 from notifier.sender import Sender
@@ -35,6 +36,8 @@ from notifier.signing import webhook_headers
 TENANTS = 4
 ENDPOINTS = 8
 """Endpoints of each tenant; every event goes to all of its tenant's."""
+SIGNING_KEY = SIGNING_KEY_PREFIX + b64encode(bytes(32)).decode()
+"""A bare loop signs as the dispatcher does: with an endpoint's secret and with its key."""
 RECORDED_AT_ONCE = 500
 PROGRESS_INTERVAL_S = 0.01
 
@@ -171,7 +174,7 @@ def event_with_body(n: int, now: datetime) -> tuple[str, bytes]:
 
 async def post_signed(session: aiohttp.ClientSession, url: str, event_id: str, body: bytes, secret: str) -> None:
     """The least that a webhook takes."""
-    headers = webhook_headers(event_id, datetime.now(UTC), body, (secret,))
+    headers = webhook_headers(event_id, datetime.now(UTC), body, (secret, SIGNING_KEY))
     async with session.post(url, data=body, headers=headers) as response:
         await response.read()
         response.raise_for_status()
