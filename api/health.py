@@ -146,6 +146,7 @@ def _backlog_gauges(counts: Mapping[str, int]) -> list[Metric]:
     return [
         GaugeMetricFamily("chainbell_deliveries_due", "Deliveries that are due now", value=counts["due"]),
         GaugeMetricFamily("chainbell_deliveries_held", "Deliveries that wait for their endpoint", value=counts["held"]),
+        GaugeMetricFamily("chainbell_deliveries_faulted", "Deliveries that failed by us", value=counts["faulted"]),
     ]
 
 

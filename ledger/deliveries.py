@@ -54,7 +54,7 @@ from ledger.bulk import recordset
 from ledger.direct import Direct, run_direct
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoints, events
-from ledger.states import SETTLED_STATES, DeliveryState, Outcome
+from ledger.states import SETTLED_STATES, DeliveryState, Fault, Outcome
 
 OVERTAKEN_AFTER_ATTEMPTS = 5
 """Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
@@ -97,6 +97,8 @@ class Settlement:
     """The request that was made; None where none was."""
     is_given_back: bool = False
     """It could not be tried, by a fault of ours: the claim is not counted."""
+    fault: Fault | None = None
+    """Why it could not be sent, where that is a fault of ours: the endpoint has failed at nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ _asked = select(
         state=Text(),
         delay_s=Double(),
         given_back=SmallInteger(),
+        fault=Text(),
         **{name: attempts.c[name].type for name in _MADE},
     )
 ).cte("asked")
@@ -252,6 +255,7 @@ _settle = (
     )
     .values(
         state=_asked.c.state,
+        fault=_asked.c.fault,
         attempts=deliveries.c.attempts - _asked.c.given_back,
         due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _asked.c.delay_s),
         settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
@@ -386,6 +390,7 @@ def _asked_row(settlement: Settlement) -> dict[str, object]:
         "state": settlement.state,
         "delay_s": settlement.delay.total_seconds() if settlement.delay else 0,
         "given_back": int(settlement.is_given_back),
+        "fault": settlement.fault,
     }
     return row if attempt is None else row | {name: getattr(attempt, name) for name in _MADE}
 
@@ -411,7 +416,7 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
     for settlement in settlements:
         key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
         health = found.setdefault(key, _Health(*key))
-        if settlement.attempt is None:
+        if settlement.attempt is None or settlement.fault is not None:
             continue
         health.was_asked = True
         health.status_code, health.error = settlement.attempt.status_code, settlement.attempt.error
@@ -423,15 +428,16 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
     return list(found.values())
 
 
+_KEPT_STATES = (DeliveryState.HELD, DeliveryState.EXHAUSTED, DeliveryState.REFUSED, DeliveryState.FAULTED)
+
+
 async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
-    """How many deliveries are due, held, exhausted and refused: counted over partial indexes. Crosses tenants."""
+    """How many deliveries are due, held, exhausted, refused and faulted: counted over partial indexes. Crosses tenants."""
     due = select(func.count()).where(_is_in(deliveries, DeliveryState.PENDING), deliveries.c.due_at <= func.now())
-    kept = select(deliveries.c.state, func.count().label("number")).where(
-        _is_in(deliveries, DeliveryState.HELD, DeliveryState.EXHAUSTED, DeliveryState.REFUSED)
-    )
+    kept = select(deliveries.c.state, func.count().label("number")).where(_is_in(deliveries, *_KEPT_STATES))
     counts = {row.state: int(row.number) for row in await connection.execute(kept.group_by(deliveries.c.state))}
     due_count = (await connection.execute(due)).scalar_one()
-    return {"due": due_count} | {name: counts.get(name, 0) for name in ("held", "exhausted", "refused")}
+    return {"due": due_count} | {state.value: counts.get(state.value, 0) for state in _KEPT_STATES}
 
 
 async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:

@@ -39,7 +39,7 @@ class Only(StrEnum):
     """Which events a recovery delivers once more."""
 
     FAILED = "failed"
-    """Exhausted or refused, and not accepted since."""
+    """Exhausted, refused or faulted, and not accepted since."""
     MISSING = "missing"
     """The endpoint's filter admits it, and it never had a delivery of it."""
     ALL = "all"

@@ -61,7 +61,8 @@ class StoredEvent:
 
 
 class DeliveryDocument(msgspec.Struct, frozen=True, tag_field="object", tag="delivery"):
-    """One event owed to one endpoint. `entry_id` is null where the event tells of something else than an entry."""
+    """One event owed to one endpoint. `entry_id` is null where the event tells of something else than an entry. `fault` says
+    what is wrong with us where the delivery could not be sent; it is null where the receiver did not take it."""
 
     id: str
     event_id: str
@@ -69,6 +70,7 @@ class DeliveryDocument(msgspec.Struct, frozen=True, tag_field="object", tag="del
     endpoint_id: str
     entry_id: str | None
     state: str
+    fault: str | None
     attempts: int
     due_at: str
     created_at: str
@@ -204,6 +206,7 @@ def _delivery_of(row: Any) -> DeliveryDocument:  # noqa: ANN401 (a row, whose co
         endpoint_id=row.endpoint_id,
         entry_id=row.subject if is_entry else None,
         state=row.state,
+        fault=row.fault,
         attempts=row.attempts,
         due_at=time_of(row.due_at),
         created_at=time_of(row.created_at),

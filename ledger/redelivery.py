@@ -29,7 +29,7 @@ OPEN_STATES = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
 BY_HAND = 0
 """Feed position of what is redelivered by hand: below every event's own, so that it waits for nothing in its lane."""
 
-_FAILED = (DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value)
+_FAILED = (DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value, DeliveryState.FAULTED.value)
 
 
 async def lock_endpoint(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: str) -> EndpointRow | None:

@@ -47,7 +47,7 @@ from ledger.deliveries import (
 from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
-from ledger.states import DeliveryState, Outcome
+from ledger.states import DeliveryState, Fault, Outcome
 from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, delay_before_next_attempt
 from notifier.errors import LeaseTooShort
@@ -56,8 +56,10 @@ from notifier.metrics import (
     ATTEMPT_ERRORS,
     DELIVERIES,
     DELIVERIES_EXHAUSTED,
+    DELIVERY_FAULTS,
     DELIVERY_LATENCY,
 )
+from notifier.outcome import FAULTS
 from notifier.sender import AttemptResult, Sender, SendRequest
 from notifier.tallying import keep_tally, tally_attempts
 
@@ -323,6 +325,8 @@ class Dispatcher:
         )
         if result.outcome is Outcome.ACCEPTED:
             return Settlement(claimed, DeliveryState.DELIVERED, attempt=attempt)
+        if result.error in FAULTS:
+            return Settlement(claimed, DeliveryState.FAULTED, attempt=attempt, fault=FAULTS[result.error])
         if result.outcome is Outcome.REFUSED:
             return Settlement(claimed, DeliveryState.REFUSED, attempt=attempt)
         delay = delay_before_next_attempt(
@@ -339,9 +343,9 @@ class Dispatcher:
 
 _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
     Unsent.ENDPOINT_GONE: lambda claimed: Settlement(claimed, DeliveryState.DISCARDED),
-    Unsent.WORN_OUT: lambda claimed: Settlement(claimed, DeliveryState.EXHAUSTED),
+    Unsent.WORN_OUT: lambda claimed: Settlement(claimed, DeliveryState.FAULTED, fault=Fault.WORKERS_DIED),
     Unsent.SECRET_UNOPENED: lambda claimed: Settlement(
-        claimed, DeliveryState.PENDING, UNOPENED_RETRY, is_given_back=True
+        claimed, DeliveryState.PENDING, UNOPENED_RETRY, is_given_back=True, fault=Fault.UNOPENED
     ),
     Unsent.NOT_BEGUN: lambda claimed: Settlement(claimed, DeliveryState.PENDING, is_given_back=True),
 }
@@ -355,6 +359,9 @@ def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
     for (claimed, result), settlement in zip(batch, settlements, strict=True):
         if settlement.state is DeliveryState.EXHAUSTED:
             DELIVERIES_EXHAUSTED.inc()
+        if settlement.fault is not None:
+            DELIVERY_FAULTS.labels(settlement.fault.value).inc()
+            log.error("delivery could not be sent", delivery=claimed.id, fault=settlement.fault.value)
         if not isinstance(result, Unsent):
             _report_attempt(claimed, result)
 

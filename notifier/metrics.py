@@ -16,6 +16,11 @@ DELIVERIES_EXHAUSTED = Counter(
     "chainbell_deliveries_exhausted_total",
     "Deliveries whose attempts were used up",
 )
+DELIVERY_FAULTS = Counter(
+    "chainbell_delivery_faults_total",
+    "Deliveries that could not be sent by a fault of ours, each time they were tried",
+    ["fault"],
+)
 ATTEMPT_ERRORS = Counter(
     "chainbell_attempt_errors_total",
     "Attempts that failed without a usable status, by the word stored with them",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ledger.states import Outcome
+from ledger.states import Fault, Outcome
 
 
 class AttemptError(StrEnum):
@@ -47,6 +47,9 @@ REFUSALS = frozenset(
     {AttemptError.REFUSED_ADDRESS, AttemptError.BAD_URL, AttemptError.BAD_HEADER, AttemptError.UNSIGNABLE}
 )
 """Errors that no retry can mend."""
+
+FAULTS = {AttemptError.BAD_HEADER: Fault.BAD_HEADER, AttemptError.UNSIGNABLE: Fault.UNSIGNABLE}
+"""Those of them that are ours: nothing was asked of the receiver, and it has failed at nothing."""
 
 
 @dataclass(frozen=True, slots=True)

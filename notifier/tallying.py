@@ -12,6 +12,7 @@ from ledger.database import UNAVAILABLE, Engine, transaction
 from ledger.deliveries import Claimed
 from ledger.states import Outcome
 from ledger.tally import Tally, add_up
+from notifier.outcome import FAULTS
 from notifier.sender import AttemptResult
 
 log = structlog.get_logger()
@@ -21,8 +22,10 @@ INTERVAL_S = 5.0
 
 
 def tally_attempts(tally: Tally, ended: Sequence[tuple[Claimed, AttemptResult]]) -> None:
-    """Count attempts that were settled."""
+    """Count attempts that were settled, but for those that failed by us."""
     for claimed, result in ended:
+        if result.error in FAULTS:
+            continue
         ended_at = result.started_at + timedelta(milliseconds=result.duration_ms)
         key = (claimed.tenant_id, claimed.endpoint_id)
         tally.note(key, ended_at, result.duration_ms, is_accepted=result.outcome is Outcome.ACCEPTED)

@@ -27,7 +27,7 @@ _COLOURS = {"following": "green", "catching_up": "yellow", "holding": "yellow", 
 
 
 async def read_status(connection: AsyncConnection) -> tuple[list[ChainDocument], dict[str, int]]:
-    """Every chain as it stands, and how many deliveries are due, held, exhausted and refused."""
+    """Every chain as it stands, and how many deliveries are due, held, exhausted, refused and faulted."""
     now = await database_now(connection)
     chains = [
         chain_document(row, state=chain_state_of(row, now).value, now=now) for row in await list_chains(connection)

@@ -191,13 +191,13 @@ async def test_after_thirteen_attempts_a_delivery_is_exhausted_and_the_next_goes
     assert (await post.delivery(event_id)).settled_at is not None
 
 
-async def test_a_delivery_whose_workers_always_die_is_exhausted_without_another_request(post: Post) -> None:
+async def test_a_delivery_whose_workers_always_die_is_faulted_without_another_request(post: Post) -> None:
     async with running_receiver() as receiver:
         await post.add_endpoint(receiver)
         await post.record("dep_1")
         await post.execute("UPDATE deliveries SET attempts = :made", made=ATTEMPTS_MAX)
         async with post.dispatching():
-            await post.wait_for_states(exhausted=1)
+            await post.wait_for_states(faulted=1)
     assert receiver.requests == []
 
 
