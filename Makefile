@@ -27,8 +27,10 @@ lint: $(VENV)/test.stamp ## Check style, format and types
 bench: $(VENV)/demo.stamp ## Measure against bare loops on this machine; ARGS="--quick" for a small run
 	@$(VENV)/bin/python -m bench $(ARGS)
 
-soak: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Let nodes lie in many combinations; SEEDS=200 of them, or SEED=17 alone
-	@$(VENV)/bin/python -m tests.soak $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+soak: $(VENV)/test.stamp $(VENV)/anvil.stamp ## Let nodes lie and notifiers die in many combinations; SEEDS=200, or SEED=17 alone
+	@status=0; for half in tests.soak tests.soak_sink; do \
+		$(VENV)/bin/python -m $$half $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200)) || status=1; \
+	done; exit $$status
 
 fuzz: $(VENV)/test.stamp ## Call each operation of the API with many cases, by its own description; EXAMPLES=200 of a kind, SEED=1
 	@$(VENV)/bin/python -m tests.fuzz --examples $(or $(EXAMPLES),200) --seed $(or $(SEED),1)

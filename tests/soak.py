@@ -1,4 +1,4 @@
-"""`make soak SEEDS=200`: many scenarios of lying nodes, with a record of every one.
+"""The first half of `make soak SEEDS=200`: many scenarios of lying nodes, with a record of every one.
 
 Each seed is one scenario (`tests/integration/lying_scenarios.py`): one liar or two, two to four lies each, stalls among
 them, beside two honest hosts, one, or none. A line of JSON for each goes to `soak.jsonl`, a table to standard output. It

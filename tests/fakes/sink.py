@@ -159,7 +159,11 @@ class Sink:
         try:
             if held is not None and held.stage is Stage.BEFORE_READ:
                 await held.wait(request)
-            status = self._note(request, await request.content.read())  # `request.read` has a limit
+            try:
+                body = await request.content.read()  # `request.read` has a limit
+            except ConnectionError:
+                return web.Response(status=400)  # to nobody: the sender is gone, and the request was not whole
+            status = self._note(request, body)
             if held is not None and held.stage is Stage.BEFORE_ANSWER:
                 await held.wait(request)
             await asyncio.sleep(self.chance.uniform(0.0, ANSWER_DELAY_MAX_S))

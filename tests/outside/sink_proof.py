@@ -18,7 +18,7 @@ from random import Random
 from ledger.events import NewEvent
 from ledger.ids import TenantId
 from tests.fakes.sink import Sink, running_sink
-from tests.outside.sink_checks import Key, Owed, faults
+from tests.outside.sink_checks import ACCEPTED, Key, Owed, faults
 from tests.outside.sink_world import World
 from tests.outside.sockets import Connection, connections_to, owner_of
 
@@ -39,7 +39,9 @@ class Figures:
     events: int
     deliveries: int
     receipts: int
+    refused: int
     duplicates: int
+    """Receipts beyond the first of an event at an endpoint, other than after a refusal."""
     leases_lost: int
     faults: list[str]
     duration_s: float
@@ -265,13 +267,15 @@ async def play_seed(world: World, seed: int, points: Mapping[str, Callable[[Play
         await play.until_settled(play.sinks)
         world.notifiers()  # none has ended by itself
         receipts = [receipt for sink in play.sinks for receipt in sink.receipts]
+        refused = sum(receipt.status != ACCEPTED for receipt in receipts)
         return Figures(
             seed=seed,
             points=tuple(points),
             events=sum(play.sequences.values()),
             deliveries=len(play.promised),
             receipts=len(receipts),
-            duplicates=len(receipts) - len({(receipt.endpoint_id, receipt.event_id) for receipt in receipts}),
+            refused=refused,
+            duplicates=len(receipts) - refused - len(play.promised),
             leases_lost=play.lost.total(),
             faults=await play.find_faults(),
             duration_s=time.monotonic() - began,

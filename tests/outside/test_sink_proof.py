@@ -1,5 +1,5 @@
 """Whatever dies or freezes in the middle of a delivery: every committed event comes, an entry's in order, and again only
-where a lease was lost and counted."""
+where a lease was lost and counted. `make soak` plays many more seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def world(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> A
 async def test_every_event_comes_in_order_and_again_only_where_a_lease_was_lost(world: World, seed: int) -> None:
     figures = await play_seed(world, seed, points_of(seed))
     assert not figures.faults, f"{figures.points}: {figures.faults[:5]}\n{world.installation.log_tail(30)}"
-    assert figures.receipts == figures.deliveries + figures.duplicates
+    assert figures.duplicates <= figures.leases_lost
 
 
 def test_the_fixed_seeds_have_every_point() -> None:
