@@ -172,6 +172,7 @@ PARTS: dict[str, Part] = {
     "past": lambda bench, _: {"mainnet-sized blocks once more, as jobs": bench.past()},
     "delivering": lambda bench, _: {"delivering signed webhooks": bench.delivering()},
     "isolation": lambda _, strain: {"well endpoints beside bad ones, bare: without these": strain.isolation()},
+    "cold": lambda _, strain: {"the same, nothing known of anybody": strain.cold()},
     "steady": lambda _, strain: {"200 events a second, bare: posted from memory": strain.steady()},
     "processes": lambda _, strain: {"two notifiers, bare: one": strain.processes()},
     "snapshot": lambda _, strain: {"a full queue under a held snapshot, bare: without": strain.snapshot()},

@@ -2,8 +2,10 @@
 
 A real `chainbell notify` delivers; this process commits events at a steady pace, each for one endpoint, in turn, and asks
 afterwards when each of them came. Forty times a second those whose time has come are committed together. Where the bad
-endpoints are left out their turns are skipped, so that the others are told of as much and as often. A merchant's first event
-has a figure of its own: nothing is known of anybody then.
+endpoints are left out their turns are skipped, so that the others are told of as much and as often.
+
+An installation that runs knows its merchants. So there is a round for those that are well before the bad ones appear, and
+with these some newcomers, of whom nothing is known. Or, cold, all are newcomers.
 
 Without a database the least is done at the same pace: each event is signed and posted from memory.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -42,7 +44,8 @@ BAD = (
     (Mood.HANGS, Mood.HANGS, Mood.DRIPS_HEAD, Mood.BUSY, Mood.RESETS),
     (Mood.HANGS, Mood.HANGS, Mood.DRIPS_BODY, Mood.BUSY, Mood.RESETS),
 )
-"""Of each twenty endpoints five are bad: a tenth of all hang, and a twentieth each drip, are busy, and reset."""
+"""Of each twenty endpoints the first five are bad: a tenth of all hang, and a twentieth each drip, are busy, and reset. The
+last is a newcomer."""
 COMMIT_INTERVAL_S = 0.025
 ARRIVAL_LIMIT_S = 60.0
 """How long after the last commit the last news may take to come; what has not come by then has waited at least that long."""
@@ -50,7 +53,8 @@ LOOK_INTERVAL_S = 0.1
 
 
 class IsolationTask(msgspec.Struct):
-    """`rate` is in events a second over all endpoints. Each endpoint gets one event, and then they go on for `seconds`."""
+    """`rate` is in events a second over all endpoints. There is one round for those that are known (for all, if none is),
+    and then they go on for `seconds`."""
 
     merchants_url: str
     endpoints: int
@@ -61,6 +65,8 @@ class IsolationTask(msgspec.Struct):
     """Every fourth turn is a bad endpoint's; otherwise all are well."""
     has_bad: bool = False
     """The bad ones are there in their turns."""
+    is_cold: bool = False
+    """None is known, the bad ones neither."""
     database_url: str = ""
     notify_pids: list[int] = []
     """Whose CPU time is counted; empty for that of this process."""
@@ -70,8 +76,9 @@ class Waits(msgspec.Struct):
     """How long the well endpoints waited, from the commit of an event to the first bytes of its request."""
 
     first: Spread
-    """For the first event of each."""
+    """For the first event of each newcomer."""
     later: Spread
+    """From the second round on, for the others."""
     events: int
     """Committed for them."""
     missing: int
@@ -85,6 +92,7 @@ class Target(msgspec.Struct, frozen=True):
 
     mood: Mood
     name: str
+    is_new: bool
     tenant_id: TenantId = TenantId("")
     id: EndpointId = EndpointId("")
 
@@ -93,19 +101,23 @@ class Told(msgspec.Struct, frozen=True):
     """An event, and when its COMMIT was sent, in seconds since 1970: not when that returned, since on a busy machine the
     news may be here before this process has its turn."""
 
+    n: int
+    """The turn."""
+    target: Target
     event_id: str
     at: float
 
 
 Turn = tuple[int, Target]
-"""Whose turn it is, and the number of it."""
+"""The number of a turn, and whose it is."""
 Tell = Callable[[Sequence[Turn]], Awaitable[list[Told]]]
 """Let each endpoint know of one event."""
 
 
 def make_targets(task: IsolationTask) -> list[Target]:
     """Endpoints in the order of their turns, the bad ones strewn among the others."""
-    targets = [Target(_mood(n) if task.is_mixed else Mood.WELL, f"{n}") for n in range(task.endpoints)]
+    moods = [_mood(n) if task.is_mixed else Mood.WELL for n in range(task.endpoints)]
+    targets = [Target(mood, f"{n}", task.is_cold or (n + 1) % BAD_EVERY == 0) for n, mood in enumerate(moods)]
     Random(task.seed).shuffle(targets)
     return targets
 
@@ -135,7 +147,7 @@ async def tell_by_commit(engine: AsyncEngine, turns: Sequence[Turn]) -> list[Tol
     async with transaction(engine) as connection:
         event_ids = await record_events(connection, made, datetime.now(UTC))
         at = time.time()
-    return [Told(event_id, at) for event_id in event_ids]
+    return [Told(n, target, event_id, at) for (n, target), event_id in zip(turns, event_ids, strict=True)]
 
 
 async def tell_by_post(session: aiohttp.ClientSession, url: str, secret: str, turns: Sequence[Turn]) -> list[Told]:
@@ -144,23 +156,30 @@ async def tell_by_post(session: aiohttp.ClientSession, url: str, secret: str, tu
     async def _tell(n: int, target: Target) -> Told:
         event_id, body = event_with_body(n, datetime.now(UTC))
         await post_signed(session, f"{url}/{target.mood}/{target.name}", event_id, body, secret)
-        return Told(event_id, at)
+        return Told(n, target, event_id, at)
 
     at = time.time()
     return await asyncio.gather(*(_tell(n, target) for n, target in turns))
 
 
-async def tell_steadily(task: IsolationTask, targets: Sequence[Target], tell: Tell) -> dict[int, Told]:
-    """Let every endpoint know in its turn; returns what the well ones have to hear, by the number of the turn."""
-    told: dict[int, Told] = {}
+def has_turn(task: IsolationTask, n: int, target: Target) -> bool:
+    """Whether the endpoint is there in that turn, and told of an event."""
+    is_bad = target.mood is not Mood.WELL
+    if n < task.endpoints and not task.is_cold:
+        return not is_bad and not target.is_new
+    return task.has_bad or not is_bad
+
+
+async def tell_steadily(task: IsolationTask, targets: Sequence[Target], tell: Tell) -> list[Told]:
+    """Let every endpoint know in its turn; returns what the well ones have to hear."""
+    told: list[Told] = []
     began, first, count = time.perf_counter(), 0, len(targets) + int(task.rate * task.seconds)
     while first < count:
         await asyncio.sleep(COMMIT_INTERVAL_S - (time.perf_counter() - began) % COMMIT_INTERVAL_S)
         until = min(count, int((time.perf_counter() - began) * task.rate))
         turns = [(n, targets[n % len(targets)]) for n in range(first, until)]
-        there = [(n, target) for n, target in turns if task.has_bad or target.mood is Mood.WELL]
-        done = await tell(there) if there else []
-        told |= {n: one for (n, target), one in zip(there, done, strict=True) if target.mood is Mood.WELL}
+        turns = [(n, target) for n, target in turns if has_turn(task, n, target)]
+        told += [one for one in await tell(turns) if one.target.mood is Mood.WELL] if turns else []
         first = until
     return told
 
@@ -177,15 +196,22 @@ async def hear(session: aiohttp.ClientSession, url: str, count: int) -> dict[str
     return came
 
 
-def waits_of(told: dict[int, Told], came: dict[str, float], endpoints: int, cpu_s: float) -> Waits:
+def waits_of(task: IsolationTask, told: Sequence[Told], came: Mapping[str, float], cpu_s: float) -> Waits:
     """Compare what was told with what came."""
     given_up_at = time.time()
-    waited = {n: came.get(one.event_id, given_up_at) - one.at for n, one in told.items()}
+    first: dict[str, float] = {}
+    later: list[float] = []
+    for one in told:
+        waited = came.get(one.event_id, given_up_at) - one.at
+        if one.target.is_new and one.target.name not in first:
+            first[one.target.name] = waited
+        elif one.n >= task.endpoints and (task.is_cold or not one.target.is_new):
+            later.append(waited)
     return Waits(
-        first=spread_of([wait for n, wait in waited.items() if n < endpoints]),
-        later=spread_of([wait for n, wait in waited.items() if n >= endpoints]),
+        first=spread_of(list(first.values())),
+        later=spread_of(later),
         events=len(told),
-        missing=sum(one.event_id not in came for one in told.values()),
+        missing=sum(one.event_id not in came for one in told),
         cpu_s=cpu_s,
     )
 
@@ -197,7 +223,7 @@ async def run_notifier(task: IsolationTask) -> Waits:
         cpu_began = cpu_s_of(task.notify_pids)
         told = await tell_steadily(task, targets, partial(tell_by_commit, engine))
         came = await hear(session, task.merchants_url, len(told))
-        return waits_of(told, came, task.endpoints, cpu_s_of(task.notify_pids) - cpu_began)
+        return waits_of(task, told, came, cpu_s_of(task.notify_pids) - cpu_began)
 
 
 async def run_bare(task: IsolationTask) -> Waits:
@@ -208,7 +234,7 @@ async def run_bare(task: IsolationTask) -> Waits:
         with measure_usage(0) as usage:
             told = await tell_steadily(task, make_targets(task), tell)
         came = await hear(session, task.merchants_url, len(told))
-    return waits_of(told, came, task.endpoints, usage.cpu_s)
+    return waits_of(task, told, came, usage.cpu_s)
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def waits_rows(pairs: Sequence[tuple[Waits, Waits]]) -> list[Row]:
     """How long was waited beside how long would have been: of several pairs the one in the middle by the ratio of p99."""
     waits, baseline = sorted(pairs, key=lambda pair: pair[0].later.p99_ms / pair[1].later.p99_ms)[len(pairs) // 2]
     rows = _pair("committed to first bytes", waits.later, baseline.later)
-    rows += _pair("  the same, an endpoint's first event", waits.first, baseline.first)
+    rows += _pair("  the same, a newcomer's first event", waits.first, baseline.first)
     rows[0].cpu_ms = waits.cpu_s * 1000 / waits.events
     if any(wait.missing for wait, _ in pairs):
         rows.append(Row("not received within a minute", waits.missing, waits.events, "events"))

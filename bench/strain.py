@@ -30,15 +30,21 @@ class Strain:
 
     def isolation(self) -> list[Row]:
         """What the well endpoints notice of the others, in rounds with and without these."""
-        sizes, pairs = self.sizes, []
-        for number in range(1, sizes.isolation_rounds + 1):
-            self.say(f"{sizes.endpoints} endpoints, well and bad: round {number} of {sizes.isolation_rounds}")
-            task = IsolationTask(
-                "", sizes.endpoints, sizes.isolation_rate, sizes.isolation_s, sizes.seed, is_mixed=True
-            )
-            alone = self._waits(task)
-            pairs.append((self._waits(msgspec.structs.replace(task, has_bad=True)), alone))
-        return waits_rows(pairs)
+        rounds = self.sizes.isolation_rounds
+        return waits_rows([self._isolated(f"round {n} of {rounds}", is_cold=False) for n in range(1, rounds + 1)])
+
+    def cold(self) -> list[Row]:
+        """The same where nothing is known of any of them, once."""
+        return waits_rows([self._isolated("none of them known", is_cold=True)])
+
+    def _isolated(self, what: str, *, is_cold: bool) -> tuple[Waits, Waits]:
+        sizes = self.sizes
+        self.say(f"{sizes.endpoints} endpoints, well and bad: {what}")
+        task = IsolationTask("", sizes.endpoints, sizes.isolation_rate, sizes.isolation_s, sizes.seed, is_cold=is_cold)
+        task.is_mixed = True
+        alone = self._waits(task)
+        task.has_bad = True
+        return self._waits(task), alone
 
     def steady(self) -> list[Row]:
         """Two hundred events a second, from the commit to the first bytes, beside the same signed and posted from memory."""

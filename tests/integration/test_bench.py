@@ -56,12 +56,12 @@ ROWS = {
 WAITS = (
     "committed to first bytes, p50",
     "committed to first bytes, p99",
-    "  the same, an endpoint's first event, p50",
-    "  the same, an endpoint's first event, p99",
+    "  the same, a newcomer's first event, p50",
+    "  the same, a newcomer's first event, p99",
 )
 DRAINED = ("  CPU of the notifiers for one, µs", "  CPU of their sessions in Postgres, µs")
-STRAIN = ("isolation", "steady", "processes", "snapshot")
-"""Each of their runs starts processes of the product, which takes seconds; two of the four have nearly all of the code."""
+STRAIN = ("isolation", "cold", "steady", "processes", "snapshot")
+"""Each of their runs starts processes of the product, which takes seconds; two of the five have nearly all of the code."""
 STRAIN_ROWS = {
     "well endpoints beside bad ones, bare: without these": {*WAITS},
     "a full queue under a held snapshot, bare: without": {"under a held snapshot", *DRAINED},
