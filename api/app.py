@@ -50,11 +50,18 @@ _ID = "{id:[0-9A-Za-z_]{1,100}}"
 
 
 def create_app(
-    *, engine: Engine, secret_box: SecretBox, endpoint_policy: EndpointPolicy, cursor_key: bytes, version: str
+    *,
+    engine: Engine,
+    operator_engine: Engine,
+    secret_box: SecretBox,
+    endpoint_policy: EndpointPolicy,
+    cursor_key: bytes,
+    version: str,
 ) -> web.Application:
-    """The API over an engine from `connect_api`, which stays its maker's to dispose of."""
+    """The API over an engine from `connect_api`, and one from `connect` for `/metrics`; both stay their maker's to dispose
+    of."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
-    app[SERVICES] = Services(engine, secret_box, endpoint_policy, cursor_key, version)
+    app[SERVICES] = Services(engine, operator_engine, secret_box, endpoint_policy, cursor_key, version)
     document = describe(ROUTES, OPEN_ROUTES, version)
     app[OPENAPI] = msgspec.json.encode(document)
     app[PAGE] = render_page(document).encode()

@@ -119,7 +119,7 @@ def _counted() -> Iterable[Metric]:
 async def _ledger_gauges(request: web.Request) -> list[Metric]:
     reachable = GaugeMetricFamily("chainbell_database_up", "Whether the database answered this scrape")
     try:
-        async with transaction(request.app[SERVICES].engine) as connection:
+        async with transaction(request.app[SERVICES].operator_engine) as connection:
             now = await database_now(connection)
             rows = await list_chains(connection)
             counts = await count_deliveries(connection)

@@ -33,6 +33,9 @@ class Services:
     """What handlers work with, made once for the process."""
 
     engine: Engine
+    """Sees one tenant at a time: the one whose key a request has."""
+    operator_engine: Engine
+    """Sees all tenants, for what the operator is told of them together."""
     secret_box: SecretBox
     endpoint_policy: EndpointPolicy
     cursor_key: bytes

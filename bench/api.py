@@ -11,7 +11,7 @@ from chainbell.logs import configure_logs
 from chainbell.supervisor import calm_garbage_collector
 from chainbell.version import VERSION
 from ledger.cursors import cursor_key_of
-from ledger.database import connect_api
+from ledger.database import connect, connect_api
 
 if __name__ == "__main__":
     configure_logs()
@@ -19,6 +19,7 @@ if __name__ == "__main__":
     serve_until_stdin_closes(
         create_app(
             engine=connect_api(sys.argv[1]),
+            operator_engine=connect(sys.argv[1], application="bench", pool_size=1),
             secret_box=SECRET_BOX,
             endpoint_policy=loopback_policy(),
             cursor_key=cursor_key_of(bytes(32)),

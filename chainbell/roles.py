@@ -253,6 +253,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(api_engine.dispose)
         app = create_app(
             engine=api_engine,
+            operator_engine=engine,
             secret_box=secret_box,
             endpoint_policy=policy_of(settings),
             cursor_key=cursor_key,

@@ -25,7 +25,9 @@ from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from ledger.bulk import NO_COPY
 from ledger.direct import has_stood_still
 from ledger.hints import send_hint, take_mark
 from ledger.schema import API_ROLE
@@ -88,6 +90,8 @@ def connect(
         connect_args={"application_name": application, "options": options, "connect_timeout": 10},
     )
     listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    if role is not None:
+        listen(engine.sync_engine, "connect", _mark_restricted)
     if transaction_limit_s is not None:
         listen(engine.sync_engine, "connect", partial(_limit_transactions, transaction_limit_s))
     listen(engine.sync_engine, "handle_error", _as_unavailable, retval=True)
@@ -119,8 +123,13 @@ def _send_arrays_in_binary(connection: Any, _record: object) -> None:  # noqa: A
     connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
+def _mark_restricted(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[NO_COPY] = True
+
+
 def connect_api(url: str, *, pool_size: int = 10) -> AsyncEngine:
-    """The API's engine: it speaks as a role that owns nothing."""
+    """The API's engine: it speaks as a role that owns nothing and, until its transaction has found a key, sees no tenant's
+    rows (`ledger/tenancy.py`)."""
     return connect(
         url,
         application="chainbell serve",

@@ -22,6 +22,7 @@ from ledger.jobs import JobRow, create_job
 from ledger.schema import tenants
 from ledger.schema_jobs import jobs
 from ledger.states import ENDED_STATES, EndpointState, JobKind, JobState
+from ledger.tenancy import speaking_for
 
 
 class Held(StrEnum):
@@ -142,5 +143,6 @@ async def _turn(
         raise LookupError(f"endpoint {endpoint_id} was deleted under its tenant's lock")
     name = "resumed" if row.state is EndpointState.ACTIVE else "paused"
     told = NewEvent(OPS_TENANT, f"endpoint.{name}", endpoint_id, livemode=True, data=endpoint_document(row))
-    await record_events(connection, [told], now)
+    async with speaking_for(connection, OPS_TENANT):
+        await record_events(connection, [told], now)
     return row

@@ -49,6 +49,8 @@ class Service:
 
     url: str
     owner: AsyncEngine
+    engine: AsyncEngine
+    """The API's own."""
     session: aiohttp.ClientSession
     tenant_id: TenantId
     key: str
@@ -97,6 +99,7 @@ async def running(database_url: str) -> AsyncIterator[Service]:
     engine = connect_api(database_url, pool_size=6)
     app = create_app(
         engine=engine,
+        operator_engine=owner,
         secret_box=SecretBox(MASTER_KEY),
         endpoint_policy=EndpointPolicy(allow_http=True, allow_private=(ip_network("127.0.0.0/8"),)),
         cursor_key=cursor_key_of(MASTER_KEY),
@@ -106,7 +109,7 @@ async def running(database_url: str) -> AsyncIterator[Service]:
         tenant_id = await create_tenant(connection, "acme", datetime.now(UTC))
         _, key = await create_key(connection, tenant_id, ["*"], datetime.now(UTC))
     async with serving(app, "127.0.0.1", 0) as (host, port), aiohttp.ClientSession() as session:
-        yield Service(f"http://{host}:{port}", owner, session, tenant_id, key)
+        yield Service(f"http://{host}:{port}", owner, engine, session, tenant_id, key)
     await engine.dispose()
     await owner.dispose()
 

@@ -164,6 +164,7 @@ async def test_a_restart_of_the_api_costs_nothing_but_time(
     def _app() -> Any:  # noqa: ANN401 (an application serves once)
         return create_app(
             engine=engine,
+            operator_engine=engine,
             secret_box=SecretBox(MASTER_KEY),
             endpoint_policy=EndpointPolicy(),
             cursor_key=cursor_key_of(MASTER_KEY),

@@ -117,6 +117,7 @@ async def lonely_url() -> AsyncIterator[str]:
     engine = connect_api("postgresql://nobody@127.0.0.1:1/none", pool_size=1)
     app = create_app(
         engine=engine,
+        operator_engine=engine,
         secret_box=SecretBox(MASTER_KEY),
         endpoint_policy=EndpointPolicy(),
         cursor_key=cursor_key_of(MASTER_KEY),
