@@ -17,6 +17,7 @@ from ledger.events import NewEvent, record_events
 from ledger.hints import CHANNEL, HINT_INTERVAL_S, listen, send_hint
 from ledger.ids import TenantId
 from ledger.schema import tenants
+from ledger.tenancy import speak_for
 
 TENANT = TenantId("ten_a")
 DEADLINE_S = 20.0
@@ -36,6 +37,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def commit_news(engine: AsyncEngine, subject: str = "dep_1") -> None:
     """One event in a transaction of its own."""
     async with transaction(engine) as connection:
+        await speak_for(connection, TENANT)
         news = NewEvent(TENANT, "deposit.detected", subject, False, {"id": subject}, 1)
         await record_events(connection, [news], datetime.now(UTC))
 
