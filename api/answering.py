@@ -61,9 +61,11 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
 
     A long poll is the same request answered again and again, each time in a transaction of its own, so that it holds no
     connection while it waits and a revoked key ends it."""
-    request = _Request(http, _read_key(http), _read_idempotency_key(route, http), await _read_body(route, http))
     loop = asyncio.get_running_loop()
     started = loop.time()
+    key = _read_key(http)
+    _take_turn(services, key, started)
+    request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
     while True:
         found = await _answer_once(route, services, request)
         if found.is_satisfied or loop.time() - started + POLL_INTERVAL_S > found.wait_s or services.stopping.is_set():
@@ -148,6 +150,17 @@ def _read_key(http: web.Request) -> KeyParts:
         return parse_key(token.strip())
     except MalformedKey as error:
         raise Refused(Code.MALFORMED_KEY, str(error), headers=_CHALLENGE) from None
+
+
+def _take_turn(services: Services, key: KeyParts, now: float) -> None:
+    wait_s = services.limits.take(key, now)
+    if wait_s:
+        headers = {"Retry-After": str(wait_s)}
+        raise Refused(
+            Code.RATE_LIMITED,
+            f"this key is used too often; wait {wait_s} s, then ask for more at once",
+            headers=headers,
+        )
 
 
 def _read_idempotency_key(route: Route, http: web.Request) -> str | None:

@@ -22,6 +22,7 @@ from api import (
 )
 from api.answering import answer
 from api.health import OPENAPI, PAGE
+from api.limits import RPS_PER_KEY, Limits
 from api.middleware import answer_safely
 from api.openapi import describe
 from api.page import render_page
@@ -57,11 +58,14 @@ def create_app(
     endpoint_policy: EndpointPolicy,
     cursor_key: bytes,
     version: str,
+    rps_per_key: float = RPS_PER_KEY,
 ) -> web.Application:
     """The API over an engine from `connect_api`, and one from `connect` for `/metrics`; both stay their maker's to dispose
     of."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
-    app[SERVICES] = Services(engine, operator_engine, secret_box, endpoint_policy, cursor_key, version)
+    app[SERVICES] = Services(
+        engine, operator_engine, secret_box, endpoint_policy, cursor_key, version, Limits(rps_per_key)
+    )
     document = describe(ROUTES, OPEN_ROUTES, version)
     app[OPENAPI] = msgspec.json.encode(document)
     app[PAGE] = render_page(document).encode()

@@ -24,6 +24,7 @@ _EVERYWHERE = (
     Code.INVALID_KEY,
     Code.MISSING_SCOPE,
     Code.INVALID_REQUEST,
+    Code.RATE_LIMITED,
     Code.INTERNAL,
     Code.UNAVAILABLE,
 )

@@ -37,6 +37,7 @@ class Code(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_REQUEST = "invalid_request"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    RATE_LIMITED = "rate_limited"
     INTERNAL = "internal"
     UNAVAILABLE = "unavailable"
 
@@ -67,6 +68,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body has an unsupported type"),
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
     Code.IDEMPOTENCY_MISMATCH: Kind(422, "The Idempotency-Key was used for another request"),
+    Code.RATE_LIMITED: Kind(429, "The key is used too often"),
     Code.INTERNAL: Kind(500, "Something went wrong on our side"),
     Code.UNAVAILABLE: Kind(503, "The service cannot answer at the moment"),
 }

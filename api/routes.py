@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from aiohttp import web
 
+from api.limits import Limits
 from api.problems import Code
 from ledger.database import Connection, Engine
 from ledger.ids import TenantId
@@ -40,6 +41,7 @@ class Services:
     endpoint_policy: EndpointPolicy
     cursor_key: bytes
     version: str
+    limits: Limits
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server shuts down: long polls answer at once."""
 

@@ -258,6 +258,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             endpoint_policy=policy_of(settings),
             cursor_key=cursor_key,
             version=VERSION,
+            rps_per_key=settings.api.rps_per_key,
         )
         await _listen(app, settings, stop)
 

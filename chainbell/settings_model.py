@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.limits import RPS_PER_KEY
 from chains.errors import ProfileError
 from chains.evm.address import parse_address
 from chains.model import ProofLevel
@@ -161,6 +162,8 @@ class ApiSettings(_Section):
     """`[api]`: the REST server."""
 
     listen: Annotated[str, AfterValidator(_check_listen)] = "127.0.0.1:8080"
+    rps_per_key: Annotated[StrictFloat, Field(gt=0)] = RPS_PER_KEY
+    """Requests a second that each key may make of each process; twice as many at once."""
 
     @property
     def address(self) -> tuple[str, int]:

@@ -34,6 +34,8 @@ previous_master_keys = []
 [api]
 # Address and port of the REST server. It speaks plain HTTP: put a TLS proxy before it if others are to reach it.
 listen = "127.0.0.1:8080"
+# Requests a second that each API key may make of each `serve`; twice as many at once. More are answered 429.
+rps_per_key = 200
 
 [notifier]
 # Endpoints may be plain http://. Whoever sits between then reads and alters every webhook.

@@ -93,7 +93,7 @@ class Service:
 
 
 @asynccontextmanager
-async def running(database_url: str) -> AsyncIterator[Service]:
+async def running(database_url: str, rps_per_key: float = 10_000) -> AsyncIterator[Service]:
     """An API with the tenant `acme` over a database at the newest migration, for as long as the block lasts."""
     owner = connect(database_url, application="tests", pool_size=3)
     engine = connect_api(database_url, pool_size=6)
@@ -104,6 +104,7 @@ async def running(database_url: str) -> AsyncIterator[Service]:
         endpoint_policy=EndpointPolicy(allow_http=True, allow_private=(ip_network("127.0.0.0/8"),)),
         cursor_key=cursor_key_of(MASTER_KEY),
         version="0.0.0",
+        rps_per_key=rps_per_key,
     )
     async with transaction(owner) as connection:
         tenant_id = await create_tenant(connection, "acme", datetime.now(UTC))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+from aiohttp import web
 from sqlalchemy import func, select, update
 
+from api import answering
 from ledger.database import transaction
 from ledger.idempotency import delete_old_idempotency_keys, lock_idempotency_key
 from ledger.schema import endpoints
@@ -93,3 +96,42 @@ async def test_an_unusable_key_is_refused(service: Service) -> None:
         answer = await post(service, key)
         assert (answer.status, answer.json["code"]) == (400, "invalid_idempotency_key"), key
     assert await count_endpoints(service) == 0
+
+
+async def test_an_answer_that_was_lost_after_its_effect_is_given_when_it_is_asked_for_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def _lost(_: object) -> web.Response:
+        raise ConnectionResetError("the process dies here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(answering, "_response", _lost)
+        assert (await post(service, "k1")).status == 500
+    assert await count_endpoints(service) == 1
+    again = await post(service, "k1")
+    assert (again.status, again.headers["Idempotent-Replayed"]) == (201, "true")
+    assert again.json["secret"].startswith("whsec_")
+    assert await count_endpoints(service) == 1
+
+
+async def test_an_effect_whose_answer_could_not_be_kept_has_not_happened(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def _fails(*_: object) -> None:
+        raise ConnectionResetError("the process dies here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(answering, "store_answer", _fails)
+        assert (await post(service, "k1")).status == 500
+    assert await count_endpoints(service) == 0
+    assert "Idempotent-Replayed" not in (await post(service, "k1")).headers
+    assert await count_endpoints(service) == 1
+
+
+async def test_a_key_that_may_not_do_it_gets_no_stored_answer(service: Service) -> None:
+    await post(service, "k1")
+    reader = await service.make_key("endpoints:read")
+    answer = await post(service, "k1", key=reader)
+    assert (answer.status, answer.json["code"]) == (403, "missing_scope")
+    writer = await service.make_key("endpoints:write")
+    assert (await post(service, "k1", key=writer)).headers["Idempotent-Replayed"] == "true"

@@ -19,7 +19,7 @@ from ledger.cursors import cursor_key_of
 from ledger.database import connect_api, transaction
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
-from tests.integration.api.conftest import MASTER_KEY, Service
+from tests.integration.api.conftest import MASTER_KEY, Service, running
 from tests.integration.api.seeding import ETHEREUM, add_chain
 
 
@@ -172,3 +172,18 @@ async def test_metrics_of_a_process_that_also_notifies_have_each_name_once(servi
 
     lines = (await service.ask("GET", "/metrics", key="")).content.decode().splitlines()
     assert sum(line.startswith("chainbell_deliveries_due ") for line in lines) == 1
+
+
+async def test_a_key_that_is_used_too_often_is_told_when_to_come_again_and_others_are_not_held_up(
+    database_url: str,
+) -> None:
+    async with running(database_url, rps_per_key=0.01) as service:
+        assert (await service.ask("GET", "/v1/chains")).status == 200
+        answer = await service.ask("GET", "/v1/chains")
+        assert (answer.status, answer.json["code"]) == (429, "rate_limited")
+        assert 0 < int(answer.headers["Retry-After"]) <= 100
+        posted = await service.ask("POST", "/v1/endpoints", {"url": "https://merchant.example/"})
+        assert posted.status == 429
+        other = await service.make_key("*")
+        assert (await service.ask("GET", "/v1/endpoints", key=other)).json["data"] == []
+        assert (await service.ask("GET", "/healthz", key="")).status == 200
