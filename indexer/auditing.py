@@ -79,12 +79,21 @@ class AuditReport:
 class Auditor:
     """Audits one chain."""
 
-    def __init__(self, engine: Engine, blocks: BlockAuditor, chain_id: ChainId, slug: Slug) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        blocks: BlockAuditor,
+        chain_id: ChainId,
+        slug: Slug,
+        *,
+        chance: random.Random | None = None,
+    ) -> None:
+        """`chance` chooses the samples; a test gives one that it can foretell."""
         self._engine = engine
         self._blocks = blocks
         self._chain_id = chain_id
         self._slug = slug
-        self._chance = random.Random()  # noqa: S311 - it chooses samples
+        self._chance = chance or random.Random()  # noqa: S311 - it chooses samples
 
     async def audit(
         self,
