@@ -28,7 +28,8 @@ from ledger.documents import event_body
 from ledger.events import NewEvent, record_events
 from ledger.ids import EventId, TenantId, new_id
 from ledger.secrets import SIGNING_KEY_PREFIX, new_endpoint_secret
-from notifier.dispatcher import SLOTS, Dispatcher
+from notifier.dispatcher import Dispatcher
+from notifier.isolation import SLOTS
 from notifier.metrics import DELIVERIES
 from notifier.sender import Sender
 from notifier.signing import webhook_headers

@@ -112,6 +112,17 @@ class EndpointState(StrEnum):
     """By us, after it failed for long; deliveries are held until it is resumed."""
 
 
+class EndpointHealth(StrEnum):
+    """How an endpoint has answered lately; decides how much room its deliveries get. Derived, never stored."""
+
+    ACCEPTING = "accepting"
+    """It accepted something within the hour, and failed fewer than three times in a row since."""
+    UNPROVEN = "unproven"
+    """Nothing is known of it, or not any more."""
+    FAILING = "failing"
+    """It failed three times in a row, or did not answer in time: one delivery at a time until it accepts one."""
+
+
 class DeliveryState(StrEnum):
     """What became of one event owed to one endpoint."""
 

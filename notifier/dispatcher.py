@@ -1,19 +1,19 @@
 """Claim, send, settle: how deliveries leave.
 
-Order. A lane is one endpoint and one subject. The claim (`ledger/deliveries.py`) hands out at most one delivery of a lane
-at a time, in feed order; so two events of one deposit can never be under way together, whatever this process does. Lanes
-do not wait for each other: a deposit that cannot be told delays no other.
+Order. A lane is one endpoint and one subject. The claim (`ledger/claims.py`) hands out at most one delivery of a lane at a
+time, in feed order; so two events of one deposit can never be under way together, whatever this process does. Lanes do not
+wait for each other: a deposit that cannot be told delays no other.
 
 Leases, not transactions. A claim commits at once and no transaction is open while a merchant is asked. The lease is longer
-than the longest exchange, and this process gives up on its own deliveries when it stops. If it is killed, the lease ends by
-itself and another worker claims again: the merchant may then receive an event twice, with the same `webhook-id` and the same
-bytes. A worker that was frozen past its lease cannot settle: the token is no longer its own.
+than the longest exchange, and extended while one lasts. If this process is killed, the lease ends by itself and another
+worker claims again: the merchant may then receive an event twice, with the same `webhook-id` and the same bytes. A worker
+that was frozen past its lease cannot settle: the token is no longer its own, and the next heartbeat tells it to stop.
 
-Isolation. A number of slots bounds what is in flight; each is free again after the exchange's time limit at the latest.
-Sharing the slots out by endpoint health is not done yet.
+Isolation. Which delivery begins when is decided in `notifier/isolation.py`: slots are split by the endpoints' health, each
+endpoint has a window, and what is slow leaves its slot.
 
 Ahead. So that no slot waits for Postgres, the next deliveries are claimed while the present ones are sent, but only as long
-as exchanges end. What was claimed and does not get a slot within a second is given back, and counts as no attempt.
+as exchanges end. What was claimed and does not begin within a second is given back, and counts as no attempt.
 
 Waking. After a commit that wrote events comes a hint (`ledger/hints.py`), and the queue is looked at at once. So it is
 without one, now and then: retries become due, leases end, hints get lost.
@@ -28,56 +28,35 @@ import asyncio
 import random
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from enum import Enum, auto
-from typing import NamedTuple
 
 import structlog
 
+from ledger.claims import START, Claims, Wanted, claim_due_deliveries
 from ledger.database import UNAVAILABLE, Engine, transaction
-from ledger.deliveries import (
-    AttemptRow,
-    Claimed,
-    Settlement,
-    claim_due_deliveries,
-    settle_deliveries,
-)
+from ledger.deliveries import extend_leases, settle_deliveries
 from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
-from ledger.states import DeliveryState, Fault, Outcome
+from ledger.states import EndpointHealth
 from ledger.tally import Tally
-from notifier.backoff import ATTEMPTS_MAX, delay_before_next_attempt
+from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
 from notifier.errors import LeaseTooShort
-from notifier.metrics import (
-    ATTEMPT_DURATION,
-    ATTEMPT_ERRORS,
-    DELIVERIES,
-    DELIVERIES_EXHAUSTED,
-    DELIVERY_FAULTS,
-    DELIVERY_LATENCY,
-)
-from notifier.outcome import FAULTS
+from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key, Waiting
+from notifier.metrics import LEASES_LOST
 from notifier.sender import AttemptResult, Sender, SendRequest
+from notifier.settling import Result, Unsent, report, settlement_of
 from notifier.tallying import keep_tally, tally_attempts
 
 log = structlog.get_logger()
 
-SLOTS = 64
-"""Deliveries in flight: throughput of one process falls beyond this, so more come from more processes."""
+REFILL_AT = 3 / 8
+"""How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
+its turns with all that is being sent."""
 
-CLAIM_MAX = 200
-"""Deliveries of one claim: Postgres is three times as fast with a hundred as with ten, and hardly faster with more."""
-
-AHEAD = 3.0
-"""Deliveries that may be claimed before there is a slot for them, in numbers of slots. They are begun within milliseconds
-while exchanges end; when none does, none is claimed ahead."""
-
-REFILL_AT = 1.5
-"""How few of those may be left, in numbers of slots, before more are claimed: they must last for one claim, which takes its
-turns with all that is being sent."""
+HINTED_INTERVAL_S = 0.02
+"""How long after a claim a hint calls for another, even if much is waiting: it may be for an endpoint that nothing is."""
 
 AHEAD_MAX_S = 1.0
 """How long a claimed delivery may wait for a slot before it is given back: slots that hang must not hold what another
@@ -86,8 +65,14 @@ process could send."""
 LEASE_S = 60.0
 """Longer than one exchange and a slow settle, with room for a paused machine."""
 
-SETTLE_MARGIN_S = 15.0
-"""What has to remain of a lease after the longest exchange."""
+HEARTBEAT_S = 10.0
+"""How often the leases of what is being sent are extended."""
+
+HEARTBEATS_MISSED = 3
+"""How many of them may fail before a lease ends while its exchange runs."""
+
+BEAT_S = 0.1
+"""How often slots are looked at for what is slow, while anything is under way, and the queue for what now has room."""
 
 SETTLE_INTERVAL_S = 0.005
 """How long outcomes gather before they are settled together."""
@@ -105,41 +90,15 @@ DATABASE_RETRY_S = 1.0
 UNSETTLED_MAX = 6 * SLOTS
 """Outcomes that may wait to be settled before no more is claimed: who cannot say what became of a delivery makes no more."""
 
-UNOPENED_RETRY = timedelta(minutes=1)
-"""Pause before a delivery whose signing secret does not open is looked at again; it uses up no attempt."""
-
-
-class Unsent(Enum):
-    """Why a claimed delivery was not sent."""
-
-    ENDPOINT_GONE = auto()
-    WORN_OUT = auto()
-    """It was claimed as often as it may be, and its workers died each time."""
-    SECRET_UNOPENED = auto()
-    """Ours to mend, not the merchant's."""
-    NOT_BEGUN = auto()
-    """It waited too long for a slot, or we stop."""
-
-
-Result = tuple[Claimed, AttemptResult | Unsent]
-Secrets = tuple[str, ...] | SealBroken
-
-
-class Waiting(NamedTuple):
-    """A claimed delivery that no slot has begun with."""
-
-    claimed: Claimed
-    secrets: Secrets
-    claimed_at: float
-    """By this process's monotonic clock, before the lease began."""
-
 
 def require_lease(lease_s: float, exchange_s: float) -> None:
-    """Raise `LeaseTooShort` when a lease could end while its own exchange still runs: that would send everything slow
-    twice."""
-    if lease_s < exchange_s + SETTLE_MARGIN_S:
+    """Raise `LeaseTooShort` when a lease could end while its own exchange still runs, although heartbeats fail: that would
+    send everything slow twice."""
+    spare_s = HEARTBEATS_MISSED * HEARTBEAT_S
+    if lease_s < exchange_s + spare_s:
         raise LeaseTooShort(
-            f"a lease of {lease_s:g} s is too short for exchanges of {exchange_s:g} s: it needs {SETTLE_MARGIN_S:g} s more"
+            f"a lease of {lease_s:g} s is too short for exchanges of {exchange_s:g} s: it needs {spare_s:g} s more, for"
+            f" {HEARTBEATS_MISSED} heartbeats"
         )
 
 
@@ -168,13 +127,18 @@ class Dispatcher:
         self.randomness = randomness
         self.may_sign = may_sign
         self.token = secrets.token_hex(8)
-        self.slots = slots
-        self.in_flight = 0
-        self.ended = 0
-        """Exchanges that ended since the last claim."""
+        self.isolation = Isolation(slots)
+        self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
+        """What is under way, the oldest first, and the task that is at it."""
+        self.place = START
+        """After which endpoint the next claim begins."""
+        self.claimed_at = 0.0
+        self.refill_at = 0.0
+        self.is_hinted = False
+        self.is_moving = False
+        """Exchanges ended since the last claim."""
         self.is_drained = False
         """The last claim found less than it asked for."""
-        self.waiting: deque[Waiting] = deque()
         self.results: list[Result] = []
         self.tally = Tally()
         self.wake = asyncio.Event()
@@ -187,97 +151,172 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._settle_until_over())
             helpers = [
-                group.create_task(listen(self.engine, self.wake.set)),
+                group.create_task(listen(self.engine, self._hint)),
                 group.create_task(self._wake_at(stop)),
                 group.create_task(keep_tally(self.engine, self.tally)),
+                group.create_task(self._beat()),
+                group.create_task(self._keep_leases()),
             ]
-            async with asyncio.TaskGroup() as exchanges:
-                await self._claim_until(stop, exchanges)
+            async with asyncio.TaskGroup() as self.group:
+                await self._claim_until(stop)
                 self._give_back(0)
             self.is_over = True
             for helper in helpers:
                 helper.cancel()
 
+    def _hint(self) -> None:
+        self.is_hinted = True
+        self.wake.set()
+
     async def _wake_at(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self.wake.set()
 
-    async def _claim_until(self, stop: asyncio.Event, exchanges: asyncio.TaskGroup) -> None:
+    async def _claim_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             self.wake.clear()
             self._give_back(AHEAD_MAX_S)
-            wanted = self._wanted()
-            claimed = await self._claim(wanted) if wanted else []
-            self.waiting.extend(claimed)
-            while self.waiting and self.in_flight < self.slots:
-                self.in_flight += 1
-                exchanges.create_task(self._send_while_any_waits(self.waiting.popleft()))
-            self.is_drained = len(claimed) < wanted
-            if len(claimed) < max(wanted, 1):
+            now = time.monotonic()
+            wanted = self.isolation.wanted(now, is_moving=self.is_moving) if self._may_claim(now) else Wanted({}, {})
+            found = await self._claim(wanted, now) if wanted.total() else 0
+            self._begin()
+            self.is_drained = found < wanted.total()
+            if self.is_drained or not found:
                 await self._wait_for_work()
 
-    def _wanted(self) -> int:
-        """How many to claim now: what slots are free and, while exchanges end, what can be begun soon. Nothing as long as
-        enough is waiting, so that claims are few and large; nor when too much is unsettled."""
-        if not self.may_sign() or len(self.results) >= UNSETTLED_MAX or len(self.waiting) > self.slots * REFILL_AT:
-            return 0
-        ahead = int(self.slots * AHEAD) if self.ended else 0
-        return max(0, min(CLAIM_MAX, self.slots + ahead - self.in_flight - len(self.waiting)))
+    def _may_claim(self, now: float) -> bool:
+        """Whether it is time to claim: claims are to be few and large, and what is new must not wait for what is old. Never
+        when too much is unsettled."""
+        since_s = now - self.claimed_at
+        is_short = self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
+        is_time = is_short or since_s >= BEAT_S or (self.is_hinted and since_s >= HINTED_INTERVAL_S)
+        return self.may_sign() and is_time and len(self.results) < UNSETTLED_MAX
 
-    async def _claim(self, limit: int) -> list[Waiting]:
-        """Lease what is due, with the secrets to sign it."""
-        self.ended, claimed_at = 0, time.monotonic()
+    async def _claim(self, wanted: Wanted, now: float) -> int:
+        """Lease what is due, and let it wait for its turn; returns how many that are."""
+        self.is_moving = self.is_hinted = False
+        self.claimed_at = now
         try:
             # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
             async with transaction(self.engine) as connection:
-                claimed = await claim_due_deliveries(connection, limit=limit, lease_s=self.lease_s, token=self.token)
-                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claimed})
+                claims = await claim_due_deliveries(
+                    connection, wanted, after=self.place, lease_s=self.lease_s, token=self.token
+                )
+                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claims.deliveries})
                 live = await find_live_secrets(connection, self.secret_box, keys)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             await asyncio.sleep(DATABASE_RETRY_S)
-            return []
+            return 0
         for key, found in live.items():
             if isinstance(found, SealBroken):
                 log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
-        return [
-            Waiting(delivery, live.get((delivery.tenant_id, delivery.endpoint_id), ()), claimed_at)
-            for delivery in claimed
-        ]
+        return self._let_wait(claims, live, now)
+
+    def _let_wait(self, claims: Claims, live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float) -> int:
+        now = time.monotonic()
+        for one in claims.deliveries:
+            self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
+        self.place = claims.place
+        self.refill_at = self.isolation.waiting[EndpointHealth.ACCEPTING] * REFILL_AT
+        return len(claims.deliveries)
 
     def _give_back(self, waited_s: float) -> None:
         """Let others have what was claimed so long ago and has not begun: it was in no slot and is no attempt."""
-        before, given_back = time.monotonic() - waited_s, 0
-        while self.waiting and self.waiting[0].claimed_at <= before:
-            self.results.append((self.waiting.popleft().claimed, Unsent.NOT_BEGUN))
-            given_back += 1
-        if given_back:
-            log.info("claims given back", count=given_back)
+        taken = self.isolation.take_back(time.monotonic() - waited_s)
+        self.results.extend((claimed, Unsent.NOT_BEGUN) for claimed in taken)
+        if taken:
+            log.info("claims given back", count=len(taken))
 
-    async def _send_while_any_waits(self, next_one: Waiting) -> None:
-        """The work of one slot: this delivery, and then whichever waits."""
-        while True:
-            self.results.append((next_one.claimed, await self._result(next_one)))
-            self.ended += 1
-            if not self.is_drained and len(self.waiting) <= self.slots * REFILL_AT:
-                self.wake.set()
-            if not self.waiting:
-                break
-            next_one = self.waiting.popleft()
-        self.in_flight -= 1
+    def _begin(self) -> None:
+        """Let begin what may."""
+        while exchange := self.isolation.begin(time.monotonic()):
+            self.group.create_task(self._send_while_any_may(exchange))
 
-    async def _result(self, waiting: Waiting) -> AttemptResult | Unsent:
-        delivery, live_secrets = waiting.claimed, waiting.secrets
+    async def _send_while_any_may(self, first: Exchange) -> None:
+        """Send this delivery, and then whichever has its turn."""
+        task = asyncio.current_task()
+        exchange: Exchange | None = first
+        while exchange is not None and task is not None:
+            self.exchanges[exchange] = task
+            try:
+                result = await self._result(exchange)
+            except asyncio.CancelledError:
+                if not exchange.is_lost:
+                    raise
+                task.uncancel()
+                self.isolation.end(exchange, time.monotonic(), None)
+            else:
+                self._note(exchange, result)
+            finally:
+                del self.exchanges[exchange]
+            exchange = self.isolation.begin(time.monotonic())
+
+    def _note(self, exchange: Exchange, result: AttemptResult | Unsent) -> None:
+        self.results.append((exchange.waiting.claimed, result))
+        now = time.monotonic()
+        if isinstance(result, Unsent):
+            self.isolation.end(exchange, now, None)
+        else:
+            self.isolation.end(exchange, now, result.outcome, error=result.error, rest=rest_of(result))
+        self.is_moving = True
+        if not self.is_drained and self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at:
+            self.wake.set()
+
+    async def _result(self, exchange: Exchange) -> AttemptResult | Unsent:
+        delivery, live_secrets, claimed_at = exchange.waiting
         if delivery.is_endpoint_gone:
             return Unsent.ENDPOINT_GONE
         if delivery.attempts > ATTEMPTS_MAX:
             return Unsent.WORN_OUT
         if isinstance(live_secrets, SealBroken):
             return Unsent.SECRET_UNOPENED
-        since_s = time.monotonic() - waiting.claimed_at
-        if not self.may_sign() or since_s > self.lease_s - self.sender.limits.total_s - SETTLE_MARGIN_S:
+        since_s = time.monotonic() - claimed_at
+        if not self.may_sign() or since_s > self.lease_s - self.sender.limits.total_s - HEARTBEAT_S:
             return Unsent.NOT_BEGUN
         return await self.sender.send(SendRequest(delivery.url, delivery.event_id, delivery.body, live_secrets))
+
+    async def _beat(self) -> None:
+        """Let slow exchanges leave their slots, and the next begin."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now = time.monotonic()
+            for exchange in self.exchanges:
+                if exchange.began_at > now - SLOW_AFTER_S:
+                    break
+                self.isolation.leave_slot(exchange)
+            self._begin()
+            self.isolation.forget(now)
+            if self.exchanges:
+                self.wake.set()
+
+    async def _keep_leases(self) -> None:
+        """Extend the leases of what is being sent, and stop sending what is not ours any more."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            before = time.monotonic() - HEARTBEAT_S
+            old = [exchange for exchange in self.exchanges if exchange.began_at <= before]
+            if old:
+                await self._keep(old)
+
+    async def _keep(self, exchanges: Sequence[Exchange]) -> None:
+        claims = [exchange.waiting.claimed for exchange in exchanges]
+        try:
+            async with transaction(self.engine) as connection:
+                kept = await extend_leases(connection, self.token, claims, self.lease_s)
+        except (*UNAVAILABLE, OSError) as error:
+            log.warning("leases not extended", error=str(error).splitlines()[0])
+            return
+        for exchange in exchanges:
+            task = self.exchanges.get(exchange)
+            if task is not None and exchange.waiting.claimed.id not in kept:
+                self._lose(exchange, task)
+
+    def _lose(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
+        exchange.is_lost = True
+        task.cancel()
+        LEASES_LOST.inc()
+        log.warning("lease lost", event_id=exchange.waiting.claimed.event_id, endpoint=exchange.key[1])
 
     async def _wait_for_work(self) -> None:
         """Until there is news, something was settled (its lane may have a next one), slots became free, or for a moment."""
@@ -296,7 +335,7 @@ class Dispatcher:
     async def _settle(self) -> None:
         """Store the outcomes so far in one transaction; they stay in memory until it has happened."""
         batch = self.results[:SETTLE_MAX]
-        settlements = [self._settlement(claimed, result) for claimed, result in batch]
+        settlements = [settlement_of(claimed, result, self.randomness()) for claimed, result in batch]
         try:
             async with transaction(self.engine) as connection:
                 settled = await settle_deliveries(connection, self.token, settlements)
@@ -306,80 +345,16 @@ class Dispatcher:
             return
         del self.results[: len(batch)]
         self.wake.set()
-        _report(batch, settlements)
+        for (claimed, result), settlement in zip(batch, settlements, strict=True):
+            report(claimed, result, settlement)
         tally_attempts(self.tally, [(one, result) for one, result in batch if not isinstance(result, Unsent)])
-        if len(settled) < len(batch):
-            log.warning("leases lost", count=len(batch) - len(settled))
-
-    def _settlement(self, claimed: Claimed, result: AttemptResult | Unsent) -> Settlement:
-        """Decide what becomes of a delivery after its attempt, or without one."""
-        if isinstance(result, Unsent):
-            return _UNSENT_SETTLEMENTS[result](claimed)
-        attempt = AttemptRow(
-            result.started_at,
-            result.duration_ms,
-            result.outcome,
-            result.status_code,
-            result.error.value if result.error else None,
-            result.response_excerpt,
-        )
-        if result.outcome is Outcome.ACCEPTED:
-            return Settlement(claimed, DeliveryState.DELIVERED, attempt=attempt)
-        if result.error in FAULTS:
-            return Settlement(claimed, DeliveryState.FAULTED, attempt=attempt, fault=FAULTS[result.error])
-        if result.outcome is Outcome.REFUSED:
-            return Settlement(claimed, DeliveryState.REFUSED, attempt=attempt)
-        delay = delay_before_next_attempt(
-            claimed.attempts,
-            randomness=self.randomness(),
-            now=result.started_at,
-            status_code=result.status_code,
-            retry_after=result.retry_after,
-        )
-        if delay is None:
-            return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt)
-        return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
+        if lost := len(batch) - len(settled):
+            LEASES_LOST.inc(lost)
+            log.warning("leases lost", count=lost)
 
 
-_UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
-    Unsent.ENDPOINT_GONE: lambda claimed: Settlement(claimed, DeliveryState.DISCARDED),
-    Unsent.WORN_OUT: lambda claimed: Settlement(claimed, DeliveryState.FAULTED, fault=Fault.WORKERS_DIED),
-    Unsent.SECRET_UNOPENED: lambda claimed: Settlement(
-        claimed, DeliveryState.PENDING, UNOPENED_RETRY, is_given_back=True, fault=Fault.UNOPENED
-    ),
-    Unsent.NOT_BEGUN: lambda claimed: Settlement(claimed, DeliveryState.PENDING, is_given_back=True),
-}
-
-
-_DELIVERIES_BY_OUTCOME = {outcome: DELIVERIES.labels(outcome.value) for outcome in Outcome}
-
-
-def _report(batch: Sequence[Result], settlements: Sequence[Settlement]) -> None:
-    """Count and log what was settled."""
-    for (claimed, result), settlement in zip(batch, settlements, strict=True):
-        if settlement.state is DeliveryState.EXHAUSTED:
-            DELIVERIES_EXHAUSTED.inc()
-        if settlement.fault is not None:
-            DELIVERY_FAULTS.labels(settlement.fault.value).inc()
-            log.error("delivery could not be sent", delivery=claimed.id, fault=settlement.fault.value)
-        if not isinstance(result, Unsent):
-            _report_attempt(claimed, result)
-
-
-def _report_attempt(claimed: Claimed, result: AttemptResult) -> None:
-    _DELIVERIES_BY_OUTCOME[result.outcome].inc()
-    ATTEMPT_DURATION.observe(result.duration_ms / 1000)
-    if result.error is not None:
-        ATTEMPT_ERRORS.labels(result.error.value).inc()
-    if result.outcome is Outcome.ACCEPTED:
-        DELIVERY_LATENCY.observe(max(0.0, time.time() - claimed.event_created_at.timestamp()))
-    log.info(
-        "attempt finished",
-        endpoint=claimed.endpoint_id,
-        event_id=claimed.event_id,
-        number=claimed.attempts,
-        outcome=result.outcome.value,
-        status=result.status_code,
-        error=result.error.value if result.error else None,
-        elapsed_ms=result.duration_ms,
-    )
+def rest_of(result: AttemptResult) -> timedelta | None:
+    """How long a receiver asked to be left alone."""
+    if result.status_code not in RETRY_AFTER_STATUS_CODES or result.retry_after is None:
+        return None
+    return parse_retry_after(result.retry_after, result.started_at)

@@ -40,6 +40,10 @@ CLOCK_REFUSALS = Counter(
     "chainbell_clock_refusals_total",
     "Comparisons with the database's clock after which nothing was signed",
 )
+LEASES_LOST = Counter(
+    "chainbell_leases_lost_total",
+    "Deliveries whose lease ended before this process could settle them: the receiver may have them twice",
+)
 HOUSEKEEPING = Counter("chainbell_housekeeping_total", "Housekeeping jobs by how they ended", ["job", "outcome"])
 LEASES_EXPIRED = Counter(
     "chainbell_leases_expired_total",

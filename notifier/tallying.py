@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import structlog
 
+from ledger.claims import Claimed
 from ledger.database import UNAVAILABLE, Engine, transaction
-from ledger.deliveries import Claimed
 from ledger.states import Outcome
 from ledger.tally import Tally, add_up
 from notifier.outcome import FAULTS

@@ -31,7 +31,7 @@ LOOPBACK = EndpointPolicy(allow_http=True, allow_private=(ip_network("127.0.0.0/
 PUBLIC_ONLY = EndpointPolicy(allow_http=True)
 EXCHANGE_S = 3.0
 """Time limit of an exchange: what hangs is over soon."""
-LEASE_S = 20.0
+LEASE_S = 40.0
 
 
 @dataclass
@@ -83,13 +83,18 @@ class Post:
             return (await connection.execute(text(statement), parameters)).rowcount
 
     async def make_due(self, event_id: EventId) -> None:
-        """As if the wait before the next attempt were over."""
+        """As if the wait before the next attempt were over, and the endpoint's rest if its breaker is open."""
+        await self.end_rests()
         assert (
             await self.execute(
                 "UPDATE deliveries SET due_at = now() WHERE event_id = :id AND state = 'pending'", id=event_id
             )
             == 1
         )
+
+    async def end_rests(self) -> int:
+        """As if endpoints whose breaker is open had rested for long enough; returns how many there are."""
+        return await self.execute("UPDATE endpoints SET rests_until = now() WHERE rests_until IS NOT NULL")
 
     async def expire_leases(self) -> int:
         """As if the leases had run out; returns how many there were."""

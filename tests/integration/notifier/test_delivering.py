@@ -186,6 +186,7 @@ async def test_after_thirteen_attempts_a_delivery_is_exhausted_and_the_next_goes
                 await post.wait_for_attempts(event_id, number)
             await post.wait_for_states(exhausted=1)
             await post.record("dep_1", 2)
+            assert await post.end_rests() == 1
             await post.wait_for_states(exhausted=1, delivered=1)
     assert len(await post.attempts(event_id)) == ATTEMPTS_MAX == 13
     assert (await post.delivery(event_id)).settled_at is not None

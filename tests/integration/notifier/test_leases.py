@@ -12,14 +12,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ledger.claims import Claimed, claim_due_deliveries
 from ledger.database import transaction
-from ledger.deliveries import AttemptRow, Claimed, Settlement, claim_due_deliveries, settle_deliveries
+from ledger.deliveries import AttemptRow, Settlement, settle_deliveries
 from ledger.endpoints import delete_endpoint
 from ledger.ids import DeliveryId, EndpointId, TenantId
 from ledger.states import DeliveryState, Outcome
 from notifier.dispatcher import Dispatcher
 from notifier.errors import LeaseTooShort
 from notifier.sender import Sender, TimeLimits
+from tests.fakes.claiming import wanting
 from tests.fakes.receiver import Receiver, answer, running_receiver
 from tests.integration.notifier.conftest import LEASE_S, LOOPBACK, TENANT, Post
 
@@ -27,7 +29,7 @@ from tests.integration.notifier.conftest import LEASE_S, LOOPBACK, TENANT, Post
 async def claim(post: Post, token: str, limit: int = 10) -> list[Claimed]:
     """Claim as a worker of that name."""
     async with transaction(post.engine) as connection:
-        return await claim_due_deliveries(connection, limit=limit, lease_s=LEASE_S, token=token)
+        return (await claim_due_deliveries(connection, wanting(limit), lease_s=LEASE_S, token=token)).deliveries
 
 
 async def settle(post: Post, token: str, *settlements: Settlement) -> set[DeliveryId]:
@@ -176,7 +178,7 @@ async def test_a_settlement_of_another_tenant_changes_nothing(post: Post, receiv
 async def test_a_lease_shorter_than_an_exchange_is_refused(post: Post) -> None:
     sender = Sender(LOOPBACK, version="test", limits=TimeLimits(total_s=20.0))
     with pytest.raises(LeaseTooShort, match="too short for exchanges of 20 s"):
-        Dispatcher(post.engine, sender, post.secret_box, lease_s=30.0)
+        Dispatcher(post.engine, sender, post.secret_box, lease_s=49.0)
 
 
 async def test_a_dispatcher_that_stops_settles_what_is_under_way(post: Post, receiver: Receiver) -> None:

@@ -12,10 +12,12 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger import deliveries
+from ledger import claims, deliveries
+from ledger.claims import Claimed, claim_due_deliveries
 from ledger.database import transaction
-from ledger.deliveries import Claimed, Settlement, claim_due_deliveries, settle_deliveries
-from ledger.states import DeliveryState
+from ledger.deliveries import Settlement, settle_deliveries
+from ledger.states import DeliveryState, EndpointHealth
+from tests.fakes.claiming import wanting
 from tests.fakes.receiver import running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
@@ -66,8 +68,8 @@ async def full(post: Post) -> Post:
 
 async def test_a_claim_reads_by_index(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        plan = await plan_of(connection, deliveries._claim_with_urls, TO_CLAIM)
-    assert "ix_deliveries_due" in plan
+        plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
+    assert "ix_deliveries_turn" in plan
     assert "ix_deliveries_lane" in plan
     assert "Seq Scan on deliveries" not in plan
 
@@ -76,16 +78,16 @@ async def test_bodies_are_read_by_index_from_the_days_that_are_asked_for(full: P
     told = json.dumps([{"tenant_id": TENANT, "id": "evt_50001", "created_at": "2026-01-01T00:00:00Z"}])
     now = datetime.now(UTC)
     async with transaction(full.engine) as connection:
-        await connection.execute(deliveries._read_by_index)
+        await connection.execute(claims.READ_BY_INDEX.statement)
         parameters = {"told_rows": told, "first": now - timedelta(minutes=1), "last": now}
-        plan = await plan_of(connection, deliveries._bodies, parameters)
+        plan = await plan_of(connection, claims._bodies, parameters)
     assert "Index Scan using events_" in plan
     assert len(set(re.findall(r"on (events_\d+)", plan))) <= 2, plan
 
 
 async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        statement = deliveries._claim_with_urls
+        statement = claims._claim_with_urls
         plan = await plan_of(connection, statement, TO_CLAIM)
     choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
     assert "Nested Loop Anti Join" in choice
@@ -102,7 +104,17 @@ SETTLED: dict[str, object] = {
     "given_back": 0,
 }
 TO_SETTLE: dict[str, object] = {"token": TOKEN, "asked_rows": json.dumps([SETTLED]), "health_rows": "[]"}
-TO_CLAIM: dict[str, object] = {"limit": 64, "lease_s": 60.0, "token": TOKEN}
+TO_CLAIM: dict[str, object] = {
+    "lease_s": 60.0,
+    "token": TOKEN,
+    "after_tenant_id": "",
+    "after_endpoint_id": "",
+    "until_tenant_id": None,
+    "until_endpoint_id": None,
+    "known": "{}",
+    **{f"limit_{health}": 64 for health in EndpointHealth},
+    **{f"room_{health}": 64 for health in EndpointHealth},
+}
 
 
 async def test_settling_reads_by_index(full: Post) -> None:
@@ -113,14 +125,14 @@ async def test_settling_reads_by_index(full: Post) -> None:
     assert "Seq Scan on deliveries" not in plan
 
 
-@pytest.mark.parametrize("statement", [deliveries._claim_with_urls, deliveries._settle_all], ids=["claim", "settle"])
+@pytest.mark.parametrize("statement", [claims._claim_with_urls, deliveries._settle_all], ids=["claim", "settle"])
 async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Post, statement: Executable) -> None:
     """Statistics are old whenever a queue has just filled: the plan must be the right one without them."""
     async with running_receiver() as receiver:
         endpoint_id = await post.add_endpoint(receiver)
     await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=1)
     async with transaction(post.engine) as connection:
-        await connection.execute(deliveries._read_by_index)
+        await connection.execute(claims.READ_BY_INDEX.statement)
         plan = await plan_of(connection, statement, TO_CLAIM | TO_SETTLE)
     for other_way in ("Seq Scan on deliveries", "Bitmap", "Sort", "Hash", "Merge"):
         assert other_way not in plan, plan
@@ -139,4 +151,4 @@ async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
 async def claim(post: Post, limit: int) -> list[Claimed]:
     """Claim as a dispatcher does."""
     async with transaction(post.engine) as connection:
-        return await claim_due_deliveries(connection, limit=limit, lease_s=60.0, token=TOKEN)
+        return (await claim_due_deliveries(connection, wanting(limit), lease_s=60.0, token=TOKEN)).deliveries

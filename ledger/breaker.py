@@ -1,0 +1,46 @@
+"""The circuit breaker of an endpoint: after ten failures in a row it rests, and is asked again by one delivery at a time.
+
+While it is open, what the endpoint is owed is held: no attempt is made and none is used up. When the rest is over, the
+delivery that has been due for longest is the probe: a real one, by its own schedule, in the order of its lane. What it is
+answered closes the breaker or lets the next rest begin, twice as long, up to ten minutes: a merchant who has mended a server
+waits no longer than that.
+
+The breaker has one column, `endpoints.rests_until`: null while it is closed. Deliveries are not written to when it opens and
+closes: whether a pending one is held is asked, never stored. So an endpoint with a million of them is held and released in
+one row, and no delivery can be forgotten on the way. Pausing is another thing, and done by people (`ledger/holding.py`).
+
+Two processes may probe at one moment, each with one delivery: that asks nothing of the endpoint that it could not bear.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, FromClause, and_, case, func, null
+
+OPENS_AFTER_FAILURES = 10
+"""Failures in a row that open it."""
+
+REST_FIRST = timedelta(seconds=30)
+REST_MAX = timedelta(minutes=10)
+
+_DOUBLINGS_MAX = 10
+"""More than it takes to come to `REST_MAX`; the power of a large number is none that fits."""
+
+
+def is_open(endpoint: FromClause) -> ColumnElement[bool]:
+    """Whether the breaker of an endpoint is open, or half open: its deliveries are held."""
+    return endpoint.c.rests_until.is_not(None)
+
+
+def is_resting(endpoint: FromClause) -> ColumnElement[bool]:
+    """Whether nothing at all may be sent to an endpoint, not even a probe. False, never null, when the breaker is closed."""
+    return and_(is_open(endpoint), endpoint.c.rests_until > func.now())
+
+
+def rest_after(failures: ColumnElement[int]) -> ColumnElement[object]:
+    """Until when an endpoint rests that has now failed so many times in a row; null where it goes on."""
+    doublings = func.least(failures - OPENS_AFTER_FAILURES, _DOUBLINGS_MAX)
+    rest_s = func.least(REST_FIRST.total_seconds() * func.power(2, doublings), REST_MAX.total_seconds())
+    rests_until = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, rest_s)
+    return case((failures >= OPENS_AFTER_FAILURES, rests_until), else_=null())

@@ -1,0 +1,287 @@
+"""Isolation: which delivery begins next, so that no endpoint delays another's.
+
+A sender of webhooks has one scarce thing, the exchanges that it has under way, and receivers that take them and do not give
+them back. A single one that accepts connections and never answers would soon have all of them. What keeps it from that:
+
+- **Slots by health.** Endpoints that accepted something lately, unproven ones and failing ones each have slots of their own.
+  Failing ones can only wait for each other.
+- **A window for each endpoint**: how many exchanges it may have under way. It begins at four, grows by one with everything it
+  accepts, and shrinks when it fails: to half, and to one when it did not answer in time. It never grows beyond an equal
+  share of the slots, counted as if one more endpoint were about to come: there is always room for the next.
+- **Slow exchanges leave their slot.** What has been under way for half a second costs a socket and nothing else, so its slot
+  goes to the next and it stays in a much larger room of its own. A slot is therefore free again within half a second.
+- **Turns.** Of the endpoints that may begin, the one that waited longest does, with its oldest delivery, live ones first.
+- **Rests.** A receiver that says `429` or `503` and for how long is left alone for so long, up to a minute.
+
+This is one process's own memory of the last minute. What outlives it (`failures_consecutive`, `last_accepted_at`, and the
+circuit breaker, `ledger/breaker.py`) is in Postgres and comes with each claim. Nothing here waits, asks or sends: the
+dispatcher does, and says what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import NamedTuple
+
+from ledger.claims import Claimed, EndpointRoom, Wanted
+from ledger.events import LIVE_PRIORITY
+from ledger.ids import EndpointId, TenantId
+from ledger.secrets import SealBroken
+from ledger.states import EndpointHealth, Outcome
+from notifier.outcome import AttemptError
+
+Key = tuple[TenantId, EndpointId]
+
+SLOTS = 64
+"""Exchanges of endpoints that accepted lately: throughput of one process falls beyond this, so more come from more
+processes."""
+
+CLAIM_MAX = 200
+"""Deliveries of one claim: Postgres is three times as fast with a hundred as with ten, and hardly faster with more."""
+
+UNPROVEN_SHARE = 1 / 4
+FAILING_SHARE = 1 / 8
+"""Slots of unproven and of failing endpoints, as shares of those of the others, which they come on top of."""
+
+SLOW_AFTER_S = 0.5
+"""When an exchange leaves its slot. Receivers that do their work before they answer take a few hundred milliseconds."""
+
+SLOW_MAX = {EndpointHealth.ACCEPTING: 256, EndpointHealth.UNPROVEN: 192, EndpointHealth.FAILING: 64}
+"""Exchanges that may be under way outside the slots: a socket each, of the 1,024 that a process may have open on many
+systems. When there are so many, the next slow ones keep their slots."""
+
+WINDOW_FIRST = 4
+"""The window of an endpoint that nothing is known of, and the smallest share of the slots that one is held to: one stuck
+delivery delays no other, and a burst does not wait for one answer after the other."""
+
+FAILING_AFTER_FAILURES = 3
+"""Failures in a row after which an endpoint counts as failing: a single one may be about the event."""
+
+REST_MAX = timedelta(minutes=1)
+"""How long we leave a receiver alone because it asked for that; the delivery that it answered so waits for longer, if it
+said longer."""
+
+FORGOTTEN_AFTER_S = 60.0
+"""How long an endpoint that nothing is under way to is remembered."""
+
+AHEAD = 3
+"""Deliveries that may be claimed before they can begin, in numbers of those that can: an exchange takes milliseconds, and
+its slot must not wait for Postgres. Only for endpoints that accept, and only while exchanges end."""
+
+
+class Waiting(NamedTuple):
+    """A claimed delivery that has not begun."""
+
+    claimed: Claimed
+    secrets: tuple[str, ...] | SealBroken
+    """To sign it with."""
+    claimed_at: float
+    """Before its lease began."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """One endpoint, as this process knows it."""
+
+    health: EndpointHealth
+    window: int
+    in_flight: int = 0
+    failures: int = 0
+    """In a row."""
+    live: deque[Waiting] = field(default_factory=deque)
+    late: deque[Waiting] = field(default_factory=deque)
+    """Claimed and not begun; late ones tell of the past, and go last."""
+    rests_until: float = 0.0
+    used_at: float = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many were claimed and have not begun."""
+        return len(self.live) + len(self.late)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is under way, or claimed."""
+        return self.in_flight + self.waiting > 0
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """A delivery that is being sent."""
+
+    waiting: Waiting
+    slot: EndpointHealth
+    """Whose slots it began in: its endpoint's health may change meanwhile."""
+    began_at: float
+    is_slow: bool = False
+    """It left its slot."""
+    is_lost: bool = False
+    """Its lease is another worker's."""
+
+    @property
+    def key(self) -> Key:
+        """The endpoint."""
+        return self.waiting.claimed.tenant_id, self.waiting.claimed.endpoint_id
+
+
+class Isolation:
+    """What is claimed, waits and is under way in one process. Times are of one monotonic clock, in seconds."""
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        self.slots = {
+            EndpointHealth.ACCEPTING: slots,
+            EndpointHealth.UNPROVEN: max(1, int(slots * UNPROVEN_SHARE)),
+            EndpointHealth.FAILING: max(1, int(slots * FAILING_SHARE)),
+        }
+        self.standings: dict[Key, Standing] = {}
+        self.ready: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
+        """Endpoints that may begin an exchange, in the order of their turns."""
+        self.taken: Counter[EndpointHealth] = Counter()
+        """Slots that are."""
+        self.waiting: Counter[EndpointHealth] = Counter()
+        self.slow: Counter[EndpointHealth] = Counter()
+        self.busy: Counter[EndpointHealth] = Counter()
+        """Endpoints to which something is under way."""
+
+    def wanted(self, now: float, *, is_moving: bool) -> Wanted:
+        """How much to claim. `is_moving` says that exchanges end, so that what cannot begin at once soon can."""
+        ahead = 1 + AHEAD if is_moving else 1
+        times = {health: ahead if health is EndpointHealth.ACCEPTING else 1 for health in EndpointHealth}
+        limits = {
+            health: max(
+                0, min(CLAIM_MAX, self.slots[health] * times[health] - self.taken[health] - self.waiting[health])
+            )
+            for health in EndpointHealth
+        }
+        per_endpoint = dict.fromkeys(EndpointHealth, WINDOW_FIRST) | {EndpointHealth.FAILING: 1}
+        return Wanted(limits, per_endpoint, list(self._rooms(now, times)))
+
+    def _rooms(self, now: float, times: dict[EndpointHealth, int]) -> Iterator[EndpointRoom]:
+        """Endpoints that differ from what the ledger says of them, or have less room."""
+        for (tenant_id, endpoint_id), standing in self.standings.items():
+            if standing.is_busy or standing.rests_until > now or standing.health is EndpointHealth.FAILING:
+                room = 0 if standing.rests_until > now else self._window(standing) * times[standing.health]
+                left = max(0, room - standing.in_flight - standing.waiting)
+                yield EndpointRoom(tenant_id, endpoint_id, standing.health, left)
+
+    def _window(self, standing: Standing) -> int:
+        busy = max(1, self.busy[EndpointHealth.ACCEPTING])
+        share = self.slots[EndpointHealth.ACCEPTING] // (busy + 1)
+        return min(standing.window, max(WINDOW_FIRST, share))
+
+    def add(self, waiting: Waiting, now: float) -> None:
+        """Let a claimed delivery wait for its turn."""
+        claimed = waiting.claimed
+        key = (claimed.tenant_id, claimed.endpoint_id)
+        standing = self.standings.get(key)
+        if standing is None:
+            window = 1 if claimed.health is EndpointHealth.FAILING else WINDOW_FIRST
+            standing = self.standings[key] = Standing(claimed.health, window)
+        elif not standing.is_busy:
+            standing.health = claimed.health
+        standing.used_at = now
+        (standing.live if claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
+        self.waiting[standing.health] += 1
+        self._let_begin(key, standing, now)
+
+    def _let_begin(self, key: Key, standing: Standing, now: float) -> None:
+        if standing.waiting and standing.in_flight < self._window(standing) and standing.rests_until <= now:
+            self.ready[standing.health].setdefault(key)
+
+    def begin(self, now: float) -> Exchange | None:
+        """The next delivery to send, if a slot is free for one."""
+        for health, turns in self.ready.items():
+            if turns and self.taken[health] < self.slots[health]:
+                return self._begin(next(iter(turns)), health, now)
+        return None
+
+    def _begin(self, key: Key, health: EndpointHealth, now: float) -> Exchange:
+        standing = self.standings[key]
+        del self.ready[health][key]
+        waiting = (standing.live or standing.late).popleft()
+        self.waiting[health] -= 1
+        self.taken[health] += 1
+        self.busy[health] += standing.in_flight == 0
+        standing.in_flight += 1
+        self._let_begin(key, standing, now)
+        return Exchange(waiting, health, now)
+
+    def leave_slot(self, exchange: Exchange) -> None:
+        """Give the slot of a slow exchange to the next, if there is room for another slow one."""
+        if not exchange.is_slow and self.slow[exchange.slot] < SLOW_MAX[exchange.slot]:
+            exchange.is_slow = True
+            self.slow[exchange.slot] += 1
+            self.taken[exchange.slot] -= 1
+
+    def end(
+        self,
+        exchange: Exchange,
+        now: float,
+        outcome: Outcome | None,
+        *,
+        error: AttemptError | None = None,
+        rest: timedelta | None = None,
+    ) -> None:
+        """Note that an exchange is over, and how the endpoint did: no outcome where it was not asked. `rest` is how long it
+        wants to be left alone."""
+        key, standing = exchange.key, self.standings[exchange.key]
+        if exchange.is_slow:
+            self.slow[exchange.slot] -= 1
+        else:
+            self.taken[exchange.slot] -= 1
+        standing.in_flight -= 1
+        self.busy[standing.health] -= standing.in_flight == 0
+        standing.used_at = now
+        if rest is not None:
+            standing.rests_until = now + min(rest, REST_MAX).total_seconds()
+            self.ready[standing.health].pop(key, None)
+        if outcome is not None:
+            self._judge(key, standing, outcome, error)
+        self._let_begin(key, standing, now)
+
+    def _judge(self, key: Key, standing: Standing, outcome: Outcome, error: AttemptError | None) -> None:
+        """Open or close the window by one outcome, and let the endpoint change sides. A refusal is of our making and says
+        nothing of the receiver."""
+        if outcome is Outcome.REFUSED:
+            return
+        health = standing.health
+        if outcome is Outcome.ACCEPTED:
+            health, standing.failures = EndpointHealth.ACCEPTING, 0
+            standing.window = min(standing.window + 1, self.slots[EndpointHealth.ACCEPTING])
+        else:
+            standing.failures += 1
+            is_silent = error is AttemptError.TIMEOUT
+            standing.window = 1 if is_silent else max(1, standing.window // 2)
+            if is_silent or standing.failures >= FAILING_AFTER_FAILURES:
+                health, standing.window = EndpointHealth.FAILING, 1
+        if health is not standing.health:
+            self._change_sides(key, standing, health)
+
+    def _change_sides(self, key: Key, standing: Standing, health: EndpointHealth) -> None:
+        before, standing.health = standing.health, health
+        self.ready[before].pop(key, None)
+        for counter, number in ((self.waiting, standing.waiting), (self.busy, int(standing.in_flight > 0))):
+            counter[before] -= number
+            counter[health] += number
+
+    def take_back(self, before: float) -> list[Claimed]:
+        """What was claimed at that time or before and has not begun: it is waiting no more."""
+        taken: list[Claimed] = []
+        for key, standing in self.standings.items():
+            count = len(taken)
+            for queue in (standing.live, standing.late):
+                while queue and queue[0].claimed_at <= before:
+                    taken.append(queue.popleft().claimed)
+            self.waiting[standing.health] -= len(taken) - count
+            if not standing.waiting:
+                self.ready[standing.health].pop(key, None)
+        return taken
+
+    def forget(self, now: float) -> None:
+        """Forget endpoints that nothing was under way to for a while."""
+        for key, standing in list(self.standings.items()):
+            if not standing.is_busy and max(standing.used_at, standing.rests_until) < now - FORGOTTEN_AFTER_S:
+                del self.standings[key]
