@@ -13,6 +13,7 @@ from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
+from ledger.breaker import end_rest
 from ledger.endpoint_health import glance_at
 from ledger.endpoints import (
     EndpointDocument,
@@ -197,6 +198,7 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
     event_type = call.body.event_type
     if event_type not in EVENT_TYPES:
         raise invalid("/event_type", f"no event has the type {event_type!r}; there are: {', '.join(EVENT_TYPES)}")
+    await end_rest(call.connection, call.tenant_id, endpoint.id)
     event_id = await record_event(
         call.connection,
         tenant_id=call.tenant_id,

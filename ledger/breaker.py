@@ -9,6 +9,9 @@ The breaker has one column, `endpoints.rests_until`: null while it is closed. De
 closes: whether a pending one is held is asked, never stored. So an endpoint with a million of them is held and released in
 one row, and no delivery can be forgotten on the way. Pausing is another thing, and done by people (`ledger/holding.py`).
 
+Whoever sends something by hand, a redelivery or a test, says that it is worth a try: the rest is over. A new URL and a
+resumption close the breaker.
+
 Two processes may probe at one moment, each with one delivery: that asks nothing of the endpoint that it could not bear.
 """
 
@@ -16,7 +19,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, FromClause, and_, case, func, null
+from sqlalchemy import ColumnElement, FromClause, and_, case, func, null, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.ids import EndpointId, TenantId
+from ledger.schema import endpoints
 
 OPENS_AFTER_FAILURES = 10
 """Failures in a row that open it."""
@@ -44,3 +51,16 @@ def rest_after(failures: ColumnElement[int]) -> ColumnElement[object]:
     rest_s = func.least(REST_FIRST.total_seconds() * func.power(2, doublings), REST_MAX.total_seconds())
     rests_until = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, rest_s)
     return case((failures >= OPENS_AFTER_FAILURES, rests_until), else_=null())
+
+
+async def end_rest(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId) -> None:
+    """Let an endpoint that rests be asked again at once."""
+    await connection.execute(
+        update(endpoints)
+        .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, is_resting(endpoints))
+        .values(rests_until=func.now())
+    )
+
+
+CLOSED = {"rests_until": None, "failures_consecutive": 0}
+"""Columns of an endpoint whose breaker is closed and that may fail anew."""

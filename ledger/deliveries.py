@@ -29,6 +29,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    not_,
     null,
     select,
     update,
@@ -311,12 +312,25 @@ _KEPT_STATES = (DeliveryState.HELD, DeliveryState.EXHAUSTED, DeliveryState.REFUS
 
 
 async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
-    """How many deliveries are due, held, exhausted, refused and faulted: counted over partial indexes. Crosses tenants."""
-    due = select(func.count()).where(is_in(deliveries, DeliveryState.PENDING), deliveries.c.due_at <= func.now())
+    """How many deliveries are due, held (by a pause or a breaker), exhausted, refused and faulted: counted over partial
+    indexes. Crosses tenants."""
+    is_held = breaker.is_open(endpoints)
+    pending = (
+        select(
+            func.count().filter(not_(is_held), deliveries.c.due_at <= func.now()).label("due"),
+            func.count().filter(is_held).label("held"),
+        )
+        .select_from(deliveries)
+        .join(
+            endpoints, and_(endpoints.c.tenant_id == deliveries.c.tenant_id, endpoints.c.id == deliveries.c.endpoint_id)
+        )
+        .where(is_in(deliveries, DeliveryState.PENDING))
+    )
     kept = select(deliveries.c.state, func.count().label("number")).where(is_in(deliveries, *_KEPT_STATES))
     counts = {row.state: int(row.number) for row in await connection.execute(kept.group_by(deliveries.c.state))}
-    due_count = (await connection.execute(due)).scalar_one()
-    return {"due": due_count} | {state.value: counts.get(state.value, 0) for state in _KEPT_STATES}
+    owed = (await connection.execute(pending)).one()
+    counts["held"] = counts.get("held", 0) + owed.held
+    return {"due": owed.due} | {state.value: counts.get(state.value, 0) for state in _KEPT_STATES}
 
 
 async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:

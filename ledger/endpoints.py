@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.breaker import CLOSED
 from ledger.documents import time_of
 from ledger.endpoint_health import Glance, OwedDocument, TrafficDocument
 from ledger.endpoint_secrets import add_secret
@@ -190,9 +191,11 @@ async def change_endpoint(
     now: datetime,
 ) -> EndpointRow | None:
     """Set `url`, `event_types`, `description` or the state; events that were stored before keep the deliveries they have.
-    How long it has failed is counted anew, unless the change is that it is stopped."""
+    How long it has failed is counted anew, unless the change is that it is stopped; and at a new URL it is asked at once."""
     if EndpointState(changes.get("state", EndpointState.ACTIVE)) is EndpointState.ACTIVE:
         changes = {**changes, "failing_since": None, "gone_answers": 0}
+    if "url" in changes:
+        changes = {**CLOSED, **changes}
     statement = (
         update(endpoints)
         .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.breaker import CLOSED
 from ledger.endpoints import EndpointRow, change_endpoint, endpoint_document, find_endpoint
 from ledger.events import NewEvent, record_events
 from ledger.ids import OPS_TENANT, EndpointId, TenantId
@@ -84,7 +85,7 @@ async def resume_endpoint(
     found = await find_endpoint(connection, tenant_id, endpoint_id)
     if found is None or found.state is EndpointState.ACTIVE:
         return None if found is None else (found, None)
-    changes = {"state": EndpointState.ACTIVE.value, "state_reason": None, "failures_consecutive": 0}
+    changes = {"state": EndpointState.ACTIVE.value, "state_reason": None, **CLOSED}
     row = await _turn(connection, tenant_id, endpoint_id, changes, now)
     job = await start_task(connection, tenant_id, endpoint_id, Task.RELEASE, {"held": held.value}, now)
     return row, job

@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, case, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Address, ChainId, TransactionHash
+from ledger import breaker
 from ledger.chains import list_assets, list_chains
 from ledger.cursors import Place, microseconds_of, moment_of
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document, time_of
@@ -23,7 +24,7 @@ from ledger.entries import find_labels
 from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
 from ledger.model import Entry
 from ledger.rows import entry_from
-from ledger.schema import attempts, deliveries, entries, events, tenants, watches
+from ledger.schema import attempts, deliveries, endpoints, entries, events, tenants, watches
 from ledger.states import DeliveryState, EntryState
 
 
@@ -194,7 +195,23 @@ async def find_event(connection: AsyncConnection, tenant_id: TenantId, event_id:
     return StoredEvent(row.feed_position, row.body) if row is not None else None
 
 
-_delivery_columns = [deliveries.c[name] for name in DeliveryDocument.__struct_fields__ if name != "entry_id"]
+_stored = [name for name in DeliveryDocument.__struct_fields__ if name not in ("entry_id", "state")]
+_is_held = and_(deliveries.c.state == DeliveryState.PENDING.value, breaker.is_open(endpoints))
+_state = case((_is_held, DeliveryState.HELD.value), else_=deliveries.c.state)
+"""What a delivery is held by may be its own state or its endpoint's breaker."""
+
+_deliveries = select(*(deliveries.c[name] for name in _stored), deliveries.c.subject, _state.label("state")).join(
+    endpoints, and_(endpoints.c.tenant_id == deliveries.c.tenant_id, endpoints.c.id == deliveries.c.endpoint_id)
+)
+
+
+def _is_in_state(state: DeliveryState) -> ColumnElement[bool]:
+    """By the stored state where that decides, so that an index on it can serve."""
+    if state is DeliveryState.HELD:
+        return or_(deliveries.c.state == state.value, _is_held)
+    if state is DeliveryState.PENDING:
+        return and_(deliveries.c.state == state.value, not_(breaker.is_open(endpoints)))
+    return deliveries.c.state == state.value
 
 
 def _delivery_of(row: Any) -> DeliveryDocument:  # noqa: ANN401 (a row, whose columns no type names)
@@ -220,17 +237,17 @@ async def list_deliveries(
     """A page of the tenant's deliveries with their places, the newest first."""
     equal = {
         deliveries.c.endpoint_id: wanted.endpoint_id,
-        deliveries.c.state: wanted.state.value if wanted.state else None,
         deliveries.c.event_id: wanted.event_id,
         deliveries.c.subject: wanted.subject,
     }
     statement = (
-        select(*_delivery_columns, deliveries.c.subject)
-        .where(deliveries.c.tenant_id == tenant_id)
+        _deliveries.where(deliveries.c.tenant_id == tenant_id)
         .where(*(column == value for column, value in equal.items() if value is not None))
         .order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc())
         .limit(limit)
     )
+    if wanted.state is not None:
+        statement = statement.where(_is_in_state(wanted.state))
     if after is not None:
         position = tuple_(deliveries.c.created_at, deliveries.c.id)
         statement = statement.where(position < tuple_(_moment(after), str(after[1])))
@@ -242,9 +259,7 @@ async def find_delivery(
     connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId
 ) -> DeliveryDocument | None:
     """A delivery of the tenant."""
-    statement = select(*_delivery_columns, deliveries.c.subject).where(
-        deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id
-    )
+    statement = _deliveries.where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
     row = (await connection.execute(statement)).first()
     return _delivery_of(row) if row is not None else None
 

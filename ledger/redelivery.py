@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.breaker import end_rest
 from ledger.bulk import copy_rows
 from ledger.endpoints import EndpointRow, find_endpoint
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
@@ -52,6 +53,7 @@ async def redeliver(
     if row is None or endpoint is None:
         return None
     mark_news(connection)
+    await end_rest(connection, tenant_id, endpoint.id)
     owed = await _find_owed(connection, tenant_id, endpoint, row.event_id)
     if owed is not None:
         await _hurry(connection, tenant_id, owed, now)

@@ -413,6 +413,8 @@ endpoint_secrets = Table(
     comment="signing secrets, encrypted at rest; several may live during a rotation",
 )
 
+_TURN = ("tenant_id", "endpoint_id", "priority", "due_at")
+
 deliveries = Table(
     "deliveries",
     metadata,
@@ -437,14 +439,7 @@ deliveries = Table(
     Column("fault", Text, comment="why it could not be sent the last time, where that is a fault of ours"),
     PrimaryKeyConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
-    Index(
-        "ix_deliveries_turn",
-        "tenant_id",
-        "endpoint_id",
-        "priority",
-        "due_at",
-        postgresql_where=text("state = 'pending'"),
-    ),
+    Index("ix_deliveries_turn", *_TURN, postgresql_where=text("state = 'pending'")),
     Index(
         "ix_deliveries_lane",
         "tenant_id",

@@ -5,7 +5,7 @@ them back. A single one that accepts connections and never answers would soon ha
 
 - **Slots by health.** Endpoints that accepted something lately, unproven ones and failing ones each have slots of their own.
   Failing ones can only wait for each other.
-- **A window for each endpoint**: how many exchanges it may have under way. It begins at four, grows by one with everything it
+- **A window for each endpoint**: how many exchanges it may have under way. It begins at four, grows by one with all that it
   accepts, and shrinks when it fails: to half, and to one when it did not answer in time. It never grows beyond an equal
   share of the slots, counted as if one more endpoint were about to come: there is always room for the next.
 - **Slow exchanges leave their slot.** What has been under way for half a second costs a socket and nothing else, so its slot

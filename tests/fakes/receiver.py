@@ -150,6 +150,16 @@ def hang() -> Behaviour:
     return behave
 
 
+def wait_for(release: asyncio.Event) -> Behaviour:
+    """Accept as soon as an event is set."""
+
+    async def behave(_: web.BaseRequest) -> web.StreamResponse:
+        await release.wait()
+        return web.Response(status=204)
+
+    return behave
+
+
 def drip(interval_s: float, status: int = 200) -> Behaviour:
     """Answer the headers at once and then one byte at a time, without end."""
 

@@ -164,11 +164,12 @@ class Post:
         slots: int = 64,
         policy: EndpointPolicy = LOOPBACK,
         idle_interval_s: float = IDLE_INTERVAL_S,
+        exchange_s: float = EXCHANGE_S,
     ) -> AsyncIterator[list[Dispatcher]]:
         """So many dispatchers at work, with an engine and a sender each, until the block ends."""
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            dispatchers = [self._start(group, stop, slots, policy, idle_interval_s) for _ in range(number)]
+            dispatchers = [self._start(group, stop, slots, policy, idle_interval_s, exchange_s) for _ in range(number)]
             ready = [await dispatcher for dispatcher in dispatchers]
             try:
                 yield ready
@@ -176,16 +177,22 @@ class Post:
                 stop.set()
 
     async def _start(
-        self, group: asyncio.TaskGroup, stop: asyncio.Event, slots: int, policy: EndpointPolicy, idle_interval_s: float
+        self,
+        group: asyncio.TaskGroup,
+        stop: asyncio.Event,
+        slots: int,
+        policy: EndpointPolicy,
+        idle_interval_s: float,
+        exchange_s: float,
     ) -> Dispatcher:
         engine = connect(self.url, application="dispatcher", pool_size=3)
-        sender = Sender(policy, version="test", limits=TimeLimits(total_s=EXCHANGE_S))
+        sender = Sender(policy, version="test", limits=TimeLimits(total_s=exchange_s))
         dispatcher = Dispatcher(
             engine,
             sender,
             self.secret_box,
             slots=slots,
-            lease_s=LEASE_S,
+            lease_s=max(LEASE_S, exchange_s + 35),
             idle_interval_s=idle_interval_s,
             randomness=lambda: 0.5,
         )

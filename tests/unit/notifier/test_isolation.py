@@ -1,0 +1,270 @@
+"""Which delivery begins next: nothing that one endpoint does keeps another's from beginning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.claims import Claimed
+from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
+from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
+from ledger.states import EndpointHealth, Outcome
+from notifier.isolation import (
+    AHEAD,
+    FORGOTTEN_AFTER_S,
+    REST_MAX,
+    SLOTS,
+    SLOW_MAX,
+    WINDOW_FIRST,
+    Exchange,
+    Isolation,
+    Waiting,
+)
+from notifier.outcome import AttemptError
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+ACCEPTING, UNPROVEN, FAILING = EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN, EndpointHealth.FAILING
+
+
+def claimed(endpoint: str, number: int, health: EndpointHealth, priority: int = LIVE_PRIORITY) -> Claimed:
+    return Claimed(
+        tenant_id=TenantId("ten_a"),
+        id=DeliveryId(f"del_{endpoint}_{number}"),
+        event_id=EventId(f"evt_{number}"),
+        event_created_at=NOW,
+        endpoint_id=EndpointId(endpoint),
+        subject=f"dep_{number}",
+        feed_position=number,
+        priority=priority,
+        attempts=1,
+        health=health,
+        body=b"{}",
+        url="https://a.example",
+        is_endpoint_gone=False,
+    )
+
+
+def give(
+    isolation: Isolation,
+    endpoint: str,
+    number: int = 1,
+    health: EndpointHealth = ACCEPTING,
+    *,
+    priority: int = LIVE_PRIORITY,
+    now: float = 0.0,
+) -> None:
+    """Let so many deliveries to an endpoint wait."""
+    for index in range(number):
+        isolation.add(Waiting(claimed(endpoint, index, health, priority), ("whsec_",), now), now)
+
+
+def begin_all(isolation: Isolation, now: float = 0.0) -> list[Exchange]:
+    """Begin what may."""
+    begun = []
+    while exchange := isolation.begin(now):
+        begun.append(exchange)
+    return begun
+
+
+def endpoints_of(exchanges: list[Exchange]) -> Counter[str]:
+    return Counter(exchange.key[1] for exchange in exchanges)
+
+
+def widen(isolation: Isolation, endpoint: str) -> None:
+    """Let an endpoint accept until its window is as wide as it gets."""
+    for _ in range(SLOTS):
+        give(isolation, endpoint)
+        [exchange] = begin_all(isolation)
+        isolation.end(exchange, 0.0, Outcome.ACCEPTED)
+
+
+@pytest.mark.parametrize("bad", [UNPROVEN, FAILING])
+def test_endpoints_that_hang_take_no_slot_of_those_that_accept(bad: EndpointHealth) -> None:
+    isolation = Isolation()
+    for number in range(100):
+        give(isolation, f"bad_{number}", 5, bad)
+    hanging = begin_all(isolation)
+    assert len(hanging) == isolation.slots[bad] < SLOTS
+    for number in range(SLOTS):
+        give(isolation, f"good_{number}")
+    assert len(begin_all(isolation)) == SLOTS
+
+
+def test_one_endpoint_that_accepts_leaves_half_of_the_slots_to_the_next() -> None:
+    isolation = Isolation()
+    widen(isolation, "large")
+    give(isolation, "large", 200)
+    assert endpoints_of(begin_all(isolation)) == {"large": SLOTS // 2}
+    give(isolation, "small", 2)
+    assert endpoints_of(begin_all(isolation)) == {"small": 2}
+
+
+def test_a_new_endpoint_gets_a_few_at_once_so_that_one_stuck_delivery_delays_no_other() -> None:
+    isolation = Isolation()
+    give(isolation, "new", 10, UNPROVEN)
+    first, *others = begin_all(isolation)
+    assert 1 + len(others) == WINDOW_FIRST
+    isolation.end(others[0], 0.0, Outcome.ACCEPTED)
+    assert len(begin_all(isolation)) == 2  # its place, and one that was earned
+    assert first.key in isolation.standings
+
+
+def test_a_slow_exchange_leaves_its_slot_until_so_many_are_slow() -> None:
+    isolation = Isolation()
+    slow = 0
+    for round_ in range(100):
+        for number in range(isolation.slots[FAILING]):
+            give(isolation, f"bad_{round_}_{number}", 1, FAILING)
+        begun = begin_all(isolation)
+        for exchange in begun:
+            isolation.leave_slot(exchange)
+        slow += sum(exchange.is_slow for exchange in begun)
+    assert slow == SLOW_MAX[FAILING]
+    assert isolation.taken[FAILING] == isolation.slots[FAILING]
+
+
+def test_after_a_timeout_there_is_one_at_a_time_until_it_accepts() -> None:
+    isolation = Isolation()
+    widen(isolation, "shop")
+    give(isolation, "shop", 100)
+    first, *others = begin_all(isolation)
+    isolation.end(first, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
+    assert isolation.standings[first.key].health is FAILING
+    assert begin_all(isolation) == []
+    for exchange in others:
+        isolation.end(exchange, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
+    [probe] = begin_all(isolation)
+    isolation.end(probe, 0.0, Outcome.ACCEPTED)
+    assert isolation.standings[first.key].health is ACCEPTING
+    assert len(begin_all(isolation)) == 2
+
+
+def test_failures_that_are_answers_halve_the_window_and_three_in_a_row_are_a_failing_endpoint() -> None:
+    isolation = Isolation()
+    widen(isolation, "shop")
+    give(isolation, "shop", 3)
+    windows = []
+    for exchange in begin_all(isolation):
+        isolation.end(exchange, 0.0, Outcome.RETRYABLE)
+        windows.append((isolation.standings[exchange.key].window, isolation.standings[exchange.key].health))
+    assert windows == [(SLOTS // 2, ACCEPTING), (SLOTS // 4, ACCEPTING), (1, FAILING)]
+
+
+def test_a_refusal_of_ours_says_nothing_of_the_endpoint() -> None:
+    isolation = Isolation()
+    give(isolation, "shop", 4)
+    for exchange in begin_all(isolation):
+        isolation.end(exchange, 0.0, Outcome.REFUSED, error=AttemptError.REFUSED_ADDRESS)
+    standing = isolation.standings[TenantId("ten_a"), EndpointId("shop")]
+    assert (standing.health, standing.window) == (ACCEPTING, WINDOW_FIRST)
+
+
+def test_an_endpoint_that_asks_to_be_left_alone_is_for_so_long_and_for_a_minute_at_most() -> None:
+    isolation = Isolation()
+    give(isolation, "shop", 4)
+    give(isolation, "other", 1)
+    first, second = isolation.begin(0.0), isolation.begin(0.0)
+    assert first is not None
+    assert second is not None
+    isolation.end(first, 0.0, Outcome.RETRYABLE, rest=timedelta(hours=2))
+    assert begin_all(isolation, 1.0) == []
+    [room] = [one for one in isolation.wanted(1.0, is_moving=True).known if one.endpoint_id == "shop"]
+    assert room.room == 0
+    after = REST_MAX.total_seconds() + 1
+    give(isolation, "shop", 1, now=after)
+    assert endpoints_of(begin_all(isolation, after)) == {"shop": 2}  # half of the window that it had
+
+
+def test_endpoints_take_turns_and_what_is_live_goes_before_what_is_late() -> None:
+    isolation = Isolation(slots=4)
+    give(isolation, "a", 2, priority=LATE_PRIORITY)
+    give(isolation, "a", 2)
+    give(isolation, "b", 2)
+    begun = begin_all(isolation)
+    assert [exchange.key[1] for exchange in begun] == ["a", "b", "a", "b"]
+    assert {exchange.waiting.claimed.priority for exchange in begun} == {LIVE_PRIORITY}
+
+
+def test_more_is_claimed_ahead_only_while_exchanges_end_and_only_of_those_that_accept() -> None:
+    isolation = Isolation()
+    still, moving = (isolation.wanted(0.0, is_moving=is_moving).limits for is_moving in (False, True))
+    assert (still[ACCEPTING], moving[ACCEPTING]) == (SLOTS, min(200, SLOTS * (1 + AHEAD)))
+    assert (still[UNPROVEN], still[FAILING]) == (moving[UNPROVEN], moving[FAILING])
+
+
+def test_what_a_claim_may_bring_for_an_endpoint_is_what_it_has_room_for() -> None:
+    isolation = Isolation()
+    give(isolation, "shop", 3)
+    begin_all(isolation)
+    [room] = isolation.wanted(0.0, is_moving=False).known
+    assert (room.endpoint_id, room.health, room.room) == ("shop", ACCEPTING, WINDOW_FIRST - 3)
+
+
+def test_what_waited_too_long_is_taken_back_and_an_idle_endpoint_is_forgotten() -> None:
+    isolation = Isolation()
+    give(isolation, "shop", 6, now=0.0)
+    begun = begin_all(isolation)
+    give(isolation, "shop", 1, now=5.0)
+    assert [one.feed_position for one in isolation.take_back(1.0)] == [4, 5]
+    for exchange in begun:
+        isolation.end(exchange, 5.0, Outcome.ACCEPTED)
+    [last] = begin_all(isolation, 5.0)
+    isolation.forget(1000.0)
+    assert len(isolation.standings) == 1
+    isolation.end(last, 6.0, Outcome.ACCEPTED)
+    isolation.forget(6.0 + FORGOTTEN_AFTER_S + 1)
+    assert isolation.standings == {}
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "begin", "slow", "accept", "fail", "hang", "back", "gone"]), st.integers(0, 99)),
+    max_size=200,
+)
+
+
+@given(steps=STEPS)
+def test_whatever_happens_the_counts_are_those_of_what_is_there(steps: list[tuple[str, int]]) -> None:
+    isolation, under_way = Isolation(slots=8), list[Exchange]()
+    for now, (step, number) in enumerate(steps):
+        if step == "add":
+            give(isolation, f"ep_{number % 5}", 1 + number % 4, list(EndpointHealth)[number % 3], now=float(now))
+        elif step == "begin":
+            under_way += begin_all(isolation, float(now))
+        elif step == "back":
+            isolation.take_back(float(now - number % 10))
+        elif under_way:
+            exchange = under_way[number % len(under_way)]
+            if step == "slow":
+                isolation.leave_slot(exchange)
+                continue
+            under_way.remove(exchange)
+            outcome = {"accept": Outcome.ACCEPTED, "fail": Outcome.RETRYABLE, "hang": Outcome.RETRYABLE}.get(step)
+            error = AttemptError.TIMEOUT if step == "hang" else None
+            isolation.end(exchange, float(now), outcome, error=error)
+        check(isolation, under_way)
+    under_way += begin_all(isolation, 1000.0)
+    while under_way:
+        isolation.end(under_way.pop(), 1000.0, Outcome.ACCEPTED)
+        under_way += begin_all(isolation, 1000.0)
+    assert not any(standing.waiting for standing in isolation.standings.values()), "nothing waits for ever"
+
+
+def check(isolation: Isolation, under_way: list[Exchange]) -> None:
+    """That the books agree with what is there, and no limit is passed."""
+    standings = isolation.standings
+    for health in EndpointHealth:
+        of_health = [standing for standing in standings.values() if standing.health is health]
+        assert isolation.waiting[health] == sum(standing.waiting for standing in of_health)
+        assert isolation.busy[health] == sum(standing.in_flight > 0 for standing in of_health)
+        taken = [exchange for exchange in under_way if exchange.slot is health and not exchange.is_slow]
+        assert isolation.taken[health] == len(taken) <= isolation.slots[health]
+        for key in isolation.ready[health]:
+            assert standings[key].health is health
+            assert standings[key].waiting
+    assert Counter(exchange.key for exchange in under_way) == Counter(
+        {key: standing.in_flight for key, standing in standings.items() if standing.in_flight}
+    )
