@@ -133,6 +133,8 @@ class Claimed:
     """Attempts made, this one included."""
     health: EndpointHealth
     """The endpoint's, by which this was claimed."""
+    is_taken_over: bool
+    """Another worker had it, and its lease ended: the receiver may have it already."""
     body: bytes
     url: str
     is_endpoint_gone: bool
@@ -230,7 +232,7 @@ _placed = (
 def _due_at_priority(priority: int) -> Select[Any]:
     """What is due to one endpoint, the oldest first: read in the order of the index, and no further than its room."""
     due = (
-        select(deliveries.c.tenant_id, deliveries.c.id)
+        select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
         .where(
             deliveries.c.tenant_id == _placed.c.tenant_id,
             deliveries.c.endpoint_id == _placed.c.endpoint_id,
@@ -246,7 +248,7 @@ def _due_at_priority(priority: int) -> Select[Any]:
         .correlate(_placed)
         .subquery()
     )
-    return select(due.c.tenant_id, due.c.id)
+    return select(due.c.tenant_id, due.c.id, due.c.is_taken_over)
 
 
 def _due_of(health: EndpointHealth) -> Select[Any]:
@@ -254,7 +256,7 @@ def _due_of(health: EndpointHealth) -> Select[Any]:
     by_priority = union_all(_due_at_priority(LIVE_PRIORITY), _due_at_priority(LATE_PRIORITY)).subquery()
     due = select(by_priority).limit(_placed.c.room).correlate(_placed).lateral(f"due_{health.value}")
     return (
-        select(due.c.tenant_id, due.c.id, _placed.c.health)
+        select(due.c.tenant_id, due.c.id, due.c.is_taken_over, _placed.c.health)
         .select_from(_placed.join(due, true()))
         .where(_placed.c.health == health.value, _placed.c.room > 0)
         .limit(bindparam(f"limit_{health.value}", type_=Integer))
@@ -282,6 +284,7 @@ _claim = (
         deliveries.c.priority,
         deliveries.c.attempts,
         _due.c.health,
+        _due.c.is_taken_over,
     )
     .cte("claimed")
 )

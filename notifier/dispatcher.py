@@ -44,7 +44,7 @@ from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
 from notifier.errors import LeaseTooShort
 from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key, Waiting
-from notifier.metrics import LEASES_LOST
+from notifier.metrics import LEASES_EXPIRED, LEASES_LOST
 from notifier.sender import AttemptResult, Sender, SendRequest
 from notifier.settling import Result, Unsent, report, settlement_of
 from notifier.tallying import keep_tally, tally_attempts
@@ -217,6 +217,7 @@ class Dispatcher:
         now = time.monotonic()
         for one in claims.deliveries:
             self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
+        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claims.deliveries))
         self.place = claims.place
         self.refill_at = self.isolation.waiting[EndpointHealth.ACCEPTING] * REFILL_AT
         return len(claims.deliveries)

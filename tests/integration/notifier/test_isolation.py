@@ -113,7 +113,13 @@ async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_bu
         asked = len(receiver.requests)
         assert asked < 30
         async with transaction(post.engine) as connection:
-            assert await count_deliveries(connection) == {"due": 0, "held": 30, "exhausted": 0, "refused": 0}
+            assert await count_deliveries(connection) == {
+                "due": 0,
+                "held": 30,
+                "exhausted": 0,
+                "refused": 0,
+                "faulted": 0,
+            }
         assert sum(row.attempts for row in await post.deliveries()) == asked
 
         assert await post.end_rests() == 1

@@ -42,6 +42,7 @@ def claimed(endpoint: str, number: int, health: EndpointHealth, priority: int = 
         priority=priority,
         attempts=1,
         health=health,
+        is_taken_over=False,
         body=b"{}",
         url="https://a.example",
         is_endpoint_gone=False,
