@@ -333,9 +333,7 @@ async def claim_due_deliveries(
         return Claims([], place)
     bodies = await _find_bodies(connection, {(row[0], row[2]): row[3] for row in rows})
     claimed = [
-        Claimed(
-            *row[:_HEALTH], EndpointHealth(row[_HEALTH]), row[_HEALTH + 1], bodies[row[0], row[2]], *row[_HEALTH + 2 :]
-        )
+        Claimed(*(*row[:_HEALTH], EndpointHealth(row[_HEALTH]), row[_HEALTH + 1], bodies[row[0], row[2]], *row[-2:]))
         for row in rows
     ]
     return Claims(sorted(claimed, key=lambda delivery: delivery.feed_position), place)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from notifier.dispatcher import SLOTS
+from notifier.isolation import SLOTS
 from tests.fakes.receiver import Behaviour, Receiver, drip, drip_headers, endless, gzip_bomb, raw, running_receiver
 from tests.integration.notifier.conftest import Post
 from tests.integration.notifier.test_leases import dispatcher_process
