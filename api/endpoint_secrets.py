@@ -12,6 +12,7 @@ from api.auditing import audit
 from api.problems import invalid, not_found
 from api.routes import Call, Route
 from ledger.documents import time_of
+from ledger.endpoint_health import glance_at
 from ledger.endpoint_secrets import (
     GRACE_DEFAULT,
     GRACE_MAX,
@@ -77,9 +78,10 @@ async def rotate_my_secret(call: Call[None, RotateOrder]) -> RotatedEndpointDocu
         ) from None
     if made is None:
         raise not_found("endpoint")
+    document = endpoint_document(endpoint, await glance_at(call.connection, call.tenant_id, endpoint.id, call.now))
     await audit(call, "endpoint.secret_rotated", endpoint.id, grace_seconds=call.body.grace_seconds)
     return RotatedEndpointDocument(
-        **msgspec.structs.asdict(endpoint_document(endpoint)),
+        **msgspec.structs.asdict(document),
         secret=made.secret,
         public_key=made.public_key,
         earlier_secrets_end_at=time_of(made.earlier_end_at) if made.earlier_end_at else None,
