@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from api.callers import caller_of
 from api.problems import Code, Refused
 from api.reading import decode_body, decode_query, read_body
 from api.routes import Call, Route, Services
@@ -26,6 +27,7 @@ from ledger.keys import (
     has_scope,
     is_touch_due,
     is_usable,
+    may_be_used_from,
     parse_key,
     touch_key,
 )
@@ -84,6 +86,7 @@ def _response(found: _Answer) -> web.Response:
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
     async with transaction(services.engine) as connection:
         key = await _authenticate(connection, request.key)
+        _check_address(key, services, request.http)
         _authorize(key, route)
         if is_touch_due(key):
             await touch_key(connection, key)
@@ -181,9 +184,17 @@ async def _read_body(route: Route, http: web.Request) -> bytes:
 
 async def _authenticate(connection: Connection, parts: KeyParts) -> KeyRow:
     key = await find_key(connection, parts.id)
-    if key is None or not is_usable(key, parts):
+    if not is_usable(key, parts):
         raise Refused(Code.INVALID_KEY, "the key is unknown, revoked or expired; ask for a new one", headers=_CHALLENGE)
     return key
+
+
+def _check_address(key: KeyRow, services: Services, http: web.Request) -> None:
+    """After the secret: only who has it may learn where it is for."""
+    caller = caller_of(http.remote, http.headers.getall("X-Forwarded-For", ()), services.trusted_proxies)
+    if not may_be_used_from(key, caller):
+        seen = f"it was used from {caller}" if caller else "the address that it was used from cannot be read"
+        raise Refused(Code.WRONG_ADDRESS, f"this key is for other addresses; {seen}")
 
 
 def _authorize(key: KeyRow, route: Route) -> None:

@@ -21,6 +21,7 @@ from api import (
     watches,
 )
 from api.answering import answer
+from api.callers import Network
 from api.health import OPENAPI, PAGE
 from api.limits import RPS_PER_KEY, Limits
 from api.middleware import answer_safely
@@ -59,12 +60,14 @@ def create_app(
     cursor_key: bytes,
     version: str,
     rps_per_key: float = RPS_PER_KEY,
+    trusted_proxies: Sequence[Network] = (),
 ) -> web.Application:
     """The API over an engine from `connect_api`, and one from `connect` for `/metrics`; both stay their maker's to dispose
     of."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
+    limits = Limits(rps_per_key)
     app[SERVICES] = Services(
-        engine, operator_engine, secret_box, endpoint_policy, cursor_key, version, Limits(rps_per_key)
+        engine, operator_engine, secret_box, endpoint_policy, cursor_key, version, limits, trusted_proxies
     )
     document = describe(ROUTES, OPEN_ROUTES, version)
     app[OPENAPI] = msgspec.json.encode(document)

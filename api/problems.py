@@ -28,6 +28,7 @@ class Code(StrEnum):
     MALFORMED_KEY = "malformed_key"
     INVALID_KEY = "invalid_key"
     MISSING_SCOPE = "missing_scope"
+    WRONG_ADDRESS = "wrong_address"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TIMEOUT = "request_timeout"
@@ -59,6 +60,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.MALFORMED_KEY: Kind(401, "The API key is not well formed"),
     Code.INVALID_KEY: Kind(401, "The API key is not valid"),
     Code.MISSING_SCOPE: Kind(403, "The API key lacks a scope"),
+    Code.WRONG_ADDRESS: Kind(403, "The API key may not be used from this address"),
     Code.NOT_FOUND: Kind(404, "Not found"),
     Code.METHOD_NOT_ALLOWED: Kind(405, "The method is not allowed here"),
     Code.REQUEST_TIMEOUT: Kind(408, "The body came too slowly"),

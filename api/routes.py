@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from aiohttp import web
 
+from api.callers import Network
 from api.limits import Limits
 from api.problems import Code
 from ledger.database import Connection, Engine
@@ -42,6 +43,7 @@ class Services:
     cursor_key: bytes
     version: str
     limits: Limits
+    trusted_proxies: Sequence[Network]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server shuts down: long polls answer at once."""
 

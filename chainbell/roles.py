@@ -259,6 +259,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             cursor_key=cursor_key,
             version=VERSION,
             rps_per_key=settings.api.rps_per_key,
+            trusted_proxies=settings.api.trusted_proxies,
         )
         await _listen(app, settings, stop)
 

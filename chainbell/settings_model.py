@@ -164,6 +164,8 @@ class ApiSettings(_Section):
     listen: Annotated[str, AfterValidator(_check_listen)] = "127.0.0.1:8080"
     rps_per_key: Annotated[StrictFloat, Field(gt=0)] = RPS_PER_KEY
     """Requests a second that each key may make of each process; twice as many at once."""
+    trusted_proxies: tuple[Annotated[IPNetwork, BeforeValidator(_read_network)], ...] = ()
+    """Whose `X-Forwarded-For` is believed."""
 
     @property
     def address(self) -> tuple[str, int]:

@@ -15,8 +15,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from string import ascii_lowercase, ascii_uppercase, digits
-from typing import Any
+from typing import Any, TypeGuard
 from zlib import crc32
 
 from sqlalchemy import Row, Select, bindparam, column, func, or_, select, update
@@ -44,6 +45,11 @@ SCOPES = (
 
 USE_INTERVAL = timedelta(minutes=1)
 """`last_used_at` is written at most this often: a busy key must not turn its row into a queue."""
+
+Network = IPv4Network | IPv6Network
+
+_NOBODY = bytes(32)
+"""No SHA-256 of anything known: what a key that is not there is compared with."""
 
 _PREFIX = "cb_live_"
 _ALPHABET = digits + ascii_uppercase + ascii_lowercase
@@ -78,6 +84,8 @@ class KeyRow:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    networks: tuple[Network, ...] | None
+    """Where it may be used from; None: anywhere."""
     read_at: datetime
 
 
@@ -112,11 +120,29 @@ def parse_key(text: str) -> KeyParts:
     return KeyParts(KeyId(match["id"]), sha256(match["secret"].encode()).digest())
 
 
-def is_usable(key: KeyRow, parts: KeyParts) -> bool:
-    """True when the secret is the right one and the key is neither revoked nor expired; the same work in any case."""
-    is_proven = hmac.compare_digest(key.secret_sha256, parts.secret_sha256)
-    is_expired = key.expires_at is not None and key.expires_at <= key.read_at
-    return is_proven and key.revoked_at is None and not is_expired
+def is_usable(key: KeyRow | None, parts: KeyParts) -> TypeGuard[KeyRow]:
+    """True when there is such a key, the secret is the right one, and it is neither revoked nor expired; the same work in
+    any case."""
+    is_proven = hmac.compare_digest(key.secret_sha256 if key else _NOBODY, parts.secret_sha256)
+    is_expired = key is not None and key.expires_at is not None and key.expires_at <= key.read_at
+    return key is not None and is_proven and key.revoked_at is None and not is_expired
+
+
+def may_be_used_from(key: KeyRow, address: IPv4Address | IPv6Address | None) -> bool:
+    """True for a key without networks of its own, and where one of them holds the address."""
+    if key.networks is None:
+        return True
+    return address is not None and any(address.version == n.version and address in n for n in key.networks)
+
+
+def read_network(text: str) -> Network:
+    """A network as it is written for a key: a CIDR, or one address. Raises `UnknownName`."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise UnknownName(
+            f"{text[:60]!r} is no network: write it as 203.0.113.0/24, without bits beyond the mask, or as one address"
+        ) from None
 
 
 def has_scope(granted: Collection[str], needed: str) -> bool:
@@ -143,6 +169,7 @@ _columns = (
     api_keys.c.expires_at,
     api_keys.c.revoked_at,
     api_keys.c.last_used_at,
+    api_keys.c.networks,
 )
 _with_now: Select[Any] = select(*_columns, func.clock_timestamp().label("read_at"))
 
@@ -164,9 +191,11 @@ async def create_key(
     now: datetime,
     *,
     expires_at: datetime | None = None,
+    networks: Collection[Network] = (),
     actor: str = COMMAND_LINE,
 ) -> tuple[KeyId, str]:
-    """Make a key; returns its id and the key in full, which is kept nowhere. Raises `UnknownName` for a scope."""
+    """Make a key; returns its id and the key in full, which is kept nowhere. Without networks it may be used from anywhere.
+    Raises `UnknownName` for a scope."""
     check_scopes(scopes)
     key_id = KeyId(_base62(secrets.randbits(96), _ID_LENGTH))
     key = format_key(key_id, secrets.token_bytes(32))
@@ -177,6 +206,7 @@ async def create_key(
         "scopes": sorted(set(scopes)),
         "created_at": now,
         "expires_at": expires_at,
+        "networks": [str(network) for network in networks] or None,
     }
     await connection.execute(api_keys.insert().values(row))
     await _audit(connection, tenant_id, key_id, "key.created", now, actor)
@@ -234,6 +264,7 @@ def is_touch_due(key: KeyRow) -> bool:
 def _key_of(row: Row[Any]) -> KeyRow:
     values = {name: value for name, value in row._mapping.items() if name != "spoken"}
     values["scopes"] = tuple(values["scopes"])
+    values["networks"] = tuple(map(ip_network, values["networks"])) if values["networks"] is not None else None
     return KeyRow(**values)
 
 

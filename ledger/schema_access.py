@@ -27,6 +27,7 @@ api_keys = Table(
     Column("expires_at", TIME),
     Column("revoked_at", TIME),
     Column("last_used_at", TIME),
+    Column("networks", ARRAY(Text), comment="CIDRs that it may be used from; null: from anywhere"),
     PrimaryKeyConstraint("tenant_id", "id"),
     comment="bearer keys: shown once, stored hashed",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 import typer
@@ -15,7 +16,7 @@ from ledger.audit import COMMAND_LINE
 from ledger.database import database_now, transaction
 from ledger.documents import time_of
 from ledger.ids import KeyId
-from ledger.keys import create_key, list_keys, revoke_key
+from ledger.keys import create_key, list_keys, read_network, revoke_key
 from ledger.tenants import create_tenant, find_tenant, list_tenants
 
 tenants = typer.Typer(help="Payment companies that use this installation.", no_args_is_help=True)
@@ -65,19 +66,35 @@ def create_one(
     context: typer.Context,
     tenant: Annotated[str, typer.Option(help="Name or id of the tenant; `ops` for an operator's key.")],
     scope: Annotated[list[str], typer.Option(help="What it may do, e.g. watches:write; may be repeated.")],
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="From where it may be used, e.g. 203.0.113.0/24; may be repeated; from anywhere by default."),
+    ] = None,
+    expires_in_days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="When it ends by itself; never by default.")
+    ] = None,
 ) -> None:
     """Make a key and print it. It is shown this once."""
+    networks = [read_network(each) for each in network or []]
 
-    async def _work(connection: AsyncConnection) -> tuple[str, str, str]:
-        found = await find_tenant(connection, tenant)
+    async def _work(connection: AsyncConnection) -> tuple[str, str, str, datetime | None]:
+        found, now = await find_tenant(connection, tenant), await database_now(connection)
+        expires_at = now + timedelta(days=expires_in_days) if expires_in_days else None
         key_id, key = await create_key(
-            connection, found.id, tuple(scope), await database_now(connection), actor=COMMAND_LINE
+            connection, found.id, tuple(scope), now, expires_at=expires_at, networks=networks, actor=COMMAND_LINE
         )
-        return key_id, key, found.id
+        return key_id, key, found.id, expires_at
 
     ours = context_of(context)
-    key_id, key, tenant_id = in_transaction(ours, _work)
-    row = {"id": key_id, "key": key, "tenant": tenant_id, "scopes": list(scope)}
+    key_id, key, tenant_id, expires_at = in_transaction(ours, _work)
+    row = {
+        "id": key_id,
+        "key": key,
+        "tenant": tenant_id,
+        "scopes": list(scope),
+        "networks": [str(each) for each in networks] or None,
+        "expires_at": time_of(expires_at) if expires_at else None,
+    }
     ours.print_object(row, f"{key}\nkeep it now: it is not shown again (id {key_id})")
 
 
@@ -95,7 +112,9 @@ def list_keys_of(
                 "id": key.id,
                 "tenant": key.tenant_id,
                 "scopes": list(key.scopes),
+                "networks": [str(each) for each in key.networks] if key.networks is not None else None,
                 "created_at": time_of(key.created_at),
+                "expires_at": time_of(key.expires_at) if key.expires_at else None,
                 "last_used_at": time_of(key.last_used_at) if key.last_used_at else None,
                 "revoked_at": time_of(key.revoked_at) if key.revoked_at else None,
             }
@@ -103,7 +122,7 @@ def list_keys_of(
         ]
 
     ours = context_of(context)
-    columns = ("id", "tenant", "scopes", "created_at", "last_used_at", "revoked_at")
+    columns = ("id", "tenant", "scopes", "networks", "created_at", "expires_at", "last_used_at", "revoked_at")
     ours.print_rows(in_transaction(ours, _work), columns)
 
 

@@ -36,6 +36,9 @@ previous_master_keys = []
 listen = "127.0.0.1:8080"
 # Requests a second that each API key may make of each `serve`; twice as many at once. More are answered 429.
 rps_per_key = 200
+# Networks (CIDR) of proxies before it, as in ["10.1.0.0/16"]: what they say in X-Forwarded-For is believed. It decides about
+# keys that are for some addresses only.
+trusted_proxies = []
 
 [notifier]
 # Endpoints may be plain http://. Whoever sits between then reads and alters every webhook.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -82,6 +84,24 @@ async def test_a_revoked_key_opens_nothing(shop: Tenant) -> None:
     key_id = reader.key.removeprefix("cb_live_").partition("_")[0]
     await shop.installation.command("keys", "revoke", key_id)
     require_problem(await reader.ask("GET", "/v1/watches"), 401, "invalid_key")
+
+
+async def test_a_key_for_other_addresses_opens_nothing_here_and_is_listed_with_its_end(shop: Tenant) -> None:
+    limits = ("--network", "203.0.113.0/24", "--network", "2001:db8::/32", "--expires-in-days", "90")
+    words = ("--tenant", shop.id, "--scope", "watches:read", *limits)
+    made = await shop.installation.command("keys", "create", *words)
+    answer = await Tenant(shop.installation, shop.id, made["key"]).ask("GET", "/v1/watches")
+    assert "127.0.0.1" in require_problem(answer, 403, "wrong_address")
+    listed = await shop.installation.attempt("--json", "keys", "list", "--tenant", shop.id)
+    (row,) = [row for row in map(json.loads, listed.output.splitlines()) if row["id"] == made["id"]]
+    assert row["networks"] == made["networks"] == ["203.0.113.0/24", "2001:db8::/32"]
+    assert row["expires_at"] == made["expires_at"]
+    ends_in = datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)
+    assert timedelta(days=89) < ends_in <= timedelta(days=90)
+    bad = await shop.installation.attempt(
+        "keys", "create", "--tenant", shop.id, "--scope", "*", "--network", "everywhere"
+    )
+    assert (bad.status, "is no network" in bad.sentence) == (1, True)
 
 
 async def test_a_body_that_is_too_large_is_refused(shop: Tenant) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from multidict import CIMultiDictProxy
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
+from api.callers import Network
 from api.server import serving
 from ledger.cursors import cursor_key_of
 from ledger.database import connect, connect_api, transaction
@@ -93,7 +94,9 @@ class Service:
 
 
 @asynccontextmanager
-async def running(database_url: str, rps_per_key: float = 10_000) -> AsyncIterator[Service]:
+async def running(
+    database_url: str, rps_per_key: float = 10_000, trusted_proxies: Sequence[Network] = ()
+) -> AsyncIterator[Service]:
     """An API with the tenant `acme` over a database at the newest migration, for as long as the block lasts."""
     owner = connect(database_url, application="tests", pool_size=3)
     engine = connect_api(database_url, pool_size=6)
@@ -105,6 +108,7 @@ async def running(database_url: str, rps_per_key: float = 10_000) -> AsyncIterat
         cursor_key=cursor_key_of(MASTER_KEY),
         version="0.0.0",
         rps_per_key=rps_per_key,
+        trusted_proxies=trusted_proxies,
     )
     async with transaction(owner) as connection:
         tenant_id = await create_tenant(connection, "acme", datetime.now(UTC))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 
 import pytest
 from sqlalchemy import select, update
@@ -11,10 +12,10 @@ from api.app import ROUTES
 from ledger.database import transaction
 from ledger.errors import NameTaken, UnknownName
 from ledger.ids import OPS_TENANT, KeyId
-from ledger.keys import create_key, list_keys, parse_key, revoke_key
+from ledger.keys import create_key, format_key, list_keys, parse_key, read_network, revoke_key
 from ledger.schema_access import api_keys
 from ledger.tenants import create_tenant, find_tenant, list_tenants
-from tests.integration.api.conftest import Service
+from tests.integration.api.conftest import Service, running
 
 
 async def refusal(service: Service, authorization: str | None) -> tuple[int, str]:
@@ -127,3 +128,43 @@ async def test_names_are_unique_and_unknown_ones_are_refused(service: Service) -
             await create_key(connection, service.tenant_id, ["watches:admin"], now)
         with pytest.raises(UnknownName):
             await revoke_key(connection, KeyId("nokey"), now)
+
+
+async def refusal_from(service: Service, key: str, forwarded: str) -> tuple[int, str]:
+    """What a request through a proxy on this machine is answered."""
+    answer = await service.ask("GET", "/v1/watches", key=key, headers={"X-Forwarded-For": forwarded})
+    return answer.status, answer.json.get("code", "")
+
+
+async def test_a_key_with_networks_is_refused_from_elsewhere_and_only_after_its_secret(database_url: str) -> None:
+    async with running(database_url, trusted_proxies=[ip_network("127.0.0.0/8")]) as service:
+        networks = [read_network("203.0.113.0/24"), read_network("2001:db8::1")]
+        async with transaction(service.owner) as connection:
+            now = datetime.now(UTC)
+            _, key = await create_key(connection, service.tenant_id, ["watches:read"], now, networks=networks)
+        for forwarded in ("203.0.113.7", "1.1.1.1, 203.0.113.255", "2001:db8::1"):
+            assert await refusal_from(service, key, forwarded) == (200, "")
+        for forwarded in ("203.0.114.7", "203.0.113.7, 198.51.100.1", "2001:db8::2", "nonsense"):
+            assert await refusal_from(service, key, forwarded) == (403, "wrong_address")
+        answer = await service.ask("GET", "/v1/watches", key=key)
+        assert "127.0.0.1" in answer.json["detail"]
+        forged = format_key(parse_key(key).id, bytes(32))
+        assert await refusal_from(service, forged, "198.51.100.1") == (401, "invalid_key")
+        assert await refusal_from(service, service.key, "198.51.100.1") == (200, "")
+
+
+async def test_without_a_trusted_proxy_nobody_chooses_his_own_address(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        now, networks = datetime.now(UTC), [read_network("203.0.113.0/24")]
+        _, key = await create_key(connection, service.tenant_id, ["watches:read"], now, networks=networks)
+        _, local = await create_key(
+            connection, service.tenant_id, ["watches:read"], now, networks=[read_network("127.0.0.1")]
+        )
+    assert await refusal_from(service, key, "203.0.113.7") == (403, "wrong_address")
+    assert await refusal_from(service, local, "203.0.113.7") == (200, "")
+
+
+@pytest.mark.parametrize("text", ["", "203.0.113.7/24", "203.0.113.0/33", "example.com", "1.2.3"])
+def test_what_is_no_network_is_refused(text: str) -> None:
+    with pytest.raises(UnknownName, match="is no network"):
+        read_network(text)
