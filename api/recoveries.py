@@ -29,7 +29,7 @@ class RetellOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def recover_event(call: Call[None, RetellOrder]) -> JobDocument:
     """Deliver one event once more
 
-    As a job, with its id and bytes, whatever else its deposit waits for. Where the event is still owed it is left alone."""
+    As a job, with its id and bytes, after what is new. Where the event is still owed it is left alone."""
     event_id = EventId(call.path["id"])
     if await find_event(call.connection, call.tenant_id, event_id) is None:
         raise not_found("event")

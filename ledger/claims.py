@@ -3,7 +3,7 @@
 Order. A lane is one endpoint and one subject (an entry, most often). Within it one delivery is under way at a time, in the
 order of the feed; lanes never wait for each other. After five failed attempts of one delivery the next of its lane may
 overtake it, but only while it waits for its own next attempt: a receiver goes by `sequence`, and news about a deposit must
-not wait a day behind a poisoned one.
+not wait a day behind a poisoned one. What is redelivered by hand is in no order (`ledger/by_hand.py`).
 
 Two claims at one moment do not see each other's leases. What keeps them apart is that both would have to want the same row,
 and `SKIP LOCKED` gives it to one; for the first of a lane has no one else in front. Overtaking is the exception: so it ends
@@ -50,6 +50,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
 from ledger.bulk import recordset
+from ledger.by_hand import AGREE, BY_HAND, goes_first, may_claim
 from ledger.direct import Direct, run_direct
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
@@ -168,7 +169,9 @@ _is_in_the_way = and_(
     _other.c.id != deliveries.c.id,
     or_(
         _other.c.leased_until > _now,
+        goes_first(_other, deliveries),
         and_(
+            _other.c.feed_position > BY_HAND,
             _other.c.feed_position < deliveries.c.feed_position,
             not_(and_(_other.c.attempts >= OVERTAKEN_AFTER_ATTEMPTS, _other.c.due_at > _now + OVERTAKING_ENDS)),
         ),
@@ -240,6 +243,7 @@ def _due_at_priority(priority: int) -> Select[Any]:
             is_in(deliveries, DeliveryState.PENDING),
             deliveries.c.due_at <= _now,
             or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
+            may_claim(deliveries),
             ~select(literal(1)).where(_is_in_the_way).correlate(deliveries).exists(),
         )
         .order_by(deliveries.c.due_at)
@@ -307,6 +311,7 @@ _bodies = (
     .where(events.c.created_at.between(bindparam("first"), bindparam("last")))
 )
 
+_AGREE = Direct(select(*AGREE))
 _CLAIM = Direct(_claim_with_urls)
 _HEALTH = 9
 """Where the endpoint's health is in a row of a claim."""
@@ -354,7 +359,7 @@ async def _claim_between(
         **{f"limit_{health}": limit for health, limit in wanted.limits.items()},
         **{f"room_{health}": room for health, room in wanted.per_endpoint.items()},
     }
-    return await run_direct(connection, (READ_BY_INDEX, {}), (_CLAIM, parameters))
+    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
 
 
 def _counted(rows: Sequence[tuple[Any, ...]]) -> Counter[str]:

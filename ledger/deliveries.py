@@ -39,6 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
 from ledger.bulk import recordset
+from ledger.by_hand import BY_HAND
 from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, READ_BY_INDEX, Claimed, as_json, is_in
 from ledger.direct import Direct, run_direct
 from ledger.ids import DeliveryId, EndpointId, TenantId
@@ -138,6 +139,7 @@ _move_lane = (
         deliveries.c.tenant_id == _settle.c.tenant_id,
         deliveries.c.endpoint_id == _settle.c.endpoint_id,
         deliveries.c.subject == _settle.c.subject,
+        _settle.c.feed_position > BY_HAND,
         deliveries.c.feed_position > _settle.c.feed_position,
         is_in(deliveries, DeliveryState.PENDING),
         deliveries.c.attempts == 0,

@@ -67,8 +67,7 @@ async def _recover(connection: AsyncConnection, job: JobRow, now: datetime) -> J
     total = await _count(connection, job) if job.total is None else job.total
     is_begun = job.cursor.get("endpoint_id") == endpoint.id
     rows = (await connection.execute(_next_events(job, job.cursor["after"] if is_begun else None))).all()
-    is_by_hand = "event_id" in job.request
-    sent = await deliver_again(connection, endpoint, rows, Only(job.request["only"]), now, is_by_hand=is_by_hand)
+    sent = await deliver_again(connection, endpoint, rows, Only(job.request["only"]), now)
     is_through = len(rows) < BATCH
     cursor = {"past": endpoint.id} if is_through else _cursor_within(job, endpoint, rows[-1])
     result = {"redelivered": job.result.get("redelivered", 0) + sent}

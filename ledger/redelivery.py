@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.breaker import end_rest
 from ledger.bulk import copy_rows
+from ledger.by_hand import BY_HAND
 from ledger.endpoints import EndpointRow, find_endpoint
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
 from ledger.hints import mark_news
@@ -26,9 +27,6 @@ from ledger.states import DeliveryState, EndpointState
 
 OPEN_STATES = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
 """States of a delivery that is still owed."""
-
-BY_HAND = 0
-"""Feed position of what is redelivered by hand: below every event's own, so that it waits for nothing in its lane."""
 
 _FAILED = (DeliveryState.EXHAUSTED.value, DeliveryState.REFUSED.value, DeliveryState.FAULTED.value)
 
@@ -116,16 +114,14 @@ async def deliver_again(
     told: Sequence[Row[Any]],
     only: Only,
     now: datetime,
-    *,
-    is_by_hand: bool,
 ) -> int:
-    """Owe the endpoint those of these events that are wanted, after what is new; returns how many. What is asked for by hand
-    is in no order, the others keep their places in their lanes. The endpoint is locked."""
+    """Owe the endpoint those of these events that are wanted, after what is new and in their places in their lanes; returns
+    how many. The endpoint is locked."""
     if not told:
         return 0
     states = await _states_of(connection, told[0].tenant_id, endpoint, [event.id for event in told])
     wanted = [event for event in told if _is_wanted(only, event, endpoint, states.get(event.id, set()))]
-    await copy_rows(connection, deliveries, [_copy_of(_row_of(event, is_by_hand), endpoint, now) for event in wanted])
+    await copy_rows(connection, deliveries, [_copy_of(_row_of(event), endpoint, now) for event in wanted])
     mark_news(connection)
     return len(wanted)
 
@@ -155,12 +151,12 @@ def _is_wanted(only: Only, event: Row[Any], endpoint: EndpointRow, states: set[s
     return {Only.MISSING: is_missing, Only.FAILED: is_failed, Only.ALL: is_missing or bool(states)}[only]
 
 
-def _row_of(event: Row[Any], is_by_hand: bool) -> dict[str, Any]:
+def _row_of(event: Row[Any]) -> dict[str, Any]:
     return {
         "tenant_id": event.tenant_id,
         "event_id": event.id,
         "event_type": event.type,
         "event_created_at": event.created_at,
-        "feed_position": BY_HAND if is_by_hand else event.feed_position,
+        "feed_position": event.feed_position,
         "subject": event.subject,
     }

@@ -12,11 +12,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, bindparam, func, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.by_hand import BY_HAND
 from ledger.endpoints import EndpointRow
 from ledger.hints import mark_news
 from ledger.holding import Held, Task
 from ledger.jobs import JobRow, end_job, progress_job, release_job
-from ledger.redelivery import BY_HAND, OPEN_STATES, send_again
+from ledger.redelivery import OPEN_STATES, send_again
 from ledger.schema import deliveries, events
 from ledger.states import DeliveryState, JobState
 
