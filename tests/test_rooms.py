@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,3 +105,12 @@ def test_what_is_allowed_is_not_complained_about(tmp_path: Path, path: str, text
     file.write_text(f'"""Sound."""\n{text}\n')
     (source,) = read_sources(tmp_path)
     assert [complaint for check in CHECKS for complaint in check(source)] == []
+
+
+def test_migrations_follow_each_other() -> None:
+    """Two that follow the same one leave no head: it takes one look to see, and a database to find out."""
+    files = sorted((Path(__file__).parent.parent / "migrations" / "versions").glob("v*.py"))
+    numbers = [file.name.split("_")[0].removeprefix("v") for file in files]
+    said = [re.findall(r'^(?:down_)?revision = (?:"(\d+)"|None)$', file.read_text(), re.MULTILINE) for file in files]
+    assert said == [list(pair) for pair in zip(numbers, ["", *numbers], strict=False)]
+    assert numbers == [f"{number:04}" for number in range(1, len(files) + 1)]
