@@ -98,6 +98,7 @@ def table(found: Sequence[Figures], failed: Sequence[int], duration_s: float) ->
         ("of them refused by the sink", sum(one.refused for one in found)),
         ("of them again after a lease was lost", sum(one.duplicates for one in found)),
         ("leases lost", sum(one.leases_lost for one in found)),
+        ("leases that nobody knew of", sum(one.leases_unknown for one in found)),
         ("longest scenario", f"{max((one.duration_s for one in found), default=0):.0f} s"),
         ("duration", f"{duration_s / 60:.0f} min"),
     ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from random import Random
 
 from ledger.events import NewEvent
-from tests.fakes.sink import Stage
+from tests.fakes.sink import Hold, Stage
 from tests.outside.sink_proof import Play
 from tests.outside.sink_writer import APPLICATION as WRITER
 from tests.outside.sockets import TcpState, send_buffer_bytes
@@ -24,19 +25,21 @@ async def _kill_after_claim(play: Play) -> None:
     """Claimed; the merchant's machine has not answered the connection, so nothing can have been told."""
     await play.target.shut(connects=False)
     await play.write()
-    await play.kill(await play.until_connecting(TcpState.SYN_SENT))
     before = len(play.target.receipts)
+    token = await play.kill(await play.until_connecting(TcpState.SYN_SENT))
+    await play.outlive(token)
     await play.target.open()
     await play.until_settled([play.target])
-    [key] = {(receipt.endpoint_id, receipt.event_id) for receipt in play.target.receipts[before:]}
-    assert len(play.target.receipts) - before <= play.lost[key]
+    event_id = play.target.receipts[before].event_id
+    assert play.came(event_id) <= play.lost[play.target_key(event_id)]
 
 
 async def _kill_after_connect(play: Play) -> None:
     """Connected, and the merchant has not taken the connection. What the kernel has of the request may still be read."""
     await play.target.shut(connects=True)
     await play.write()
-    await play.kill(await play.until_connecting(TcpState.ESTABLISHED))
+    token = await play.kill(await play.until_connecting(TcpState.ESTABLISHED))
+    await play.outlive(token)
     await play.target.open()
 
 
@@ -46,8 +49,9 @@ async def _kill_while_sending(play: Play) -> None:
     hold = play.target.hold(Stage.BEFORE_READ)
     await play.write(padding=send_buffer_bytes() + READ_AHEAD_BYTES)
     await hold.until_reached()
-    await play.kill(play.sender(hold.peer_port))
+    token = await play.kill(play.sender(hold.peer_port))
     hold.release()
+    await play.outlive(token)
     await play.until_settled([play.target])
     assert 1 <= play.came(hold.event_id) <= play.lost[play.target_key(hold.event_id)]
 
@@ -57,8 +61,9 @@ async def _kill_after_send(play: Play) -> None:
     hold = play.target.hold(Stage.BEFORE_ANSWER)
     await play.write()
     await hold.until_reached()
-    await play.kill(play.sender(hold.peer_port))
+    token = await play.kill(play.sender(hold.peer_port))
     hold.release()
+    await play.outlive(token)
     await play.until_settled([play.target])
     assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)]
 
@@ -73,7 +78,8 @@ async def _kill_after_response(play: Play) -> None:
         pid = play.sender(hold.peer_port)
         hold.release()
         await play.world.until_waiting(NOTIFIER, holder)
-        await play.kill(pid)
+        token = await play.kill(pid)
+    await play.outlive(token)
     await play.until_settled([play.target])
     assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
 
@@ -88,7 +94,8 @@ async def _kill_at_commit(play: Play) -> None:
         hold.release()
         waiting = await play.world.until_waiting(NOTIFIER, holder)
         assert waiting.query.upper() == "COMMIT"
-        await play.kill(pid)
+        token = await play.kill(pid)
+    await play.outlive(token)
     await play.until_settled([play.target])
     assert (play.came(hold.event_id), play.lost[play.target_key(hold.event_id)]) == (1, 0)
 
@@ -119,9 +126,10 @@ async def _count(play: Play, news: list[NewEvent]) -> int:
     return int(rows[0].number)
 
 
-async def _freeze_past_the_lease(play: Play) -> None:
-    """A notifier stands still past its lease; another tells its event and the next one of the entry. When it goes on and has
-    its answer, it may not settle any more, and says so."""
+@asynccontextmanager
+async def _frozen(play: Play) -> AsyncIterator[tuple[Hold, str]]:
+    """A notifier stands still while its request waits for the answer; the request, and the notifier's token. After the block
+    it goes on and has its answer. By then its leases have run out: it may not settle any more, and says so."""
     hold = play.target.hold(Stage.BEFORE_ANSWER)
     await play.write()
     await hold.until_reached()
@@ -129,12 +137,7 @@ async def _freeze_past_the_lease(play: Play) -> None:
     log_before = len(play.world.installation.log_text())
     os.kill(frozen, signal.SIGSTOP)
     try:
-        await play.until_expired(token, hold.event_id)
-        play.dead_tokens.add(token)
-        await play.until_settled([play.target])
-        await play.write()
-        await play.until_settled([play.target])
-        settled = await _state_of(play, hold.event_id)
+        yield hold, token
     finally:
         play.dead_tokens.discard(token)
         os.kill(frozen, signal.SIGCONT)
@@ -144,18 +147,45 @@ async def _freeze_past_the_lease(play: Play) -> None:
         return "leases lost" in play.world.installation.log_text()[log_before:]
 
     await play.world.installation.until("the late notifier says that it lost leases", is_told)
-    assert await _state_of(play, hold.event_id) == settled
     assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
 
 
+async def _freeze_until_settled_by_another(play: Play) -> None:
+    """Another notifier tells the event and the next one of the entry. What it has settled stays as it is."""
+    async with _frozen(play) as (hold, token):
+        await play.until_expired(token, hold.event_id)
+        await play.until_settled([play.target])
+        await play.write()
+        await play.until_settled([play.target])
+        settled = await _state_of(play, hold.event_id)
+    assert settled[0] == "delivered"
+    assert await _state_of(play, hold.event_id) == settled
+
+
+async def _freeze_until_leased_by_another(play: Play) -> None:
+    """Another notifier has the lease and waits for its own answer. The late one can neither settle for it nor end its
+    lease."""
+    async with _frozen(play) as (hold, token):
+        theirs = play.target.hold(Stage.BEFORE_ANSWER)
+        await play.until_expired(token, hold.event_id)
+        await theirs.until_reached()
+        assert theirs.event_id == hold.event_id
+        leased = await _state_of(play, hold.event_id)
+    assert leased[0] == "pending"
+    assert await _state_of(play, hold.event_id) == leased
+    theirs.release()
+    await play.until_settled([play.target])
+    assert (await _state_of(play, hold.event_id))[0] == "delivered"
+
+
 async def _state_of(play: Play, event_id: str) -> tuple[object, ...]:
-    """The target's delivery, as the right one settled it."""
+    """The target's delivery: how it is settled, or who has the lease."""
     [row] = await play.world.ask(
-        "SELECT state, attempts, settled_at FROM deliveries WHERE endpoint_id = :endpoint AND event_id = :event",
+        "SELECT state, attempts, settled_at, lease_token FROM deliveries"
+        " WHERE endpoint_id = :endpoint AND event_id = :event",
         endpoint=play.target.endpoint_id,
         event=event_id,
     )
-    assert row.state == "delivered"
     return tuple(row)
 
 
@@ -189,7 +219,7 @@ async def _restart_postgres(play: Play) -> None:
     await play.world.installation.until("a notifier misses the database", is_missed)
     await play.world.restart_postgres()
     await play.until_settled([play.target])
-    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)]
+    assert (play.came(hold.event_id), play.lost[play.target_key(hold.event_id)]) == (1, 0)
 
 
 POINTS: Mapping[str, Callable[[Play], Awaitable[None]]] = {
@@ -200,14 +230,15 @@ POINTS: Mapping[str, Callable[[Play], Awaitable[None]]] = {
     "killed after the response": _kill_after_response,
     "killed at COMMIT": _kill_at_commit,
     "writer killed during fan-out": _kill_during_fan_out,
-    "frozen past its lease": _freeze_past_the_lease,
+    "frozen, and settled by another": _freeze_until_settled_by_another,
+    "frozen, and leased by another": _freeze_until_leased_by_another,
     "sessions terminated": _terminate_sessions,
     "Postgres killed": _restart_postgres,
 }
 
 
 def points_of(seed: int, *, by_chance: int = 0) -> Mapping[str, Callable[[Play], Awaitable[None]]]:
-    """The points of a seed: two by turns, so that five seeds in a row have all of them, and so many more."""
+    """The points of a seed: two by turns, so that six seeds in a row have all of them, and so many more."""
     names = list(POINTS)
     by_turns = [names[2 * seed % len(names)], names[(2 * seed + 1) % len(names)]]
     chance = Random(seed)

@@ -2,6 +2,7 @@
 
 Every event that was committed has come to each endpoint that wants it, and nothing else has; signed, with the stored bytes;
 the first arrivals of an entry's events in sequence; and again only where a lease was lost, or where the sink had refused.
+Each attempt was counted, and counted for a reason.
 """
 
 from __future__ import annotations
@@ -38,14 +39,21 @@ class Owed:
         return self.endpoint_id, self.event_id
 
 
-def faults(promised: set[Key], owed: Sequence[Owed], receipts: Sequence[Receipt], lost: Mapping[Key, int]) -> list[str]:
+def faults(
+    promised: set[Key],
+    owed: Sequence[Owed],
+    receipts: Sequence[Receipt],
+    lost: Mapping[Key, int],
+    unknown: Mapping[Key, int],
+) -> list[str]:
     """What is wrong, a sentence for each. `promised` is what the writer was told is committed, to all that want it;
-    `lost` counts the leases that ended under their holders."""
+    `lost` counts the leases that ended under their holders, `unknown` those that nobody knew of to hold: of these nothing
+    can have been sent."""
     return [
         *_faults_of_sets(promised, owed, receipts),
         *_faults_of_receipts({row.key: row for row in owed}, receipts),
         *_faults_of_order(receipts),
-        *_faults_of_counts(owed, receipts, lost),
+        *_faults_of_counts(owed, receipts, lost, unknown),
     ]
 
 
@@ -84,13 +92,18 @@ def _faults_of_order(receipts: Sequence[Receipt]) -> Iterator[str]:
             yield f"{lane} was told in the order {told}"
 
 
-def _faults_of_counts(owed: Sequence[Owed], receipts: Sequence[Receipt], lost: Mapping[Key, int]) -> Iterator[str]:
+def _faults_of_counts(
+    owed: Sequence[Owed], receipts: Sequence[Receipt], lost: Mapping[Key, int], unknown: Mapping[Key, int]
+) -> Iterator[str]:
     came = Counter(_key(receipt) for receipt in receipts)
     refused = Counter(_key(receipt) for receipt in receipts if receipt.status != ACCEPTED)
     for row in owed:
-        reasons = 1 + lost.get(row.key, 0) + refused[row.key]
-        if row.attempts > reasons:
-            yield f"{row.key} was attempted {row.attempts} times, for which there are {reasons} reasons"
+        to_send = 1 + lost.get(row.key, 0) + refused[row.key]
+        to_claim = to_send + unknown.get(row.key, 0)
+        if row.attempts > to_claim:
+            yield f"{row.key} was attempted {row.attempts} times, for which there are {to_claim} reasons"
+        if came[row.key] > to_send:
+            yield f"{row.key} came {came[row.key]} times, for which there are {to_send} reasons"
         if came[row.key] > row.attempts:
             yield f"{row.key} came {came[row.key]} times and was counted {row.attempts} times"
 

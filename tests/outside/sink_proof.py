@@ -23,8 +23,9 @@ from tests.outside.sink_world import World
 from tests.outside.sockets import Connection, connections_to, owner_of
 
 POLL_S = 0.05
-QUIET_S = 3.0
-"""How long nothing happens before what is still leased counts as nobody's: claimed by a statement whose answer was lost."""
+QUIET_S = 20.0
+"""How long nothing happens before what is still leased counts as nobody's: claimed by a statement whose answer was lost. Far
+longer than a notifier waits for anything here."""
 SETTLED_LIMIT_S = 90.0
 TARGET_LANE = "wdr_1"
 """The one entry of which the target is told: so there is never more than one delivery to it under way."""
@@ -43,6 +44,8 @@ class Figures:
     duplicates: int
     """Receipts beyond the first of an event at an endpoint, other than after a refusal."""
     leases_lost: int
+    leases_unknown: int
+    """Claimed by a db transaction whose answer was lost: nobody knew of holding them."""
     faults: list[str]
     duration_s: float
 
@@ -66,6 +69,8 @@ class Play:
     sequences: Counter[tuple[TenantId, str]] = field(default_factory=Counter)
     promised: set[Key] = field(default_factory=set)
     lost: Counter[Key] = field(default_factory=Counter)
+    unknown: Counter[Key] = field(default_factory=Counter)
+    newcomers: int = 0
     dead_tokens: set[str] = field(default_factory=set)
 
     @property
@@ -138,10 +143,24 @@ class Play:
         assert pid is not None, f"no notifier has port {peer_port}"
         return pid
 
-    async def kill(self, pid: int) -> None:
-        """`kill -9` of a notifier that has leased the target's delivery."""
-        self.dead_tokens.add(await self.token())
+    async def kill(self, pid: int) -> str:
+        """`kill -9` of a notifier that has leased the target's delivery; its token."""
+        token = await self.token()
         await self.world.kill_notifier(pid)
+        return token
+
+    async def outlive(self, token: str) -> None:
+        """While the leases of the dead stand, go on: the next events of all entries are committed, and a newcomer's. Once
+        that has come, the others have looked for work with all this before them. Then the leases may end."""
+        self.newcomers += 1
+        newcomer = f"dep_new_{self.newcomers}"
+        await self.commit([*self.batch(), self._next_event(self.tenants[1], newcomer, 0)])
+
+        async def has_come() -> bool:
+            return any(receipt.subject == newcomer for receipt in self.other.receipts)
+
+        await self.world.installation.until("others go on", has_come)
+        self.dead_tokens.add(token)
 
     def came(self, event_id: str) -> int:
         """How often an event came to the target."""
@@ -153,18 +172,17 @@ class Play:
 
     # --- time passes --------------------------------------------------------------------------------------------------
 
-    async def expire(self, condition: str, **parameters: object) -> int:
-        """End leases; how many. They are counted as lost."""
-        expired = await self.world.expire_leases(condition, **parameters)
-        self.lost += expired
-        return expired.total()
+    async def _expire(self, *tokens: str) -> None:
+        """End the leases of these, who are dead or frozen."""
+        self.lost += await self.world.expire_leases("lease_token = ANY(:tokens)", tokens=sorted(tokens))
 
     async def until_expired(self, token: str, event_id: str) -> None:
         """End the leases of one who stands still, the target's of this event among them."""
+        self.dead_tokens.add(token)
 
         async def is_expired() -> bool:
             await self.world.end_stuck_transactions()
-            await self.expire("lease_token = :token", token=token)
+            await self._expire(*self.dead_tokens)
             return self.lost[self.target_key(event_id)] > 0
 
         await self.world.installation.until("the frozen one's lease has run out", is_expired)
@@ -189,13 +207,13 @@ class Play:
             if rows != seen or any(sink.is_busy for sink in self.sinks):
                 seen, quiet_since = list(rows), now
             elif now - quiet_since > QUIET_S:
-                await self.expire("endpoint_id = ANY(:ids)", ids=ids)
+                self.unknown += await self.world.expire_leases("endpoint_id = ANY(:ids)", ids=ids)
                 quiet_since = now
             await asyncio.sleep(POLL_S)
 
     async def _pass_time(self, ids: Sequence[str]) -> None:
         await self.world.end_stuck_transactions()
-        await self.expire("lease_token = ANY(:tokens)", tokens=sorted(self.dead_tokens))
+        await self._expire(*self.dead_tokens)
         await self.world.ask(
             "UPDATE deliveries SET due_at = now() WHERE endpoint_id = ANY(:ids) AND state = 'pending'"
             " AND lease_token IS NULL AND due_at > now()",
@@ -207,7 +225,7 @@ class Play:
     async def find_faults(self) -> list[str]:
         """What is wrong when all has come to rest."""
         receipts = [receipt for sink in self.sinks for receipt in sink.receipts]
-        found = faults(self.promised, await self._owed(), receipts, self.lost)
+        found = faults(self.promised, await self._owed(), receipts, self.lost, self.unknown)
         positions = await self.world.ask(
             "SELECT tenant_id, array_agg(feed_position ORDER BY feed_position) AS positions FROM events"
             " WHERE tenant_id = ANY(:ids) GROUP BY 1",
@@ -277,6 +295,7 @@ async def play_seed(world: World, seed: int, points: Mapping[str, Callable[[Play
             refused=refused,
             duplicates=len(receipts) - refused - len(play.promised),
             leases_lost=play.lost.total(),
+            leases_unknown=play.unknown.total(),
             faults=await play.find_faults(),
             duration_s=time.monotonic() - began,
         )

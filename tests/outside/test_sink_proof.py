@@ -17,7 +17,7 @@ from tests.outside.sink_world import World, sink_world
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="whose connection that is, is read from Linux's /proc")
 
-SEEDS = range(5)
+SEEDS = range(6)
 """Together they have every point."""
 
 

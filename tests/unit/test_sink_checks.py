@@ -18,17 +18,24 @@ PROMISED: set[Key] = {row.key for row in OWED}
 
 
 def test_what_came_once_in_order_and_signed_is_right() -> None:
-    assert faults(PROMISED, OWED, RECEIPTS, {}) == []
+    assert faults(PROMISED, OWED, RECEIPTS, {}, {}) == []
 
 
 def test_what_came_again_after_a_lost_lease_is_right() -> None:
     again = [replace(OWED[0], attempts=2), OWED[1]]
-    assert faults(PROMISED, again, [*RECEIPTS, RECEIPTS[0]], {OWED[0].key: 1}) == []
+    assert faults(PROMISED, again, [*RECEIPTS, RECEIPTS[0]], {OWED[0].key: 1}, {}) == []
 
 
 def test_what_came_again_after_a_refusal_is_right() -> None:
     again = [replace(OWED[0], attempts=2), OWED[1]]
-    assert faults(PROMISED, again, [replace(RECEIPTS[0], status=500), *RECEIPTS], {}) == []
+    assert faults(PROMISED, again, [replace(RECEIPTS[0], status=500), *RECEIPTS], {}, {}) == []
+
+
+def test_what_was_claimed_and_not_known_of_came_once() -> None:
+    again = [replace(OWED[0], attempts=2), OWED[1]]
+    assert faults(PROMISED, again, RECEIPTS, {}, {OWED[0].key: 1}) == []
+    [fault] = faults(PROMISED, again, [*RECEIPTS, RECEIPTS[0]], {}, {OWED[0].key: 1})
+    assert "came 2 times, for which there are 1 reasons" in fault
 
 
 @pytest.mark.parametrize(
@@ -50,4 +57,4 @@ def test_what_came_again_after_a_refusal_is_right() -> None:
     ],
 )  # fmt: skip
 def test_a_fault_is_seen(owed: list[Owed], receipts: list[Receipt], word: str) -> None:
-    assert any(word in fault for fault in faults(PROMISED, owed, receipts, {}))
+    assert any(word in fault for fault in faults(PROMISED, owed, receipts, {}, {}))
