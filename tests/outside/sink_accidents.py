@@ -27,8 +27,8 @@ async def _kill_after_claim(play: Play) -> None:
     await play.write()
     before = len(play.target.receipts)
     token = await play.kill(await play.until_connecting(TcpState.SYN_SENT))
-    await play.outlive(token)
     await play.target.open()
+    await play.outlive(token)
     await play.until_settled([play.target])
     event_id = play.target.receipts[before].event_id
     assert play.came(event_id) <= play.lost[play.target_key(event_id)]
