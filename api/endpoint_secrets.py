@@ -78,7 +78,9 @@ async def rotate_my_secret(call: Call[None, RotateOrder]) -> RotatedEndpointDocu
         ) from None
     if made is None:
         raise not_found("endpoint")
-    document = endpoint_document(endpoint, await glance_at(call.connection, call.tenant_id, endpoint.id, call.now))
+    document = endpoint_document(
+        endpoint, call.now, await glance_at(call.connection, call.tenant_id, endpoint.id, call.now)
+    )
     await audit(call, "endpoint.secret_rotated", endpoint.id, grace_seconds=call.body.grace_seconds)
     return RotatedEndpointDocument(
         **msgspec.structs.asdict(document),

@@ -151,7 +151,7 @@ async def list_my_endpoints(call: Call[PageQuery, None]) -> Page[EndpointDocumen
     )
     page = rows[: call.query.limit]
     following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > call.query.limit else None
-    return Page([endpoint_document(row) for row in page], following)
+    return Page([endpoint_document(row, call.now) for row in page], following)
 
 
 async def get_endpoint(call: Call[None, None]) -> EndpointDocument:
@@ -269,7 +269,7 @@ def _utc(pointer: str, moment: datetime) -> datetime:
 
 async def _described(call: Call[Any, Any], row: EndpointRow) -> EndpointDocument:
     """An endpoint with its health, which lists do without: each takes a few milliseconds to read."""
-    return endpoint_document(row, await glance_at(call.connection, call.tenant_id, row.id, call.now))
+    return endpoint_document(row, call.now, await glance_at(call.connection, call.tenant_id, row.id, call.now))
 
 
 async def _find(call: Call[Any, Any]) -> EndpointRow:

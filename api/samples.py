@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ledger.breaker import Breaker
 from ledger.documents import (
     AssetDocument,
     BlockDocument,
@@ -33,6 +34,7 @@ from ledger.documents import (
 )
 from ledger.endpoints import EndpointDocument, EndpointHealthDocument
 from ledger.ids import EndpointId, new_id
+from ledger.states import EndpointHealth
 from ledger.watches import WatchDocument
 
 
@@ -189,7 +191,9 @@ def _other(event_type: str, scene: Scene) -> object:
     if event_type.startswith("endpoint."):
         state = "paused" if event_type == "endpoint.paused" else "active"
         health = EndpointHealthDocument(
-            status="failing",
+            status=EndpointHealth.FAILING,
+            breaker=Breaker.CLOSED,
+            rests_until=None,
             failures_consecutive=3,
             failing_since=time_of(scene.before),
             last_attempt_at=time_of(scene.now),

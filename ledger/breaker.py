@@ -17,13 +17,32 @@ Two processes may probe at one moment, each with one delivery: that asks nothing
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 
 from sqlalchemy import ColumnElement, FromClause, and_, case, func, null, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.ids import EndpointId, TenantId
 from ledger.schema import endpoints
+
+
+class Breaker(StrEnum):
+    """How an endpoint's breaker stands at a moment."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    """The endpoint rests: nothing is sent."""
+    HALF_OPEN = "half_open"
+    """The rest is over: one delivery at a time is tried."""
+
+
+def breaker_at(now: datetime, rests_until: datetime | None) -> Breaker:
+    """How it stands, by its column."""
+    if rests_until is None:
+        return Breaker.CLOSED
+    return Breaker.OPEN if rests_until > now else Breaker.HALF_OPEN
+
 
 OPENS_AFTER_FAILURES = 10
 """Failures in a row that open it."""

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Select, Subquery, bindparam, func, literal, select
+from sqlalchemy import Row, Select, Subquery, bindparam, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.documents import time_of
@@ -39,14 +39,14 @@ class TrafficDocument(msgspec.Struct, frozen=True):
 
 class OwedDocument(msgspec.Struct, frozen=True):
     """Deliveries to the endpoint by state; 10,000 stands for that many or more. What is `faulted` is ours to mend.
-    `oldest_pending_at` is when the oldest pending one was made."""
+    `oldest_at` is when the oldest of those was made that are pending or held."""
 
     pending: int
     held: int
     exhausted: int
     refused: int
     faulted: int
-    oldest_pending_at: str | None
+    oldest_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +102,29 @@ _COUNTED = (
 
 
 def _owed_in(state: DeliveryState, tenant_id: TenantId, endpoint_id: EndpointId) -> Subquery:
-    """As many as are counted. The state is written into the statement: each index has only some of them."""
-    columns = [deliveries.c.created_at] if state is DeliveryState.PENDING else [literal(1)]
-    counted = select(*columns).where(
+    """As many as are counted. The state is written into the statement: each index has only some of them, and that of all but
+    the pending ones has them in the order of their making."""
+    counted = select(deliveries.c.created_at).where(
         deliveries.c.tenant_id == tenant_id,
         deliveries.c.endpoint_id == endpoint_id,
         deliveries.c.state == bindparam(None, state.value, literal_execute=True),
     )
+    if state is not DeliveryState.PENDING:
+        counted = counted.order_by(deliveries.c.created_at)
     return counted.limit(COUNT_MAX).subquery(state.value)
 
 
 def _owed_statement(tenant_id: TenantId, endpoint_id: EndpointId) -> Select[Any]:
-    pending, *others = [_owed_in(state, tenant_id, endpoint_id) for state in _COUNTED]
-    counts = [select(func.count()).select_from(other).scalar_subquery() for other in others]
-    return select(func.count(), *counts, func.min(pending.c.created_at)).select_from(pending)
+    counted = [_owed_in(state, tenant_id, endpoint_id) for state in _COUNTED]
+    pending, held, *others = [
+        select(func.count().label("number"), func.min(one.c.created_at).label("oldest")).subquery() for one in counted
+    ]
+    numbers = [select(other.c.number).scalar_subquery() for other in others]
+    oldest = func.least(pending.c.oldest, held.c.oldest)
+    return select(pending.c.number, held.c.number, *numbers, oldest).select_from(pending.join(held, true()))
 
 
 async def _count_owed(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId) -> OwedDocument:
     *counts, oldest = (await connection.execute(_owed_statement(tenant_id, endpoint_id))).one()
     numbers = {state.value: count for state, count in zip(_COUNTED, counts, strict=True)}
-    return OwedDocument(**numbers, oldest_pending_at=time_of(oldest) if oldest else None)
+    return OwedDocument(**numbers, oldest_at=time_of(oldest) if oldest else None)

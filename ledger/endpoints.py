@@ -11,17 +11,15 @@ import msgspec
 from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.breaker import CLOSED
+from ledger.breaker import CLOSED, Breaker, breaker_at
+from ledger.claims import FAILING_AFTER_FAILURES
 from ledger.documents import time_of
-from ledger.endpoint_health import Glance, OwedDocument, TrafficDocument
+from ledger.endpoint_health import COUNT_MAX, Glance, OwedDocument, TrafficDocument
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
 from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
-from ledger.states import DeliveryState, EndpointState
-
-FAILING_AFTER_FAILURES = 3
-"""Failures in a row that are no accident any more."""
+from ledger.states import DeliveryState, EndpointHealth, EndpointState
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +41,18 @@ class EndpointRow:
     last_error: str | None
     failures_consecutive: int
     failing_since: datetime | None
+    rests_until: datetime | None
 
 
 class EndpointHealthDocument(msgspec.Struct, frozen=True):
     """How deliveries to an endpoint went lately. `status` is `failing` (the last three attempts failed, or more),
-    `accepting`, or `unproven` (nothing was accepted yet). `last_status_code` and `last_error` are those of the last attempt.
-    `deliveries`, `last_hour` and `last_day` are null in lists and in events."""
+    `accepting`, or `unproven` (nothing was accepted yet). `breaker` is `closed`; `open` until `rests_until`, for it failed
+    ten times in a row, and what it is owed is held; or `half_open`, and tried by one delivery at a time. `last_status_code`
+    and `last_error` are those of the last attempt. `deliveries`, `last_hour` and `last_day` are null in lists and events."""
 
-    status: str
+    status: EndpointHealth
+    breaker: Breaker
+    rests_until: str | None
     failures_consecutive: int
     failing_since: str | None
     last_attempt_at: str | None
@@ -77,8 +79,8 @@ class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="end
     health: EndpointHealthDocument
 
 
-def endpoint_document(row: EndpointRow, glance: Glance | None = None) -> EndpointDocument:
-    """An endpoint as JSON, without its secret; with what was read of its deliveries, where that was read."""
+def endpoint_document(row: EndpointRow, now: datetime, glance: Glance | None = None) -> EndpointDocument:
+    """An endpoint as JSON, as it is now, without its secret; with what was read of its deliveries, where that was."""
     return EndpointDocument(
         id=row.id,
         url=row.url,
@@ -88,13 +90,15 @@ def endpoint_document(row: EndpointRow, glance: Glance | None = None) -> Endpoin
         state_reason=row.state_reason,
         created_at=time_of(row.created_at),
         updated_at=time_of(row.updated_at),
-        health=_health_document(row, glance),
+        health=_health_document(row, now, glance),
     )
 
 
-def _health_document(row: EndpointRow, glance: Glance | None) -> EndpointHealthDocument:
+def _health_document(row: EndpointRow, now: datetime, glance: Glance | None) -> EndpointHealthDocument:
     return EndpointHealthDocument(
         status=_status_of(row),
+        breaker=breaker_at(now, row.rests_until),
+        rests_until=_time_or_null(row.rests_until),
         failures_consecutive=row.failures_consecutive,
         failing_since=_time_or_null(row.failing_since),
         last_attempt_at=_time_or_null(row.last_attempt_at),
@@ -102,16 +106,23 @@ def _health_document(row: EndpointRow, glance: Glance | None) -> EndpointHealthD
         last_failed_at=_time_or_null(row.last_failed_at),
         last_status_code=row.last_status_code,
         last_error=row.last_error,
-        deliveries=glance.owed if glance else None,
+        deliveries=_owed(row, glance.owed) if glance else None,
         last_hour=glance.last_hour if glance else None,
         last_day=glance.last_day if glance else None,
     )
 
 
-def _status_of(row: EndpointRow) -> str:
+def _status_of(row: EndpointRow) -> EndpointHealth:
     if row.failures_consecutive >= FAILING_AFTER_FAILURES:
-        return "failing"
-    return "unproven" if row.last_accepted_at is None else "accepting"
+        return EndpointHealth.FAILING
+    return EndpointHealth.UNPROVEN if row.last_accepted_at is None else EndpointHealth.ACCEPTING
+
+
+def _owed(row: EndpointRow, owed: OwedDocument) -> OwedDocument:
+    """What is pending is held while the breaker is not closed, as lists of deliveries have it."""
+    if row.rests_until is None:
+        return owed
+    return msgspec.structs.replace(owed, pending=0, held=min(owed.pending + owed.held, COUNT_MAX))
 
 
 def _time_or_null(moment: datetime | None) -> str | None:

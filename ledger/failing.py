@@ -85,6 +85,6 @@ async def warn_of(connection: AsyncConnection, keys: Sequence[Key], now: datetim
     for tenant_id, endpoint_id in keys:
         row = await find_endpoint(connection, tenant_id, endpoint_id)
         if row is not None:
-            document = endpoint_document(row)
+            document = endpoint_document(row, now)
             told.append(NewEvent(OPS_TENANT, FAILING, endpoint_id, livemode=True, data=document))
     await record_events(connection, told, now)

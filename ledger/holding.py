@@ -143,7 +143,7 @@ async def _turn(
     if row is None:
         raise LookupError(f"endpoint {endpoint_id} was deleted under its tenant's lock")
     name = "resumed" if row.state is EndpointState.ACTIVE else "paused"
-    told = NewEvent(OPS_TENANT, f"endpoint.{name}", endpoint_id, livemode=True, data=endpoint_document(row))
+    told = NewEvent(OPS_TENANT, f"endpoint.{name}", endpoint_id, livemode=True, data=endpoint_document(row, now))
     async with speaking_for(connection, OPS_TENANT):
         await record_events(connection, [told], now)
     return row

@@ -194,9 +194,23 @@ async def test_an_endpoint_shows_how_its_deliveries_go(service: Service) -> None
         await add_up(connection, tally.take())
     health = (await service.ask("GET", f"/v1/endpoints/{made['id']}")).json["health"]
     assert (health["status"], health["failures_consecutive"], health["last_status_code"]) == ("failing", 3, 503)
-    assert health["deliveries"].pop("oldest_pending_at") is not None
+    assert health["deliveries"].pop("oldest_at") is not None
     assert health["deliveries"] == {"pending": 1, "held": 0, "exhausted": 0, "refused": 0, "faulted": 0}
     expected = {"attempts": 1, "accepted": 0, "accepted_share": 0.0, "p50_ms": 1000, "p95_ms": 1000}
     assert health["last_hour"] == health["last_day"] == expected
+    assert (health["breaker"], health["rests_until"]) == ("closed", None)
     [listed] = (await service.ask("GET", "/v1/endpoints")).json["data"]
     assert listed["health"] == {**health, "deliveries": None, "last_hour": None, "last_day": None}
+
+
+async def test_an_endpoint_that_rests_says_so_and_what_it_is_owed_is_held(service: Service) -> None:
+    made = await create(service)
+    await service.ask("POST", f"/v1/endpoints/{made['id']}/test", {})
+    for interval, breaker in (("5 minutes", "open"), ("-1 second", "half_open")):
+        async with transaction(service.owner) as connection:
+            await connection.execute(text(f"UPDATE endpoints SET rests_until = now() + interval '{interval}'"))
+        health = (await service.ask("GET", f"/v1/endpoints/{made['id']}")).json["health"]
+        assert health["breaker"] == breaker
+        assert health["rests_until"] is not None
+        assert (health["deliveries"]["pending"], health["deliveries"]["held"]) == (0, 1)
+        assert health["deliveries"]["oldest_at"] is not None

@@ -44,7 +44,7 @@ async def test_what_a_dispatcher_sees_is_there_at_the_latest_when_it_has_stopped
     assert found.last_day == found.last_hour
     assert found.last_hour.p50_ms is not None
     assert (found.owed.pending, found.owed.exhausted) == (1, 0)
-    assert found.owed.oldest_pending_at is not None
+    assert found.owed.oldest_at is not None
 
 
 async def test_workers_that_write_at_one_time_add_up(post: Post) -> None:
