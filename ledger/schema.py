@@ -54,6 +54,9 @@ from ledger.states import (
     Outcome,
 )
 
+_LIVE = text("deleted_at IS NULL")
+_NOT_FINAL = text("state <> 'finalized'")
+
 chains = Table(
     "chains",
     metadata,
@@ -256,15 +259,8 @@ watches = Table(
     Column("created_at", TIME, nullable=False),
     Column("deleted_at", TIME, comment="no new entries from then on; history stays"),
     PrimaryKeyConstraint("tenant_id", "id"),
-    Index(
-        "uq_watches_live",
-        "tenant_id",
-        "scope",
-        "address",
-        unique=True,
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
-    Index("ix_watches_match", "address", "scope", postgresql_where=text("deleted_at IS NULL")),
+    Index("uq_watches_live", "tenant_id", "scope", "address", unique=True, postgresql_where=_LIVE),
+    Index("ix_watches_match", "address", "scope", postgresql_where=_LIVE),
     Index("ix_watches_backfill", "tenant_id", "backfill_job_id", postgresql_where=text("backfill_job_id IS NOT NULL")),
     Index("ix_watches_reference", "tenant_id", "reference", postgresql_where=text("reference IS NOT NULL")),
     CheckConstraint("octet_length(address) = 20", name="address"),
@@ -322,6 +318,9 @@ entries = Table(
     Index("ix_entries_lost", "chain_id", "transfer_id", postgresql_where=text("state IN ('reorged', 'reversed')")),
     Index("ix_entries_list", "tenant_id", "side", "detected_at", "id"),
     Index("ix_entries_updated", "tenant_id", "side", "updated_at", "id"),
+    Index("ix_entries_asset", "tenant_id", "side", "asset_id", "detected_at", "id"),
+    # Nearly all entries are finalized: the list itself finds those.
+    Index("ix_entries_state", "tenant_id", "side", "state", "detected_at", "id", postgresql_where=_NOT_FINAL),
     Index("ix_entries_address", "tenant_id", "address", "detected_at"),
     Index("ix_entries_hash", "tenant_id", "transaction_hash"),
     Index("ix_entries_watch", "tenant_id", "watch_id", "detected_at"),
