@@ -20,7 +20,8 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.delivering import ENDPOINTS, RECORDED_AT_ONCE, TENANTS, make_event
-from bench.installation import add_tenant, ledger_at
+from bench.installation import add_tenant, ledger_at, make_history
+from bench.isolation import EVENTS_BEFORE, FIRST_BEFORE
 from bench.merchants import Heard, Mood
 from bench.usage import Usage, cpu_s_of
 from bench.watching import plain_url
@@ -70,10 +71,12 @@ class Queue:
         self.came_at: list[float] = []
 
     async def open(self) -> None:
-        """Make the tenants with their endpoints, all of which want everything."""
+        """Make the tenants with their endpoints, all of which want everything, and have got some of it."""
         for tenant in range(TENANTS):
             urls = [f"{self.task.merchants_url}/{Mood.WELL}/{tenant}-{endpoint}" for endpoint in range(ENDPOINTS)]
             self.tenant_ids.append((await add_tenant(self.engine, f"merchant {tenant}", urls))[0])
+        before = [make_event(self.tenant_ids[n % TENANTS], FIRST_BEFORE + n) for n in range(EVENTS_BEFORE // ENDPOINTS)]
+        await make_history(self.engine, before)
 
     async def put(self, events: int) -> None:
         """Commit events, each owed to all of its tenant's endpoints."""

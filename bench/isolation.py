@@ -27,14 +27,14 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.delivering import event_with_body, make_event, post_signed
-from bench.installation import add_tenant, ledger_at
+from bench.installation import add_tenant, ledger_at, make_history
 from bench.live import Spread, spread_of
 from bench.merchants import Heard, Mood
 from bench.usage import cpu_s_of, measure_usage
 from chainbell.logs import configure_logs
 from chainbell.supervisor import calm_garbage_collector
 from ledger.database import transaction
-from ledger.events import record_events
+from ledger.events import NewEvent, record_events
 from ledger.ids import EndpointId, TenantId
 from ledger.secrets import new_endpoint_secret
 
@@ -46,6 +46,9 @@ BAD = (
 )
 """Of each twenty endpoints the first five are bad: a tenth of all hang, and a twentieth each drip, are busy, and reset. The
 last is a newcomer."""
+EVENTS_BEFORE = 5_000
+FIRST_BEFORE = 10**9
+"""Numbers of events from before the measurement."""
 COMMIT_INTERVAL_S = 0.025
 ARRIVAL_LIMIT_S = 60.0
 """How long after the last commit the last news may take to come; what has not come by then has waited at least that long."""
@@ -141,9 +144,20 @@ async def add_targets(engine: AsyncEngine, task: IsolationTask, targets: Sequenc
     return list(stored.values())
 
 
+def history_of(targets: Sequence[Target]) -> list[NewEvent]:
+    """Events from before, of those that are there."""
+    there = [target for target in targets if target.id]
+    return [event_for(there[n % len(there)], FIRST_BEFORE + n) for n in range(EVENTS_BEFORE)]
+
+
+def event_for(target: Target, n: int) -> NewEvent:
+    """An event that one endpoint is told of."""
+    return replace(make_event(target.tenant_id, n), endpoint_id=target.id)
+
+
 async def tell_by_commit(engine: AsyncEngine, turns: Sequence[Turn]) -> list[Told]:
     """Commit an event for each endpoint, together."""
-    made = [replace(make_event(target.tenant_id, n), endpoint_id=target.id) for n, target in turns]
+    made = [event_for(target, n) for n, target in turns]
     async with transaction(engine) as connection:
         event_ids = await record_events(connection, made, datetime.now(UTC))
         at = time.time()
@@ -220,6 +234,7 @@ async def run_notifier(task: IsolationTask) -> Waits:
     """Tell by way of the ledger and the processes that deliver from it."""
     async with ledger_at(task.database_url) as engine, aiohttp.ClientSession() as session:
         targets = await add_targets(engine, task, make_targets(task))
+        await make_history(engine, history_of(targets))
         cpu_began = cpu_s_of(task.notify_pids)
         told = await tell_steadily(task, targets, partial(tell_by_commit, engine))
         came = await hear(session, task.merchants_url, len(told))
