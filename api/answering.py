@@ -32,8 +32,11 @@ from ledger.keys import (
     touch_key,
 )
 
-POLL_INTERVAL_S = 0.25
-"""How often a long poll asks the ledger."""
+POLL_INTERVAL_S = 2.0
+"""How often a long poll that hears of nothing asks the ledger: a hint may be lost."""
+
+ASK_INTERVAL_S = 0.25
+"""No long poll asks more often, however much is told: most hints are of others' events."""
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="chainbell"'}
@@ -69,11 +72,18 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     _take_turn(services, key, started)
     request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
     while True:
+        asked, coming = loop.time(), services.news.coming()
         found = await _answer_once(route, services, request)
-        if found.is_satisfied or loop.time() - started + POLL_INTERVAL_S > found.wait_s or services.stopping.is_set():
+        left_s = started + found.wait_s - loop.time()
+        if found.is_satisfied or left_s <= 0 or services.stopping.is_set():
             return _response(found)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(services.stopping.wait(), POLL_INTERVAL_S)
+        await _wait_for(coming, min(left_s, POLL_INTERVAL_S))
+        await _wait_for(services.stopping, asked + ASK_INTERVAL_S - loop.time())
+
+
+async def _wait_for(event: asyncio.Event, limit_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), max(limit_s, 0))
 
 
 def _response(found: _Answer) -> web.Response:

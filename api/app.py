@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -25,6 +25,7 @@ from api.callers import Network
 from api.health import OPENAPI, PAGE
 from api.limits import RPS_PER_KEY, Limits
 from api.middleware import answer_safely
+from api.news import heard
 from api.openapi import describe
 from api.page import render_page
 from api.reading import BODY_BYTES_MAX
@@ -62,8 +63,8 @@ def create_app(
     rps_per_key: float = RPS_PER_KEY,
     trusted_proxies: Sequence[Network] = (),
 ) -> web.Application:
-    """The API over an engine from `connect_api`, and one from `connect` for `/metrics`; both stay their maker's to dispose
-    of."""
+    """The API over an engine from `connect_api`, and one from `connect` for `/metrics` and for hearing of news, which
+    keeps a connection; both stay their maker's to dispose of."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
     limits = Limits(rps_per_key)
     app[SERVICES] = Services(
@@ -76,6 +77,7 @@ def create_app(
         app.router.add_route(route.method, route.path.replace("{id}", _ID), _handler_of(route))
     for open_route in OPEN_ROUTES:
         app.router.add_route(open_route.method, open_route.path, open_route.handler)
+    app.cleanup_ctx.append(_hear_news)
     app.on_shutdown.append(_stop_waiting)
     return app
 
@@ -88,5 +90,11 @@ def _handler_of(route: Route) -> Callable[[web.Request], Awaitable[web.StreamRes
     return _handle
 
 
+async def _hear_news(app: web.Application) -> AsyncIterator[None]:
+    async with heard(app[SERVICES].operator_engine, app[SERVICES].news):
+        yield
+
+
 async def _stop_waiting(app: web.Application) -> None:
     app[SERVICES].stopping.set()
+    app[SERVICES].news.tell()

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from api.callers import Network
 from api.limits import Limits
+from api.news import News
 from api.problems import Code
 from ledger.database import Connection, Engine
 from ledger.ids import TenantId
@@ -44,6 +45,8 @@ class Services:
     version: str
     limits: Limits
     trusted_proxies: Sequence[Network]
+    news: News = field(default_factory=News)
+    """What long polls are woken by."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server shuts down: long polls answer at once."""
 

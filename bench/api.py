@@ -19,7 +19,7 @@ if __name__ == "__main__":
     serve_until_stdin_closes(
         create_app(
             engine=connect_api(sys.argv[1]),
-            operator_engine=connect(sys.argv[1], application="bench", pool_size=1),
+            operator_engine=connect(sys.argv[1], application="bench", pool_size=2),
             secret_box=SECRET_BOX,
             endpoint_policy=loopback_policy(),
             cursor_key=cursor_key_of(bytes(32)),

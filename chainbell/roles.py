@@ -245,7 +245,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     secret_box = find_secret_box(settings)
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
-        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=2))
+        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=3))
         await register_chains(engine, configure_chains(settings))
         cursor_key = await admit(engine, secret_box)
         stack.enter_context(partition_upkeep(engine))

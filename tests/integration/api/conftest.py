@@ -98,7 +98,7 @@ async def running(
     database_url: str, rps_per_key: float = 10_000, trusted_proxies: Sequence[Network] = ()
 ) -> AsyncIterator[Service]:
     """An API with the tenant `acme` over a database at the newest migration, for as long as the block lasts."""
-    owner = connect(database_url, application="tests", pool_size=3)
+    owner = connect(database_url, application="tests", pool_size=4)
     engine = connect_api(database_url, pool_size=6)
     app = create_app(
         engine=engine,

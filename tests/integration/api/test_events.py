@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+import pytest
 from sqlalchemy import select
 
+from api import answering
+from api.news import News
 from ledger.database import transaction
 from ledger.schema import events
 from tests.integration.api.conftest import Service
@@ -51,6 +54,24 @@ async def test_a_long_poll_is_answered_when_an_event_comes(service: Service) -> 
     assert not done
     await add_deposits(service, 1, 1)
     async with asyncio.timeout(5):
+        assert len((await asked).json["data"]) == 1
+
+
+async def test_a_long_poll_is_woken_by_the_hint_of_a_commit(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "POLL_INTERVAL_S", 3600.0)
+    asked = asyncio.create_task(service.ask("GET", "/v1/events", query={"wait": 30}))
+    done, _ = await asyncio.wait([asked], timeout=0.6)
+    assert not done
+    await add_deposits(service, 1, 1)
+    async with asyncio.timeout(25):  # without the hint the answer would come after 30 s
+        assert len((await asked).json["data"]) == 1
+
+
+async def test_a_long_poll_finds_what_no_hint_told_of(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(News, "tell", lambda _: None)
+    asked = asyncio.create_task(service.ask("GET", "/v1/events", query={"wait": 30}))
+    await add_deposits(service, 1, 1)
+    async with asyncio.timeout(25):
         assert len((await asked).json["data"]) == 1
 
 

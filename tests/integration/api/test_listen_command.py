@@ -159,7 +159,7 @@ async def forwarding(feed: Feed, what: Forwarding, shown: Screen) -> AsyncIterat
 async def test_a_restart_of_the_api_costs_nothing_but_time(
     service: Service, database_url: str, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    engine = connect_api(database_url, pool_size=2)
+    engine = connect_api(database_url, pool_size=3)
 
     def _app() -> Any:  # noqa: ANN401 (an application serves once)
         return create_app(
