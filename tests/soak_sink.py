@@ -73,7 +73,11 @@ class _Soak:
                         self._note(seed, {"error": traceback.format_exc()}, is_right=False)
                         return
                     self.found.append(figures)
-                    self._note(seed, asdict(figures), is_right=not figures.faults)
+                    self._note(
+                        seed,
+                        asdict(figures),
+                        is_right=not figures.faults and figures.duplicates <= figures.leases_counted,
+                    )
 
     def _note(self, seed: int, row: dict[str, object], *, is_right: bool) -> None:
         """Write one line of the record; say at once what failed."""
@@ -98,6 +102,7 @@ def table(found: Sequence[Figures], failed: Sequence[int], duration_s: float) ->
         ("of them refused by the sink", sum(one.refused for one in found)),
         ("of them again after a lease was lost", sum(one.duplicates for one in found)),
         ("leases lost", sum(one.leases_lost for one in found)),
+        ("leases that notifiers counted as ended", sum(one.leases_counted for one in found)),
         ("leases that nobody knew of", sum(one.leases_unknown for one in found)),
         ("longest scenario", f"{max((one.duration_s for one in found), default=0):.0f} s"),
         ("duration", f"{duration_s / 60:.0f} min"),

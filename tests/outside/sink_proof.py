@@ -44,6 +44,8 @@ class Figures:
     duplicates: int
     """Receipts beyond the first of an event at an endpoint, other than after a refusal."""
     leases_lost: int
+    leases_counted: int
+    """By the notifiers: `chainbell_leases_expired_total`."""
     leases_unknown: int
     """Claimed by a db transaction whose answer was lost: nobody knew of holding them."""
     faults: list[str]
@@ -275,7 +277,7 @@ async def playing(world: World, seed: int) -> AsyncIterator[Play]:
 
 async def play_seed(world: World, seed: int, points: Mapping[str, Callable[[Play], Awaitable[None]]]) -> Figures:
     """One scenario from its first event to its verdict."""
-    began = time.monotonic()
+    began, counted_before = time.monotonic(), world.leases_counted()
     async with playing(world, seed) as play:
         play.everything.refused_next = play.chance.randint(0, 2)
         for point in points.values():
@@ -295,6 +297,7 @@ async def play_seed(world: World, seed: int, points: Mapping[str, Callable[[Play
             refused=refused,
             duplicates=len(receipts) - refused - len(play.promised),
             leases_lost=play.lost.total(),
+            leases_counted=world.leases_counted() - counted_before,
             leases_unknown=play.unknown.total(),
             faults=await play.find_faults(),
             duration_s=time.monotonic() - began,

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -35,6 +37,8 @@ from tests.outside.installation import LOCAL_ENDPOINTS, MASTER_KEY, Installation
 from tests.outside.sink_checks import Key
 
 NOTIFIERS = 2
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where processes keep what they count, as under `chainbell run`: it outlives them."""
 BARRIER = 7_041
 """Advisory lock on which the points in the middle of a db transaction wait."""
 
@@ -158,6 +162,12 @@ class World:
             await connection.execute(text(statement), parameters)
             yield (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
 
+    def leases_counted(self) -> int:
+        """Leases of deliveries that ended with nobody's word, as all notifiers have counted them, the dead ones too."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=self.installation.environment[METRICS_VARIABLE])  # type: ignore[no-untyped-call]
+        return int(registry.get_sample_value("chainbell_leases_expired_total", {"of": "deliveries"}) or 0)
+
     @asynccontextmanager
     async def barrier(self, point: str, sink: Sink) -> AsyncIterator[int]:
         """Whoever comes to this point for this endpoint waits for as long as the block lasts; the session they wait for."""
@@ -220,6 +230,9 @@ class World:
 async def sink_world(directory: Path, cluster: Cluster) -> AsyncIterator[World]:
     """Notifiers at work on an empty ledger, and a writer."""
     async with installed(directory, cluster.url, LOCAL_ENDPOINTS) as installation:
+        metrics = directory / "metrics"
+        metrics.mkdir()
+        installation.environment[METRICS_VARIABLE] = str(metrics)
         await installation.command("migrate")
         engine = connect(cluster.url, application="sink proof", pool_size=4)
         world = World(installation, cluster, engine, SecretBox(base64.b64decode(MASTER_KEY)))
