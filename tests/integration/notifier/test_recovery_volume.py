@@ -21,7 +21,7 @@ from ledger.redelivery import redeliver
 from tests.fakes.receiver import running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
-DELIVERED = 30_000
+DELIVERED = 20_000
 PENDING = 1_500
 EXHAUSTED = 1_500
 
