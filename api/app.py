@@ -62,20 +62,24 @@ def create_app(
     version: str,
     rps_per_key: float = RPS_PER_KEY,
     trusted_proxies: Sequence[Network] = (),
+    is_for_tenants: bool = False,
 ) -> web.Application:
     """The API over an engine from `connect_api`, and one from `connect` for `/metrics` and for hearing of news, which
-    keeps a connection; both stay their maker's to dispose of."""
+    keeps a connection; both stay their maker's to dispose of. What is for tenants alone has neither `/metrics` nor what only
+    the operator may do."""
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
     limits = Limits(rps_per_key)
     app[SERVICES] = Services(
         engine, operator_engine, secret_box, endpoint_policy, cursor_key, version, limits, trusted_proxies
     )
-    document = describe(ROUTES, OPEN_ROUTES, version)
+    routes = [route for route in ROUTES if not (is_for_tenants and route.is_operators)]
+    open_routes = [route for route in OPEN_ROUTES if not (is_for_tenants and route.is_operators)]
+    document = describe(routes, open_routes, version)
     app[OPENAPI] = msgspec.json.encode(document)
     app[PAGE] = render_page(document).encode()
-    for route in ROUTES:
+    for route in routes:
         app.router.add_route(route.method, route.path.replace("{id}", _ID), _handler_of(route))
-    for open_route in OPEN_ROUTES:
+    for open_route in open_routes:
         app.router.add_route(open_route.method, open_route.path, open_route.handler)
     app.cleanup_ctx.append(_hear_news)
     app.on_shutdown.append(_stop_waiting)

@@ -186,7 +186,7 @@ def _chain_gauges(chains: Sequence[ChainDocument]) -> list[Metric]:
 ROUTES = (
     OpenRoute("/healthz", healthz, "application/json", StatusDocument),
     OpenRoute("/readyz", readyz, "application/json", StatusDocument),
-    OpenRoute("/metrics", metrics, "text/plain"),
+    OpenRoute("/metrics", metrics, "text/plain", is_operators=True),
     OpenRoute("/openapi.json", openapi, "application/json"),
     OpenRoute("/docs", page, "text/html"),
 )

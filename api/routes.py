@@ -132,6 +132,8 @@ class OpenRoute:
     media_type: str
     answer: Any = None
     """Type of a JSON answer."""
+    is_operators: bool = False
+    """Tells of all tenants together, to whoever asks: left out where tenants are."""
 
     method = "GET"
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -21,7 +22,7 @@ from chainbell.configured import ConfiguredChain, configure_chains
 from chainbell.errors import ChainbellError, UsageError
 from chainbell.master_key import find_secret_box
 from chainbell.opening import admit, open_database, open_engine, register_chains
-from chainbell.settings_model import Settings
+from chainbell.settings_model import Settings, split_listen
 from chainbell.version import VERSION
 from chains.errors import WrongChain
 from chains.evm.adapter import EvmAdapter
@@ -245,13 +246,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     secret_box = find_secret_box(settings)
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
-        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=3))
+        engine = await stack.enter_async_context(open_engine(settings, url, application="chainbell serve", pool_size=4))
         await register_chains(engine, configure_chains(settings))
         cursor_key = await admit(engine, secret_box)
         stack.enter_context(partition_upkeep(engine))
         api_engine = connect_api(url)
         stack.push_async_callback(api_engine.dispose)
-        app = create_app(
+        app_for = partial(
+            create_app,
             engine=api_engine,
             operator_engine=engine,
             secret_box=secret_box,
@@ -261,15 +263,23 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             rps_per_key=settings.api.rps_per_key,
             trusted_proxies=settings.api.trusted_proxies,
         )
-        await _listen(app, settings, stop)
+        operators = settings.api.operator_listen
+        if operators is not None:
+            await stack.enter_async_context(_listening(app_for(), "api.operator_listen", operators))
+        app = app_for(is_for_tenants=operators is not None)
+        await stack.enter_async_context(_listening(app, "api.listen", settings.api.listen))
+        await stop.wait()
 
 
-async def _listen(app: web.Application, settings: Settings, stop: asyncio.Event) -> None:
-    try:
-        async with serving(app, *settings.api.address) as (host, port):
-            log.info("serving", address=f"{host}:{port}")
-            await stop.wait()
-    except OSError as error:
-        raise ChainbellError(
-            f"api.listen = {settings.api.listen!r}: {error.strerror}; free the port or choose another"
-        ) from error
+@asynccontextmanager
+async def _listening(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
+    """Serve an application for as long as the block lasts, at the address that a setting names."""
+    async with AsyncExitStack() as stack:
+        try:
+            host, port = await stack.enter_async_context(serving(app, *split_listen(listen)))
+        except OSError as error:
+            raise ChainbellError(
+                f"{setting} = {listen!r}: {error.strerror}; free the port or choose another"
+            ) from error
+        log.info("serving", address=f"{host}:{port}", setting=setting)
+        yield

@@ -51,7 +51,7 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:8080` or `[::1]:8080`. Raises ValueError."""
+    """Host and port of `127.0.0.1:8080` or `[::1]:8080`; port 0 lets the system choose. Raises ValueError."""
     try:
         parts = urlsplit(f"//{listen}")
         host, port = parts.hostname, parts.port
@@ -162,15 +162,12 @@ class ApiSettings(_Section):
     """`[api]`: the REST server."""
 
     listen: Annotated[str, AfterValidator(_check_listen)] = "127.0.0.1:8080"
+    operator_listen: Annotated[str, AfterValidator(_check_listen)] | None = None
+    """Where everything is served, the operator's too, which `listen` then has not; None: all of it there."""
     rps_per_key: Annotated[StrictFloat, Field(gt=0)] = RPS_PER_KEY
     """Requests a second that each key may make of each process; twice as many at once."""
     trusted_proxies: tuple[Annotated[IPNetwork, BeforeValidator(_read_network)], ...] = ()
     """Whose `X-Forwarded-For` is believed."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port to listen on; port 0 lets the system choose."""
-        return split_listen(self.listen)
 
 
 class NotifierSettings(_Section):

@@ -20,6 +20,7 @@ import yaml
 from chainbell.cli.app import app
 from chainbell.master_key import find_master_key
 from chainbell.settings import load_settings
+from chainbell.settings_model import split_listen
 from chainbell.supervisor import ROLES, STOP_LIMIT_S
 
 ROOT = Path(__file__).parent.parent
@@ -192,7 +193,7 @@ def test_the_example_settings_load_as_each_service_reads_them(name: str, monkeyp
         assert find_master_key(settings) == bytes(range(32))
     if name == "serve":
         [published] = SERVICES[name]["ports"]
-        assert settings.api.address == ("0.0.0.0", int(published.rpartition(":")[2]))
+        assert split_listen(settings.api.listen) == ("0.0.0.0", int(published.rpartition(":")[2]))
 
 
 def test_filled_in_settings_and_secrets_are_never_committed_nor_sent_to_a_builder() -> None:

@@ -34,6 +34,8 @@ previous_master_keys = []
 [api]
 # Address and port of the REST server. It speaks plain HTTP: put a TLS proxy before it if others are to reach it.
 listen = "127.0.0.1:8080"
+# Where /metrics and what only the operator may do are served, apart from the above (default: there too).
+# operator_listen = "127.0.0.1:8081"
 # Requests a second that each API key may make of each `serve`; twice as many at once. More are answered 429.
 rps_per_key = 200
 # Networks (CIDR) of proxies before it, as in ["10.1.0.0/16"]: what they say in X-Forwarded-For is believed. It decides about

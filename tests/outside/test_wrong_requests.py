@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from chainbell.demo.anvil import anvil
-from tests.outside.installation import Answer, Tenant, installed
+from tests.outside.installation import Answer, Tenant, free_port, installed
 from tests.outside.payments import new_address
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -24,7 +25,11 @@ MISTYPED = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"
 async def shop(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tenant]:
     """A tenant of a running installation with one chain."""
     async with anvil() as node:
-        settings = f'\n[chains.anvil]\nnodes = [ {{ url = "{node.url}" }} ]\nstart = 0\npoll_interval_s = 0.1\n'
+        # The line goes on with the section [api].
+        settings = (
+            f'operator_listen = "127.0.0.1:{free_port()}"\n\n'
+            f'[chains.anvil]\nnodes = [ {{ url = "{node.url}" }} ]\nstart = 0\npoll_interval_s = 0.1\n'
+        )
         async with installed(tmp_path_factory.mktemp("requests"), module_database_url, settings) as installation:
             await installation.run()
             yield await installation.tenant("shop")
@@ -122,3 +127,13 @@ async def test_one_idempotency_key_is_one_request(shop: Tenant) -> None:
     assert answers[0].document["data"][0]["status"] == "active"
     other = {"watches": [{"chain": "anvil", "address": new_address()}]}
     require_problem(await shop.ask("POST", "/v1/watches", other, headers), 422, "idempotency_mismatch")
+
+
+async def test_what_is_the_operators_has_an_address_of_its_own(shop: Tenant) -> None:
+    require_problem(await shop.ask("GET", "/metrics"), 404, "not_found")
+    named = re.search(r'operator_listen = "(.*)"', shop.installation.config.read_text())
+    assert named is not None
+    async with shop.installation.session.get(f"http://{named[1]}/metrics") as response:
+        assert (response.status, "chainbell_chain_tip_height" in await response.text()) == (200, True)
+    async with shop.installation.session.get(f"http://{named[1]}/readyz") as response:
+        assert response.status == 200

@@ -95,7 +95,10 @@ class Service:
 
 @asynccontextmanager
 async def running(
-    database_url: str, rps_per_key: float = 10_000, trusted_proxies: Sequence[Network] = ()
+    database_url: str,
+    rps_per_key: float = 10_000,
+    trusted_proxies: Sequence[Network] = (),
+    is_for_tenants: bool = False,
 ) -> AsyncIterator[Service]:
     """An API with the tenant `acme` over a database at the newest migration, for as long as the block lasts."""
     owner = connect(database_url, application="tests", pool_size=4)
@@ -109,6 +112,7 @@ async def running(
         version="0.0.0",
         rps_per_key=rps_per_key,
         trusted_proxies=trusted_proxies,
+        is_for_tenants=is_for_tenants,
     )
     async with transaction(owner) as connection:
         tenant_id = await create_tenant(connection, "acme", datetime.now(UTC))

@@ -17,6 +17,7 @@ from api.server import serving
 from ledger.chains import update_chain
 from ledger.cursors import cursor_key_of
 from ledger.database import connect_api, transaction
+from ledger.ids import OPS_TENANT
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
 from tests.integration.api.conftest import MASTER_KEY, Service, running
@@ -187,3 +188,15 @@ async def test_a_key_that_is_used_too_often_is_told_when_to_come_again_and_other
         other = await service.make_key("*")
         assert (await service.ask("GET", "/v1/endpoints", key=other)).json["data"] == []
         assert (await service.ask("GET", "/healthz", key="")).status == 200
+
+
+async def test_what_is_for_tenants_alone_neither_has_nor_describes_what_is_the_operators(database_url: str) -> None:
+    async with running(database_url, is_for_tenants=True) as service:
+        operators = await service.make_key("*", tenant_id=OPS_TENANT)
+        for method, path, body in (("GET", "/metrics", None), ("POST", "/v1/replays", {})):
+            answer = await service.ask(method, path, body, key=operators)
+            assert (answer.status, answer.json["code"]) == (404, "not_found"), path
+        paths = (await service.ask("GET", "/openapi.json", key="")).json["paths"]
+        assert {"/v1/watches", "/v1/jobs/{id}", "/readyz"} <= set(paths)
+        assert not {"/metrics", "/v1/replays"} & set(paths)
+        assert (await service.ask("GET", "/readyz", key="")).status == 200

@@ -41,7 +41,7 @@ def load(text: str) -> Settings:
 def test_what_is_not_given_has_its_default() -> None:
     settings = load("")
     assert settings.database.is_embedded
-    assert settings.api.address == ("127.0.0.1", 8080)
+    assert split_listen(settings.api.listen) == ("127.0.0.1", 8080)
     assert settings.notifier.allow_ports == (443, 8443)
     assert not settings.notifier.allow_http
     assert configure_chains(settings) == ()
@@ -242,7 +242,7 @@ def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CHAINBELL_CHAINS__ANVIL__NODES", json.dumps([{"url": "http://127.0.0.1:8545"}]))
     monkeypatch.setenv("CHAINBELL_PORT_8080_TCP_ADDR", "10.0.0.1")
     settings = load(ETHEREUM + '[api]\nlisten = "127.0.0.1:1"')
-    assert settings.api.address == ("::1", 9000)
+    assert split_listen(settings.api.listen) == ("::1", 9000)
     assert settings.notifier.allow_http
     assert settings.notifier.allow_private == (ip_network("127.0.0.0/8"),)
     assert settings.chains["ethereum"].quorum == 1
