@@ -15,7 +15,8 @@ from schemathesis.checks import CheckContext
 from schemathesis.core.transport import Response
 
 MEANINGS = {
-    *("/chain", "/address", "/after", "/url", "/from", "/to", "/since", "/until", "/event_types/*"),
+    *("/chain", "/address", "/after", "/url", "/from", "/to", "/since", "/until", "/event_types/*", "/event_type"),
+    *("/endpoint", "/grace_seconds", "/wait"),
     *("/watches/*/chain", "/watches/*/address", "/watches/*/start_height", "/watches/*/metadata"),
 }
 """Parts whose form is described and whose meaning is not, as pointers with * for an index."""
