@@ -73,11 +73,7 @@ class _Soak:
                         self._note(seed, {"error": traceback.format_exc()}, is_right=False)
                         return
                     self.found.append(figures)
-                    self._note(
-                        seed,
-                        asdict(figures),
-                        is_right=not figures.faults and figures.duplicates <= figures.leases_counted,
-                    )
+                    self._note(seed, asdict(figures), is_right=figures.is_right)
 
     def _note(self, seed: int, row: dict[str, object], *, is_right: bool) -> None:
         """Write one line of the record; say at once what failed."""
