@@ -134,6 +134,7 @@ async def _frozen(play: Play) -> AsyncIterator[tuple[Hold, str]]:
     await play.write()
     await hold.until_reached()
     frozen, token = play.sender(hold.peer_port), await play.token()
+    number = (await _state_of(play, hold.event_id))[1]
     log_before = len(play.world.installation.log_text())
     os.kill(frozen, signal.SIGSTOP)
     try:
@@ -144,10 +145,12 @@ async def _frozen(play: Play) -> AsyncIterator[tuple[Hold, str]]:
         hold.release()
 
     async def is_told() -> bool:
-        told = play.world.installation.log_text()[log_before:]
-        return '"lease lost"' in told or '"leases lost"' in told  # while it still sends, or as it settles
+        told = play.world.installation.log_text()[log_before:].splitlines()
+        if any('"lease lost"' in line and hold.event_id in line for line in told):
+            return True  # it noticed before it had the answer
+        return any('"leases lost"' in line for line in told) and await _is_stored(play, hold.event_id, number)
 
-    await play.world.installation.until("the late notifier says that it lost leases", is_told)
+    await play.world.installation.until("the late notifier says that it lost its lease", is_told)
     assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
 
 
@@ -177,6 +180,18 @@ async def _freeze_until_leased_by_another(play: Play) -> None:
     theirs.release()
     await play.until_settled([play.target])
     assert (await _state_of(play, hold.event_id))[0] == "delivered"
+
+
+async def _is_stored(play: Play, event_id: str, number: object) -> bool:
+    """True once an attempt at the target is told of: in the db transaction that settles it, or finds that it may not."""
+    rows = await play.world.ask(
+        "SELECT FROM attempts a JOIN deliveries d ON (d.tenant_id, d.id) = (a.tenant_id, a.delivery_id)"
+        " WHERE d.endpoint_id = :endpoint AND d.event_id = :event AND a.number = :number",
+        endpoint=play.target.endpoint_id,
+        event=event_id,
+        number=number,
+    )
+    return bool(rows)
 
 
 async def _state_of(play: Play, event_id: str) -> tuple[object, ...]:
