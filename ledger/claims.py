@@ -60,9 +60,6 @@ from ledger.states import DeliveryState, EndpointHealth
 FAILING_AFTER_FAILURES = 3
 """Failures in a row after which an endpoint counts as failing: a single one may be about the event."""
 
-ACCEPTED_RECENTLY = timedelta(hours=1)
-"""How long an acceptance says that an endpoint works."""
-
 OVERTAKEN_AFTER_ATTEMPTS = 5
 """Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
 
@@ -146,6 +143,7 @@ READ_BY_INDEX = Direct(
     select(
         *(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort")),
         *(func.set_config(name, "off", True) for name in ("enable_hashjoin", "enable_mergejoin")),
+        func.set_config("random_page_cost", "0.1", True),
     )
 )
 """For the rest of the transaction: few rows, each by its index. A queue fills and empties faster than statistics follow, and
@@ -184,7 +182,7 @@ _known_all = select(cast(bindparam("known", type_=Text), JSONB).label("rooms")).
 _stored_health = case(
     (breaker.is_open(endpoints), EndpointHealth.FAILING.value),
     (endpoints.c.failures_consecutive >= FAILING_AFTER_FAILURES, EndpointHealth.FAILING.value),
-    (endpoints.c.last_accepted_at > _now - ACCEPTED_RECENTLY, EndpointHealth.ACCEPTING.value),
+    (endpoints.c.last_accepted_at.is_not(None), EndpointHealth.ACCEPTING.value),
     else_=EndpointHealth.UNPROVEN.value,
 )
 _until = bindparam("until_tenant_id", type_=Text), bindparam("until_endpoint_id", type_=Text)

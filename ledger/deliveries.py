@@ -32,6 +32,7 @@ from sqlalchemy import (
     not_,
     null,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -80,11 +81,15 @@ class AttemptRow:
 _MADE = ("started_at", "duration_ms", "status_code", "outcome", "error", "response_excerpt")
 """Columns of an attempt that tell of the request itself."""
 
+# Token and state come with each row, and not as parameters: what Postgres can count beforehand, it would rather look for
+# in the whole queue than at the few rows that are asked for by their keys.
 _asked = select(
     recordset(
         "asked",
         tenant_id=Text(),
         id=Text(),
+        token=Text(),
+        was=Text(),
         attempts=SmallInteger(),
         state=Text(),
         delay_s=Double(),
@@ -99,9 +104,9 @@ _settle = (
     .where(
         deliveries.c.tenant_id == _asked.c.tenant_id,
         deliveries.c.id == _asked.c.id,
-        deliveries.c.lease_token == bindparam("token"),
+        deliveries.c.lease_token == _asked.c.token,
         deliveries.c.attempts == _asked.c.attempts,
-        is_in(deliveries, DeliveryState.PENDING),
+        deliveries.c.state == _asked.c.was,
     )
     .values(
         state=_asked.c.state,
@@ -178,13 +183,12 @@ _health = recordset(
 )
 _is_of_health = and_(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
 
-# In sorted order, and before any delivery: two workers settle at one time, and an owner may delete an endpoint.
-_lock_endpoints = (
-    select(endpoints.c.id)
-    .join(_health, _is_of_health)
-    .order_by(endpoints.c.tenant_id, endpoints.c.id)
-    .with_for_update(key_share=True, of=endpoints)
+# In the order of the rows, which is sorted, and before any delivery: two workers settle at one time, and an owner may
+# delete an endpoint.
+_locked = (
+    select(endpoints.c.id).where(_is_of_health).correlate(_health).with_for_update(key_share=True).lateral("locked")
 )
+_lock_endpoints = select(_locked.c.id).select_from(_health.join(_locked, true()))
 
 _earlier = case((_health.c.has_accepted, None), else_=endpoints.c.failing_since)
 _failing = {
@@ -230,16 +234,18 @@ async def settle_deliveries(
     was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
     caller that lost the answer to its COMMIT may repeat it."""
     health = {"health_rows": as_json(_health_rows(settlements))}
-    asked = {"token": token, "asked_rows": as_json([_asked_row(settlement) for settlement in settlements])}
+    asked = {"asked_rows": as_json([_asked_row(settlement, token) for settlement in settlements])}
     rows = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, health), (_SETTLE, {**asked, **health}))
     return {DeliveryId(row[0]) for row in rows}
 
 
-def _asked_row(settlement: Settlement) -> dict[str, object]:
+def _asked_row(settlement: Settlement, token: str) -> dict[str, object]:
     claimed, attempt = settlement.claimed, settlement.attempt
     row: dict[str, object] = {
         "tenant_id": claimed.tenant_id,
         "id": claimed.id,
+        "token": token,
+        "was": DeliveryState.PENDING,
         "attempts": claimed.attempts,
         "state": settlement.state,
         "delay_s": settlement.delay.total_seconds() if settlement.delay else 0,
@@ -283,18 +289,18 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
             health.failures += 1
             health.gone_answers += settlement.attempt.status_code == GONE_STATUS_CODE
             health.has_failed |= settlement.attempt.outcome is Outcome.RETRYABLE
-    return list(found.values())
+    return [found[key] for key in sorted(found)]
 
 
-_kept = recordset("kept", tenant_id=Text(), id=Text(), attempts=SmallInteger())
+_kept = recordset("kept", tenant_id=Text(), id=Text(), token=Text(), was=Text(), attempts=SmallInteger())
 _EXTEND = Direct(
     update(deliveries)
     .where(
         deliveries.c.tenant_id == _kept.c.tenant_id,
         deliveries.c.id == _kept.c.id,
-        deliveries.c.lease_token == bindparam("token"),
+        deliveries.c.lease_token == _kept.c.token,
         deliveries.c.attempts == _kept.c.attempts,
-        is_in(deliveries, DeliveryState.PENDING),
+        deliveries.c.state == _kept.c.was,
     )
     .values(leased_until=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("lease_s", type_=Double)))
     .returning(deliveries.c.id)
@@ -305,8 +311,9 @@ async def extend_leases(
     connection: AsyncConnection, token: str, claims: Sequence[Claimed], lease_s: float
 ) -> set[DeliveryId]:
     """Let the leases of these begin anew; returns the ids of those that are still the worker's. Crosses tenants."""
-    kept = [{"tenant_id": one.tenant_id, "id": one.id, "attempts": one.attempts} for one in claims]
-    parameters = {"token": token, "lease_s": lease_s, "kept_rows": as_json(kept)}
+    same = {"token": token, "was": DeliveryState.PENDING}
+    kept = [{"tenant_id": one.tenant_id, "id": one.id, "attempts": one.attempts, **same} for one in claims]
+    parameters = {"lease_s": lease_s, "kept_rows": as_json(kept)}
     return {DeliveryId(row[0]) for row in await run_direct(connection, (READ_BY_INDEX, {}), (_EXTEND, parameters))}
 
 

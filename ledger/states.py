@@ -116,9 +116,9 @@ class EndpointHealth(StrEnum):
     """How an endpoint has answered lately; decides how much room its deliveries get. Derived, never stored."""
 
     ACCEPTING = "accepting"
-    """It accepted something within the hour, and failed fewer than three times in a row since."""
+    """It accepted something, and failed fewer than three times in a row since."""
     UNPROVEN = "unproven"
-    """Nothing is known of it, or not any more."""
+    """It never accepted anything yet."""
     FAILING = "failing"
     """It failed three times in a row, or did not answer in time: one delivery at a time until it accepts one."""
 

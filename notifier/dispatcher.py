@@ -71,10 +71,12 @@ HEARTBEAT_S = 10.0
 HEARTBEATS_MISSED = 3
 """How many of them may fail before a lease ends while its exchange runs."""
 
-BEAT_S = 0.1
+BEAT_S = 0.05
 """How often slots are looked at for what is slow, while anything is under way, and the queue for what now has room."""
 
-SETTLE_INTERVAL_S = 0.005
+SLOW_SOONEST_S = min(SLOW_AFTER_S.values())
+
+SETTLE_INTERVAL_S = 0.015
 """How long outcomes gather before they are settled together."""
 
 SETTLE_MAX = 200
@@ -188,7 +190,7 @@ class Dispatcher:
         """Whether it is time to claim: claims are to be few and large, and what is new must not wait for what is old. Never
         when too much is unsettled."""
         since_s = now - self.claimed_at
-        is_short = self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
+        is_short = self.isolation.is_short or self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
         is_time = is_short or since_s >= BEAT_S or (self.is_hinted and since_s >= HINTED_INTERVAL_S)
         return self.may_sign() and is_time and len(self.results) < UNSETTLED_MAX
 
@@ -283,9 +285,9 @@ class Dispatcher:
             await asyncio.sleep(BEAT_S)
             now = time.monotonic()
             for exchange in self.exchanges:
-                if exchange.began_at > now - SLOW_AFTER_S:
+                if exchange.began_at > now - SLOW_SOONEST_S:
                     break
-                self.isolation.leave_slot(exchange)
+                self.isolation.leave_slot(exchange, now)
             self._begin()
             self.isolation.forget(now)
             if self.exchanges:

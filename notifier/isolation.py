@@ -5,11 +5,11 @@ them back. A single one that accepts connections and never answers would soon ha
 
 - **Slots by health.** Endpoints that accepted something lately, unproven ones and failing ones each have slots of their own.
   Failing ones can only wait for each other.
-- **A window for each endpoint**: how many exchanges it may have under way. It begins at four, grows by one with all that it
-  accepts, and shrinks when it fails: to half, and to one when it did not answer in time. It never grows beyond an equal
-  share of the slots, counted as if one more endpoint were about to come: there is always room for the next.
-- **Slow exchanges leave their slot.** What has been under way for half a second costs a socket and nothing else, so its slot
-  goes to the next and it stays in a much larger room of its own. A slot is therefore free again within half a second.
+- **A window for each endpoint**: how many exchanges it may have under way. It begins at two or four, grows by one with all
+  that it accepts, and shrinks when it fails: to half, and to one when it did not answer in time. It never grows beyond an
+  equal share of the slots, counted as if one more endpoint were about to come: there is always room for the next.
+- **Slow exchanges leave their slot.** What has been under way for a quarter of a second costs a socket and nothing else,
+  so its slot goes to the next and it stays in a much larger room of its own. A slot is therefore never held for long.
 - **Turns.** Of the endpoints that may begin, the one that waited longest does, with its oldest delivery, live ones first.
 - **Rests.** A receiver that says `429` or `503` and for how long is left alone for so long, up to a minute.
 
@@ -46,16 +46,21 @@ UNPROVEN_SHARE = 1 / 4
 FAILING_SHARE = 1 / 8
 """Slots of unproven and of failing endpoints, as shares of those of the others, which they come on top of."""
 
-SLOW_AFTER_S = 0.5
-"""When an exchange leaves its slot. Receivers that do their work before they answer take a few hundred milliseconds."""
+SLOW_AFTER_S = {EndpointHealth.ACCEPTING: 0.25, EndpointHealth.UNPROVEN: 0.1, EndpointHealth.FAILING: 0.1}
+"""When an exchange leaves its slot. Of those that accept most answer sooner; of the others nobody knows, and they have fewer
+slots."""
 
 SLOW_MAX = {EndpointHealth.ACCEPTING: 256, EndpointHealth.UNPROVEN: 192, EndpointHealth.FAILING: 64}
 """Exchanges that may be under way outside the slots: a socket each, of the 1,024 that a process may have open on many
 systems. When there are so many, the next slow ones keep their slots."""
 
-WINDOW_FIRST = 4
-"""The window of an endpoint that nothing is known of, and the smallest share of the slots that one is held to: one stuck
-delivery delays no other, and a burst does not wait for one answer after the other."""
+WINDOW_MIN = 4
+"""The window of an endpoint that accepted before, and the smallest share of the slots that one is held to: a burst does not
+wait for one answer after the other."""
+
+WINDOW_FIRST = {EndpointHealth.ACCEPTING: WINDOW_MIN, EndpointHealth.UNPROVEN: 2, EndpointHealth.FAILING: 1}
+"""The window of an endpoint that nothing was sent to lately. Two for one that never accepted anything: one stuck delivery
+delays no other, and many that are silent cannot fill the room for slow exchanges."""
 
 FAILING_AFTER_FAILURES = 3
 """Failures in a row after which an endpoint counts as failing: a single one may be about the event."""
@@ -94,6 +99,8 @@ class Standing:
     live: deque[Waiting] = field(default_factory=deque)
     late: deque[Waiting] = field(default_factory=deque)
     """Claimed and not begun; late ones tell of the past, and go last."""
+    is_moving: bool = False
+    """It accepted something since the last claim."""
     rests_until: float = 0.0
     used_at: float = 0.0
 
@@ -156,21 +163,23 @@ class Isolation:
             )
             for health in EndpointHealth
         }
-        per_endpoint = dict.fromkeys(EndpointHealth, WINDOW_FIRST) | {EndpointHealth.FAILING: 1}
-        return Wanted(limits, per_endpoint, list(self._rooms(now, times)))
+        return Wanted(limits, WINDOW_FIRST, list(self._rooms(now, is_moving=is_moving)))
 
-    def _rooms(self, now: float, times: dict[EndpointHealth, int]) -> Iterator[EndpointRoom]:
-        """Endpoints that differ from what the ledger says of them, or have less room."""
+    def _rooms(self, now: float, *, is_moving: bool) -> Iterator[EndpointRoom]:
+        """Endpoints that differ from what the ledger says of them, or have less room. Claimed ahead is only for those that
+        have accepted something since the last claim."""
         for (tenant_id, endpoint_id), standing in self.standings.items():
             if standing.is_busy or standing.rests_until > now or standing.health is EndpointHealth.FAILING:
-                room = 0 if standing.rests_until > now else self._window(standing) * times[standing.health]
+                ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
+                room = 0 if standing.rests_until > now else self._window(standing) * ahead
+                standing.is_moving = False
                 left = max(0, room - standing.in_flight - standing.waiting)
                 yield EndpointRoom(tenant_id, endpoint_id, standing.health, left)
 
     def _window(self, standing: Standing) -> int:
         busy = max(1, self.busy[EndpointHealth.ACCEPTING])
         share = self.slots[EndpointHealth.ACCEPTING] // (busy + 1)
-        return min(standing.window, max(WINDOW_FIRST, share))
+        return min(standing.window, max(WINDOW_MIN, share))
 
     def add(self, waiting: Waiting, now: float) -> None:
         """Let a claimed delivery wait for its turn."""
@@ -178,8 +187,7 @@ class Isolation:
         key = (claimed.tenant_id, claimed.endpoint_id)
         standing = self.standings.get(key)
         if standing is None:
-            window = 1 if claimed.health is EndpointHealth.FAILING else WINDOW_FIRST
-            standing = self.standings[key] = Standing(claimed.health, window)
+            standing = self.standings[key] = Standing(claimed.health, WINDOW_FIRST[claimed.health])
         elif not standing.is_busy:
             standing.health = claimed.health
         standing.used_at = now
@@ -209,9 +217,15 @@ class Isolation:
         self._let_begin(key, standing, now)
         return Exchange(waiting, health, now)
 
-    def leave_slot(self, exchange: Exchange) -> None:
+    @property
+    def is_short(self) -> bool:
+        """Whether nothing that is claimed may begin, of endpoints that accept."""
+        return not self.ready[EndpointHealth.ACCEPTING]
+
+    def leave_slot(self, exchange: Exchange, now: float) -> None:
         """Give the slot of a slow exchange to the next, if there is room for another slow one."""
-        if not exchange.is_slow and self.slow[exchange.slot] < SLOW_MAX[exchange.slot]:
+        is_slow = exchange.began_at <= now - SLOW_AFTER_S[exchange.slot]
+        if is_slow and not exchange.is_slow and self.slow[exchange.slot] < SLOW_MAX[exchange.slot]:
             exchange.is_slow = True
             self.slow[exchange.slot] += 1
             self.taken[exchange.slot] -= 1
@@ -249,7 +263,7 @@ class Isolation:
             return
         health = standing.health
         if outcome is Outcome.ACCEPTED:
-            health, standing.failures = EndpointHealth.ACCEPTING, 0
+            health, standing.failures, standing.is_moving = EndpointHealth.ACCEPTING, 0, True
             standing.window = min(standing.window + 1, self.slots[EndpointHealth.ACCEPTING])
         else:
             standing.failures += 1

@@ -33,6 +33,9 @@ from notifier.guard import DNS_CACHE_S, GuardedConnector, Lookup, RefusedSocket,
 from notifier.outcome import AttemptError, judge
 from notifier.signing import webhook_headers
 
+READ_BODY_S = 2.0
+"""How long an answer's body is waited for, once its status is there. It is only shown; a slot is worth more."""
+
 ANSWER_KEPT_BYTES_MAX = 4 * 1024
 """How much of an answer is kept with the attempt."""
 
@@ -201,12 +204,18 @@ def _judged_url(text: str, policy: EndpointPolicy) -> URL:
 
 
 async def _read_start(response: aiohttp.ClientResponse, received: bytearray) -> None:
-    """Read until the end or the limit; at the limit the connection is closed, since the rest would be in its way."""
-    while len(received) < EXCHANGE_BYTES_MAX:
-        chunk = await response.content.read(EXCHANGE_BYTES_MAX - len(received))
-        if not chunk:
-            return
-        received += chunk
+    """Read until the end or a limit; there the connection is closed, since the rest would be in its way. The status has
+    decided: what is read is only shown."""
+    try:
+        async with asyncio.timeout(READ_BODY_S):
+            while len(received) < EXCHANGE_BYTES_MAX:
+                chunk = await response.content.read(EXCHANGE_BYTES_MAX - len(received))
+                if not chunk:
+                    return
+                received += chunk
+    except TimeoutError:
+        response.close()
+        return
     if not response.content.at_eof():
         response.close()
 

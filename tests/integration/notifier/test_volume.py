@@ -98,12 +98,14 @@ async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> Non
 SETTLED: dict[str, object] = {
     "tenant_id": TENANT,
     "id": "del_50001",
+    "token": TOKEN,
+    "was": "pending",
     "attempts": 1,
     "state": "pending",
     "delay_s": 5.0,
     "given_back": 0,
 }
-TO_SETTLE: dict[str, object] = {"token": TOKEN, "asked_rows": json.dumps([SETTLED]), "health_rows": "[]"}
+TO_SETTLE: dict[str, object] = {"asked_rows": json.dumps([SETTLED]), "health_rows": "[]"}
 TO_CLAIM: dict[str, object] = {
     "lease_s": 60.0,
     "token": TOKEN,
@@ -136,6 +138,20 @@ async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Pos
         plan = await plan_of(connection, statement, TO_CLAIM | TO_SETTLE)
     for other_way in ("Seq Scan on deliveries", "Bitmap", "Sort", "Hash", "Merge"):
         assert other_way not in plan, plan
+
+
+async def test_settling_looks_at_what_it_settles_and_not_at_the_queue(post: Post) -> None:
+    """Where few are pending, their index looks cheap to Postgres: it would be read whole, once for each row."""
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=4_000, state="pending", lanes=4_000, first_position=1)
+    await post.execute("ANALYZE")
+    async with transaction(post.engine) as connection:
+        await connection.execute(claims.READ_BY_INDEX.statement)
+        plan = await plan_of(connection, deliveries._settle_all, TO_SETTLE)
+    settling = plan[plan.index("CTE settled") : plan.index("CTE moved")]
+    assert "Index Scan using pk_deliveries" in settling
+    assert "ix_deliveries_turn" not in settling
 
 
 async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:

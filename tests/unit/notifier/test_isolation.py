@@ -20,6 +20,7 @@ from notifier.isolation import (
     SLOTS,
     SLOW_MAX,
     WINDOW_FIRST,
+    WINDOW_MIN,
     Exchange,
     Isolation,
     Waiting,
@@ -108,7 +109,7 @@ def test_a_new_endpoint_gets_a_few_at_once_so_that_one_stuck_delivery_delays_no_
     isolation = Isolation()
     give(isolation, "new", 10, UNPROVEN)
     first, *others = begin_all(isolation)
-    assert 1 + len(others) == WINDOW_FIRST
+    assert 1 + len(others) == WINDOW_FIRST[UNPROVEN] == 2
     isolation.end(others[0], 0.0, Outcome.ACCEPTED)
     assert len(begin_all(isolation)) == 2  # its place, and one that was earned
     assert first.key in isolation.standings
@@ -122,7 +123,7 @@ def test_a_slow_exchange_leaves_its_slot_until_so_many_are_slow() -> None:
             give(isolation, f"bad_{round_}_{number}", 1, FAILING)
         begun = begin_all(isolation)
         for exchange in begun:
-            isolation.leave_slot(exchange)
+            isolation.leave_slot(exchange, 10.0)
         slow += sum(exchange.is_slow for exchange in begun)
     assert slow == SLOW_MAX[FAILING]
     assert isolation.taken[FAILING] == isolation.slots[FAILING]
@@ -161,7 +162,7 @@ def test_a_refusal_of_ours_says_nothing_of_the_endpoint() -> None:
     for exchange in begin_all(isolation):
         isolation.end(exchange, 0.0, Outcome.REFUSED, error=AttemptError.REFUSED_ADDRESS)
     standing = isolation.standings[TenantId("ten_a"), EndpointId("shop")]
-    assert (standing.health, standing.window) == (ACCEPTING, WINDOW_FIRST)
+    assert (standing.health, standing.window) == (ACCEPTING, WINDOW_MIN)
 
 
 def test_an_endpoint_that_asks_to_be_left_alone_is_for_so_long_and_for_a_minute_at_most() -> None:
@@ -202,7 +203,7 @@ def test_what_a_claim_may_bring_for_an_endpoint_is_what_it_has_room_for() -> Non
     give(isolation, "shop", 3)
     begin_all(isolation)
     [room] = isolation.wanted(0.0, is_moving=False).known
-    assert (room.endpoint_id, room.health, room.room) == ("shop", ACCEPTING, WINDOW_FIRST - 3)
+    assert (room.endpoint_id, room.health, room.room) == ("shop", ACCEPTING, WINDOW_MIN - 3)
 
 
 def test_what_waited_too_long_is_taken_back_and_an_idle_endpoint_is_forgotten() -> None:
@@ -240,7 +241,7 @@ def test_whatever_happens_the_counts_are_those_of_what_is_there(steps: list[tupl
         elif under_way:
             exchange = under_way[number % len(under_way)]
             if step == "slow":
-                isolation.leave_slot(exchange)
+                isolation.leave_slot(exchange, float(now))
                 continue
             under_way.remove(exchange)
             outcome = {"accept": Outcome.ACCEPTED, "fail": Outcome.RETRYABLE, "hang": Outcome.RETRYABLE}.get(step)
