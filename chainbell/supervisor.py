@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -42,6 +43,8 @@ RESTART_MAX_S = 30.0
 GARBAGE_THRESHOLD = 10_000
 """Objects made, less those gone, before the collector looks at the young ones; Python's own number is 700."""
 
+OPEN_FILES = 65_536
+
 STOP_LIMIT_S = 40.0
 """How long a child may take to end: longer than one exchange with a merchant."""
 
@@ -54,9 +57,19 @@ def calm_garbage_collector() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
 
 
+def raise_open_files_limit() -> None:
+    """Let this process have as many sockets as the system allows it: 1,024 is what many give by default, and a notifier keeps
+    one to each of its receivers for some seconds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run_until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run a coroutine in a uvloop; SIGTERM, SIGINT or the loss of a supervisor set its event. Raises what it raises."""
     calm_garbage_collector()
+    raise_open_files_limit()
     uvloop.run(_run_until_signal(work))
 
 

@@ -50,9 +50,9 @@ SLOW_AFTER_S = {EndpointHealth.ACCEPTING: 0.25, EndpointHealth.UNPROVEN: 0.1, En
 """When an exchange leaves its slot. Of those that accept most answer sooner; of the others nobody knows, and they have fewer
 slots."""
 
-SLOW_MAX = {EndpointHealth.ACCEPTING: 256, EndpointHealth.UNPROVEN: 192, EndpointHealth.FAILING: 64}
-"""Exchanges that may be under way outside the slots: a socket each, of the 1,024 that a process may have open on many
-systems. When there are so many, the next slow ones keep their slots."""
+SLOW_MAX = {EndpointHealth.ACCEPTING: 256, EndpointHealth.UNPROVEN: 320, EndpointHealth.FAILING: 128}
+"""Exchanges that may be under way outside the slots: a socket each, and no more in all than a process may have open where
+nobody raised the limit of 1,024. When there are so many, the next slow ones keep their slots."""
 
 WINDOW_MIN = 4
 """The window of an endpoint that accepted before, and the smallest share of the slots that one is held to: a burst does not
