@@ -58,8 +58,8 @@ def calm_garbage_collector() -> None:
 
 
 def raise_open_files_limit() -> None:
-    """Let this process have as many sockets as the system allows it: 1,024 is what many give by default, and a notifier keeps
-    one to each of its receivers for some seconds."""
+    """Let this process have as many sockets as the system allows it: 1,024 is what many give by default, and a notifier
+    keeps one to each of its receivers for some seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
