@@ -9,15 +9,16 @@ Two claims at one moment do not see each other's leases. What keeps them apart i
 and `SKIP LOCKED` gives it to one; for the first of a lane has no one else in front. Overtaking is the exception: so it ends
 a while before the wait does (`OVERTAKING_ENDS`), longer than any claim can stay open.
 
-Turns. A claim walks from endpoint to endpoint by index and takes from each what the worker still has room for, beginning
-after the endpoint where the last claim ended. So the backlog of one endpoint is never read through to find what others are
-owed: an endpoint without room costs one look, however much it is owed. Which endpoints get how much room is
-`notifier/isolation.py`'s business; one whose breaker is open (`ledger/breaker.py`) has none.
+Turns. A claim says of which endpoints it wants how many, and looks for these alone: what other endpoints are owed is not
+read, however much that is. Which endpoints are owed anything is found in two ways. What became due since the last look
+(`find_fresh`) is found by its time, which is quick whoever else is owed what. And a sweep (`find_owed`) goes from endpoint
+to endpoint, some hundreds at a time and round and round, and finds what the first way misses: what was committed late, what
+a dead worker had, what waited for an endpoint that rested, what another process let go. Which endpoints have their turn,
+with how much room, is `notifier/isolation.py`'s business; one whose breaker is open (`ledger/breaker.py`) has none.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,7 +35,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    cast,
     func,
     literal,
     not_,
@@ -45,7 +45,6 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
@@ -55,7 +54,7 @@ from ledger.direct import Direct, run_direct
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import deliveries, endpoints, events
-from ledger.states import DeliveryState, EndpointHealth
+from ledger.states import DeliveryState, EndpointHealth, EndpointState
 
 FAILING_AFTER_FAILURES = 3
 """Failures in a row after which an endpoint counts as failing: a single one may be about the event."""
@@ -81,33 +80,19 @@ START = Place("", "")
 
 @dataclass(frozen=True, slots=True)
 class EndpointRoom:
-    """What a worker knows of an endpoint that it is telling: how it does, and how many more may be claimed for it."""
+    """How many deliveries a worker wants for an endpoint."""
+
+    tenant_id: TenantId
+    endpoint_id: EndpointId
+    room: int
+
+
+class Owed(NamedTuple):
+    """An endpoint to which something is due, and how it does by what is stored of it."""
 
     tenant_id: TenantId
     endpoint_id: EndpointId
     health: EndpointHealth
-    room: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How many deliveries a worker has room for: by the endpoints' health in all and for each endpoint, and what differs."""
-
-    limits: Mapping[EndpointHealth, int]
-    per_endpoint: Mapping[EndpointHealth, int]
-    known: Sequence[EndpointRoom] = ()
-
-    def total(self) -> int:
-        """How many may be claimed in all."""
-        return sum(self.limits.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What was claimed, in feed order, and after which endpoint the next claim begins."""
-
-    deliveries: list[Claimed]
-    place: Place
 
 
 def as_json(rows: Sequence[Any] | Mapping[str, Any]) -> str:
@@ -129,8 +114,8 @@ class Claimed:
     priority: int
     attempts: int
     """Attempts made, this one included."""
-    health: EndpointHealth
-    """The endpoint's, by which this was claimed."""
+    lease_token: str
+    """Of this claim alone: a worker that claims the same again has another."""
     is_taken_over: bool
     """Another worker had it, and its lease ended: the receiver may have it already."""
     body: bytes
@@ -143,6 +128,7 @@ READ_BY_INDEX = Direct(
     select(
         *(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort")),
         *(func.set_config(name, "off", True) for name in ("enable_hashjoin", "enable_mergejoin")),
+        func.set_config("enable_material", "off", True),
         func.set_config("random_page_cost", "0.1", True),
     )
 )
@@ -176,16 +162,48 @@ _is_in_the_way = and_(
     ),
 )
 
-# Read once for the whole statement; looking up is a search in a sorted object, where a join would read all of it each time.
-_known_all = select(cast(bindparam("known", type_=Text), JSONB).label("rooms")).scalar_subquery()
-
 _stored_health = case(
     (breaker.is_open(endpoints), EndpointHealth.FAILING.value),
     (endpoints.c.failures_consecutive >= FAILING_AFTER_FAILURES, EndpointHealth.FAILING.value),
     (endpoints.c.last_accepted_at.is_not(None), EndpointHealth.ACCEPTING.value),
     else_=EndpointHealth.UNPROVEN.value,
 )
-_until = bindparam("until_tenant_id", type_=Text), bindparam("until_endpoint_id", type_=Text)
+# What is pending to one that was paused a moment ago is still being held; what was deleted is claimed to be discarded.
+_is_stopped = and_(endpoints.c.state != EndpointState.ACTIVE.value, endpoints.c.deleted_at.is_(None))
+
+_is_due = and_(
+    is_in(deliveries, DeliveryState.PENDING),
+    deliveries.c.due_at <= _now,
+    or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
+)
+
+
+def _seconds(name: str) -> ColumnElement[Any]:
+    return func.make_interval(0, 0, 0, 0, 0, 0, bindparam(name, type_=Double))
+
+
+_fresh = (
+    select(deliveries.c.tenant_id, deliveries.c.endpoint_id)
+    .where(
+        is_in(deliveries, DeliveryState.PENDING),
+        deliveries.c.due_at > _now - _seconds("age_s"),
+        deliveries.c.due_at <= _now,
+        deliveries.c.lease_token.is_(None),
+    )
+    .distinct()
+    .cte("fresh")
+)
+
+
+def _of(found: FromClause) -> ColumnElement[bool]:
+    return and_(endpoints.c.tenant_id == found.c.tenant_id, endpoints.c.id == found.c.endpoint_id)
+
+
+_FRESH = Direct(
+    select(_fresh, _stored_health)
+    .select_from(_fresh.join(endpoints, _of(_fresh)))
+    .where(not_(or_(_is_stopped, breaker.is_resting(endpoints))))
+)
 
 
 def _first_owed_after(*place: ColumnElement[Any]) -> Select[Any]:
@@ -199,33 +217,43 @@ def _first_owed_after(*place: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-def _not_beyond(found: FromClause) -> ColumnElement[bool]:
-    return or_(_until[0].is_(None), tuple_(found.c.tenant_id, found.c.endpoint_id) <= tuple_(*_until))
-
-
 def _walk() -> FromClause:
     after = bindparam("after_tenant_id", type_=Text), bindparam("after_endpoint_id", type_=Text)
     first = _first_owed_after(*after).subquery("first_one")
-    owed = select(first.c.tenant_id, first.c.endpoint_id).where(_not_beyond(first)).cte("owed", recursive=True)
+    owed = select(first.c.tenant_id, first.c.endpoint_id).cte("owed", recursive=True)
     following = _first_owed_after(owed.c.tenant_id, owed.c.endpoint_id).lateral("following")
     step = select(following.c.tenant_id, following.c.endpoint_id).select_from(owed.join(following, true()))
-    return owed.union_all(step.where(_not_beyond(following)))
+    return owed.union_all(step)
 
 
-_owed = _walk()
-_known = _known_all[_owed.c.tenant_id + "/" + _owed.c.endpoint_id]
-_health = func.coalesce(_known["health"].astext, _stored_health)
-_default_room = case(
-    *((_stored_health == health.value, bindparam(f"room_{health.value}", type_=Integer)) for health in EndpointHealth)
-)
-_room = case(
-    (breaker.is_resting(endpoints), 0),
-    (breaker.is_open(endpoints), func.least(1, func.coalesce(cast(_known["room"].astext, Integer), 1))),
-    else_=func.coalesce(cast(_known["room"].astext, Integer), _default_room),
-)
+_walked = select(_walk()).limit(bindparam("limit", type_=Integer)).subquery("walked")
+
+
+def _has_due(priority: int) -> ColumnElement[bool]:
+    is_of = and_(deliveries.c.tenant_id == _walked.c.tenant_id, deliveries.c.endpoint_id == _walked.c.endpoint_id)
+    of_priority = deliveries.c.priority == bindparam(None, priority, literal_execute=True)
+    return select(literal(1)).where(is_of, of_priority, _is_due).correlate(_walked).exists()
+
+
+_is_ready = case(
+    (or_(_is_stopped, breaker.is_resting(endpoints)), False),
+    else_=or_(_has_due(LIVE_PRIORITY), _has_due(LATE_PRIORITY)),
+).label("is_ready")
+_sweep = select(_walked, _stored_health, _is_ready).select_from(_walked.join(endpoints, _of(_walked)))
+_SWEEP = Direct(_sweep)
+
+_rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())
 _placed = (
-    select(_owed.c.tenant_id, _owed.c.endpoint_id, _health.label("health"), _room.label("room"))
-    .join(endpoints, and_(endpoints.c.tenant_id == _owed.c.tenant_id, endpoints.c.id == _owed.c.endpoint_id))
+    select(
+        _rooms.c.tenant_id,
+        _rooms.c.endpoint_id,
+        case(
+            (or_(_is_stopped, breaker.is_resting(endpoints)), 0),
+            (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
+            else_=_rooms.c.room,
+        ).label("room"),
+    )
+    .join(endpoints, _of(_rooms))
     .cte("placed")
 )
 
@@ -238,9 +266,7 @@ def _due_at_priority(priority: int) -> Select[Any]:
             deliveries.c.tenant_id == _placed.c.tenant_id,
             deliveries.c.endpoint_id == _placed.c.endpoint_id,
             deliveries.c.priority == bindparam(None, priority, literal_execute=True),
-            is_in(deliveries, DeliveryState.PENDING),
-            deliveries.c.due_at <= _now,
-            or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
+            _is_due,
             may_claim(deliveries),
             ~select(literal(1)).where(_is_in_the_way).correlate(deliveries).exists(),
         )
@@ -253,27 +279,21 @@ def _due_at_priority(priority: int) -> Select[Any]:
     return select(due.c.tenant_id, due.c.id, due.c.is_taken_over)
 
 
-def _due_of(health: EndpointHealth) -> Select[Any]:
-    """What is due to endpoints of one health, each within its room. Postgres stops walking when the limit is reached."""
+def _due() -> FromClause:
     by_priority = union_all(_due_at_priority(LIVE_PRIORITY), _due_at_priority(LATE_PRIORITY)).subquery()
-    due = select(by_priority).limit(_placed.c.room).correlate(_placed).lateral(f"due_{health.value}")
-    return (
-        select(due.c.tenant_id, due.c.id, due.c.is_taken_over, _placed.c.health)
-        .select_from(_placed.join(due, true()))
-        .where(_placed.c.health == health.value, _placed.c.room > 0)
-        .limit(bindparam(f"limit_{health.value}", type_=Integer))
-    )
+    due = select(by_priority).limit(_placed.c.room).correlate(_placed).lateral("due_of")
+    return select(due.c.tenant_id, due.c.id, due.c.is_taken_over).select_from(_placed.join(due, true())).cte("due")
 
 
-_due = union_all(*(_due_of(health) for health in EndpointHealth)).cte("due")
+_due_of_all = _due()
 
 _claim = (
     update(deliveries)
-    .where(deliveries.c.tenant_id == _due.c.tenant_id, deliveries.c.id == _due.c.id)
+    .where(deliveries.c.tenant_id == _due_of_all.c.tenant_id, deliveries.c.id == _due_of_all.c.id)
     .values(
         attempts=deliveries.c.attempts + 1,
         lease_token=bindparam("token"),
-        leased_until=_now + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("lease_s", type_=Double)),
+        leased_until=_now + _seconds("lease_s"),
     )
     .returning(
         deliveries.c.tenant_id,
@@ -285,8 +305,8 @@ _claim = (
         deliveries.c.feed_position,
         deliveries.c.priority,
         deliveries.c.attempts,
-        _due.c.health,
-        _due.c.is_taken_over,
+        deliveries.c.lease_token,
+        _due_of_all.c.is_taken_over,
     )
     .cte("claimed")
 )
@@ -311,65 +331,45 @@ _bodies = (
 
 _AGREE = Direct(select(*AGREE))
 _CLAIM = Direct(_claim_with_urls)
-_HEALTH = 9
-"""Where the endpoint's health is in a row of a claim."""
+_OF_CLAIM = 11
+"""Columns of a claim's row before those of its endpoint."""
 
 # Planned each time, for the days that are asked for: a plan that is kept opens and locks every day's partition.
 _BODIES = Direct(_bodies, is_prepared=False)
 
 
+async def find_fresh(connection: AsyncConnection, age_s: float) -> list[Owed]:
+    """Endpoints to which something became due within the last seconds. Crosses tenants."""
+    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_FRESH, {"age_s": age_s}))
+    return [_owed_of(row) for row in rows]
+
+
+async def find_owed(connection: AsyncConnection, after: Place, limit: int) -> tuple[list[Owed], Place]:
+    """Of the next endpoints, `limit` at most, those to which something is due, and the place that the sweep has come to: the
+    start when it has been at the last. Crosses tenants."""
+    parameters = {"after_tenant_id": after.tenant_id, "after_endpoint_id": after.endpoint_id, "limit": limit}
+    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SWEEP, parameters))
+    place = Place(rows[-1][0], rows[-1][1]) if len(rows) == limit else START
+    return [_owed_of(row) for row in rows if row[3]], place
+
+
+def _owed_of(row: tuple[Any, ...]) -> Owed:
+    return Owed(TenantId(row[0]), EndpointId(row[1]), EndpointHealth(row[2]))
+
+
 async def claim_due_deliveries(
-    connection: AsyncConnection, wanted: Wanted, *, after: Place = START, lease_s: float, token: str
-) -> Claims:
-    """Lease due deliveries, at most one of each lane, of each endpoint the live ones and older ones first. The walk begins
-    after the endpoint `after` and goes once around. One of the statements that cross tenants."""
-    lease: dict[str, object] = {"lease_s": lease_s, "token": token}
-    rows = list(await _claim_between(connection, wanted, after, None, lease))
-    place = _place_after(rows, wanted)
-    if after != START and place == START:
-        found = _counted(rows)
-        rest = {health: limit - found[health] for health, limit in wanted.limits.items()}
-        others = await _claim_between(connection, Wanted(rest, wanted.per_endpoint, wanted.known), START, after, lease)
-        place = _place_after(others, Wanted(rest, wanted.per_endpoint))
-        rows += others
+    connection: AsyncConnection, rooms: Sequence[EndpointRoom], *, lease_s: float, token: str
+) -> list[Claimed]:
+    """Lease due deliveries of these endpoints, at most one of each lane, of each endpoint the live ones and older ones
+    first; in feed order. `token` is this claim's alone. One of the statements that cross tenants."""
+    wanted = [{"tenant_id": one.tenant_id, "endpoint_id": one.endpoint_id, "room": one.room} for one in rooms]
+    parameters = {"lease_s": lease_s, "token": token, "rooms_rows": as_json(wanted)}
+    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
     if not rows:
-        return Claims([], place)
+        return []
     bodies = await _find_bodies(connection, {(row[0], row[2]): row[3] for row in rows})
-    claimed = [
-        Claimed(*(*row[:_HEALTH], EndpointHealth(row[_HEALTH]), row[_HEALTH + 1], bodies[row[0], row[2]], *row[-2:]))
-        for row in rows
-    ]
-    return Claims(sorted(claimed, key=lambda delivery: delivery.feed_position), place)
-
-
-async def _claim_between(
-    connection: AsyncConnection, wanted: Wanted, after: Place, until: Place | None, lease: Mapping[str, object]
-) -> Sequence[tuple[Any, ...]]:
-    parameters = {
-        **lease,
-        "after_tenant_id": after.tenant_id,
-        "after_endpoint_id": after.endpoint_id,
-        "until_tenant_id": until.tenant_id if until else None,
-        "until_endpoint_id": until.endpoint_id if until else None,
-        "known": as_json(
-            {f"{one.tenant_id}/{one.endpoint_id}": {"health": one.health, "room": one.room} for one in wanted.known}
-        ),
-        **{f"limit_{health}": limit for health, limit in wanted.limits.items()},
-        **{f"room_{health}": room for health, room in wanted.per_endpoint.items()},
-    }
-    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
-
-
-def _counted(rows: Sequence[tuple[Any, ...]]) -> Counter[str]:
-    return Counter(row[_HEALTH] for row in rows)
-
-
-def _place_after(rows: Sequence[tuple[Any, ...]], wanted: Wanted) -> Place:
-    """Where the walk ended first: of each health whose limit was reached, the last endpoint. The start when none was."""
-    found = _counted(rows)
-    full = [health for health, limit in wanted.limits.items() if 0 < limit <= found[health]]
-    ends = [max(Place(row[0], row[4]) for row in rows if row[_HEALTH] == health) for health in full]
-    return min(ends, default=START)
+    claimed = [Claimed(*[*row[:_OF_CLAIM], bodies[row[0], row[2]], *row[_OF_CLAIM:]]) for row in rows]
+    return sorted(claimed, key=lambda delivery: delivery.feed_position)
 
 
 async def _find_bodies(

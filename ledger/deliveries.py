@@ -30,7 +30,6 @@ from sqlalchemy import (
     delete,
     func,
     not_,
-    null,
     select,
     true,
     update,
@@ -64,6 +63,8 @@ class Settlement:
     """It could not be tried, by a fault of ours: the claim is not counted."""
     fault: Fault | None = None
     """Why it could not be sent, where that is a fault of ours: the endpoint has failed at nothing."""
+    is_blameless: bool = False
+    """The request says nothing of the endpoint: it was we who broke it off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,11 @@ _settle = (
         state=_asked.c.state,
         fault=_asked.c.fault,
         attempts=deliveries.c.attempts - _asked.c.given_back,
-        due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _asked.c.delay_s),
+        # What is given back keeps its place among what its endpoint is owed.
+        due_at=case(
+            (and_(_asked.c.given_back == 1, _asked.c.delay_s == 0), deliveries.c.due_at),
+            else_=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _asked.c.delay_s),
+        ),
         settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
         lease_token=None,
         leased_until=None,
@@ -208,11 +213,7 @@ _note_health = (
         last_attempt_at=func.now(),
         last_accepted_at=case((_health.c.has_accepted, func.now()), else_=endpoints.c.last_accepted_at),
         failures_consecutive=_failures,
-        rests_until=case(
-            (_health.c.has_failed, breaker.rest_after(_failures)),
-            (_health.c.has_accepted, null()),
-            else_=endpoints.c.rests_until,
-        ),
+        **breaker.after(endpoints, _failures, _health.c.has_failed, _health.c.has_accepted),
         **_failing,
         last_status_code=_health.c.status_code,
         last_error=_health.c.error,
@@ -227,24 +228,22 @@ _LOCK_ENDPOINTS = Direct(_lock_endpoints)
 _SETTLE = Direct(_settle_all)
 
 
-async def settle_deliveries(
-    connection: AsyncConnection, token: str, settlements: Sequence[Settlement]
-) -> set[DeliveryId]:
+async def settle_deliveries(connection: AsyncConnection, settlements: Sequence[Settlement]) -> set[DeliveryId]:
     """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
     was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
     caller that lost the answer to its COMMIT may repeat it."""
     health = {"health_rows": as_json(_health_rows(settlements))}
-    asked = {"asked_rows": as_json([_asked_row(settlement, token) for settlement in settlements])}
+    asked = {"asked_rows": as_json([_asked_row(settlement) for settlement in settlements])}
     rows = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, health), (_SETTLE, {**asked, **health}))
     return {DeliveryId(row[0]) for row in rows}
 
 
-def _asked_row(settlement: Settlement, token: str) -> dict[str, object]:
+def _asked_row(settlement: Settlement) -> dict[str, object]:
     claimed, attempt = settlement.claimed, settlement.attempt
     row: dict[str, object] = {
         "tenant_id": claimed.tenant_id,
         "id": claimed.id,
-        "token": token,
+        "token": claimed.lease_token,
         "was": DeliveryState.PENDING,
         "attempts": claimed.attempts,
         "state": settlement.state,
@@ -278,7 +277,7 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
     for settlement in settlements:
         key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
         health = found.setdefault(key, _Health(*key))
-        if settlement.attempt is None or settlement.fault is not None:
+        if settlement.attempt is None or settlement.fault is not None or settlement.is_blameless:
             continue
         health.was_asked = True
         health.status_code, health.error = settlement.attempt.status_code, settlement.attempt.error
@@ -307,12 +306,18 @@ _EXTEND = Direct(
 )
 
 
-async def extend_leases(
-    connection: AsyncConnection, token: str, claims: Sequence[Claimed], lease_s: float
-) -> set[DeliveryId]:
+async def extend_leases(connection: AsyncConnection, claims: Sequence[Claimed], lease_s: float) -> set[DeliveryId]:
     """Let the leases of these begin anew; returns the ids of those that are still the worker's. Crosses tenants."""
-    same = {"token": token, "was": DeliveryState.PENDING}
-    kept = [{"tenant_id": one.tenant_id, "id": one.id, "attempts": one.attempts, **same} for one in claims]
+    kept = [
+        {
+            "tenant_id": one.tenant_id,
+            "id": one.id,
+            "token": one.lease_token,
+            "was": DeliveryState.PENDING,
+            "attempts": one.attempts,
+        }
+        for one in claims
+    ]
     parameters = {"lease_s": lease_s, "kept_rows": as_json(kept)}
     return {DeliveryId(row[0]) for row in await run_direct(connection, (READ_BY_INDEX, {}), (_EXTEND, parameters))}
 

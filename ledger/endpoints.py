@@ -17,7 +17,7 @@ from ledger.documents import time_of
 from ledger.endpoint_health import COUNT_MAX, Glance, OwedDocument, TrafficDocument
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
-from ledger.schema import deliveries, endpoints
+from ledger.schema import deliveries, endpoints, tenants
 from ledger.secrets import SecretBox
 from ledger.states import DeliveryState, EndpointHealth, EndpointState
 
@@ -222,6 +222,8 @@ async def delete_endpoint(
 ) -> int | None:
     """Delete an endpoint and give up what it is still owed; returns how many deliveries that were, None when there is
     no such endpoint. Attempts and settled deliveries stay."""
+    # As a pause does: a fan-out that has read this endpoint commits first, and what it stored is given up too.
+    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
     found = await connection.execute(
         update(endpoints)
         .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))

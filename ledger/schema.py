@@ -387,6 +387,7 @@ endpoints = Table(
         "gone_answers", Integer, nullable=False, server_default="0", comment="answers of 410 since it last accepted"
     ),
     Column("rests_until", TIME, comment="its breaker is open, and nothing is sent before; null while it is closed"),
+    Column("rests", SmallInteger, nullable=False, server_default="0", comment="since it last accepted"),
     PrimaryKeyConstraint("tenant_id", "id"),
     one_of("state", EndpointState),
     comment="a tenant's webhook URL and which events it wants",
@@ -438,6 +439,7 @@ deliveries = Table(
     Column("fault", Text, comment="why it could not be sent the last time, where that is a fault of ours"),
     PrimaryKeyConstraint("tenant_id", "id"),
     ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
+    Index("ix_deliveries_due", "due_at", postgresql_where=text("state = 'pending'")),
     Index("ix_deliveries_turn", *_TURN, postgresql_where=text("state = 'pending'")),
     Index(
         "ix_deliveries_lane",

@@ -15,8 +15,9 @@ endpoint has a window, and what is slow leaves its slot.
 Ahead. So that no slot waits for Postgres, the next deliveries are claimed while the present ones are sent, but only as long
 as exchanges end. What was claimed and does not begin within a second is given back, and counts as no attempt.
 
-Waking. After a commit that wrote events comes a hint (`ledger/hints.py`), and the queue is looked at at once. So it is
-without one, now and then: retries become due, leases end, hints get lost.
+Waking. After a commit that wrote events comes a hint (`ledger/hints.py`), and what became due is looked for at once. So it
+is without one, now and then: retries become due, and hints get lost. And now and then every endpoint that is owed anything
+is looked at (a sweep): leases end, and so do rests.
 
 Settling is batched: outcomes of the last moments go to Postgres in one transaction. What a crash loses of them is sent
 again after the lease, which the receiver recognises by its `webhook-id`.
@@ -25,6 +26,7 @@ again after the lease, which the receiver recognises by its `webhook-id`.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -33,8 +35,8 @@ from datetime import timedelta
 
 import structlog
 
-from ledger.claims import START, Claims, Wanted, claim_due_deliveries
-from ledger.database import UNAVAILABLE, Engine, transaction
+from ledger.claims import START, Claimed, claim_due_deliveries, find_fresh, find_owed
+from ledger.database import UNAVAILABLE, Connection, Engine, transaction
 from ledger.deliveries import extend_leases, settle_deliveries
 from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
@@ -45,6 +47,7 @@ from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry
 from notifier.errors import LeaseTooShort
 from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key, Waiting
 from notifier.metrics import LEASES_EXPIRED, LEASES_LOST
+from notifier.outcome import AttemptError
 from notifier.sender import AttemptResult, Sender, SendRequest
 from notifier.settling import Result, Unsent, report, settlement_of
 from notifier.tallying import keep_tally, tally_attempts
@@ -56,7 +59,23 @@ REFILL_AT = 3 / 8
 its turns with all that is being sent."""
 
 HINTED_INTERVAL_S = 0.02
-"""How long after a claim a hint calls for another, even if much is waiting: it may be for an endpoint that nothing is."""
+"""How long after a look a hint calls for another, even if much is waiting."""
+
+LOOK_INTERVAL_S = 0.1
+"""How often a dispatcher that is awake looks for what became due: retries do, without a hint."""
+
+LOOK_BACK_MAX_S = 60.0
+"""How far back a look goes: what became due earlier, before this process began, say, is for the sweep."""
+
+LATE_COMMIT_S = 0.5
+"""How much of the time before its last look a look covers again: deliveries are due from before their commit. What was
+committed later still is found by the sweep."""
+
+SWEEP_MAX = 500
+"""Endpoints of one step of a sweep: some milliseconds."""
+
+SWEEP_STEP_S = 0.05
+"""Pause between two steps of a sweep; between two sweeps it is the idle interval."""
 
 AHEAD_MAX_S = 1.0
 """How long a claimed delivery may wait for a slot before it is given back: slots that hang must not hold what another
@@ -75,6 +94,9 @@ BEAT_S = 0.05
 """How often slots are looked at for what is slow, while anything is under way, and the queue for what now has room."""
 
 SLOW_SOONEST_S = min(SLOW_AFTER_S.values())
+
+FORGET_INTERVAL_S = 5.0
+"""How often endpoints that nothing is sent to are forgotten."""
 
 SETTLE_INTERVAL_S = 0.015
 """How long outcomes gather before they are settled together."""
@@ -133,14 +155,13 @@ class Dispatcher:
         self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
         """What is under way, the oldest first, and the task that is at it."""
         self.place = START
-        """After which endpoint the next claim begins."""
-        self.claimed_at = 0.0
+        """How far the sweep has come."""
+        self.swept_at = self.looked_at = -math.inf
+        self.claims = 0
         self.refill_at = 0.0
         self.is_hinted = False
         self.is_moving = False
         """Exchanges ended since the last claim."""
-        self.is_drained = False
-        """The last claim found less than it asked for."""
         self.results: list[Result] = []
         self.tally = Tally()
         self.wake = asyncio.Event()
@@ -178,33 +199,31 @@ class Dispatcher:
         while not stop.is_set():
             self.wake.clear()
             self._give_back(AHEAD_MAX_S)
-            now = time.monotonic()
-            wanted = self.isolation.wanted(now, is_moving=self.is_moving) if self._may_claim(now) else Wanted({}, {})
-            found = await self._claim(wanted, now) if wanted.total() else 0
+            found = await self._claim(time.monotonic())
             self._begin()
-            self.is_drained = found < wanted.total()
-            if self.is_drained or not found:
+            if not found:
                 await self._wait_for_work()
 
-    def _may_claim(self, now: float) -> bool:
-        """Whether it is time to claim: claims are to be few and large, and what is new must not wait for what is old. Never
-        when too much is unsettled."""
-        since_s = now - self.claimed_at
-        is_short = self.isolation.is_short or self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
-        is_time = is_short or since_s >= BEAT_S or (self.is_hinted and since_s >= HINTED_INTERVAL_S)
-        return self.may_sign() and is_time and len(self.results) < UNSETTLED_MAX
-
-    async def _claim(self, wanted: Wanted, now: float) -> int:
-        """Lease what is due, and let it wait for its turn; returns how many that are."""
-        self.is_moving = self.is_hinted = False
-        self.claimed_at = now
+    async def _claim(self, now: float) -> int:
+        """Look who is owed anything, if it is time for that, and claim; returns how many deliveries."""
+        is_look, is_sweep = self._is_time_to_look(now), now - self.swept_at >= self._sweep_interval_s()
+        has_turns = bool(self.isolation.owed) and self._is_short()
+        if not (is_look or is_sweep or has_turns) or not self.may_sign() or len(self.results) >= UNSETTLED_MAX:
+            return 0
         try:
             # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
             async with transaction(self.engine) as connection:
-                claims = await claim_due_deliveries(
-                    connection, wanted, after=self.place, lease_s=self.lease_s, token=self.token
+                if is_look:
+                    await self._look(connection, now)
+                if is_sweep:
+                    await self._sweep(connection, now)
+                rooms = self.isolation.rooms(now, is_moving=self.is_moving)
+                self.is_moving, self.claims = False, self.claims + 1
+                token = f"{self.token}-{self.claims}"
+                claimed = (
+                    await claim_due_deliveries(connection, rooms, lease_s=self.lease_s, token=token) if rooms else []
                 )
-                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claims.deliveries})
+                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claimed})
                 live = await find_live_secrets(connection, self.secret_box, keys)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
@@ -213,16 +232,42 @@ class Dispatcher:
         for key, found in live.items():
             if isinstance(found, SealBroken):
                 log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
-        return self._let_wait(claims, live, now)
+        self._let_wait(claimed, live, now)
+        self.isolation.note_claimed(rooms, claimed)
+        return len(claimed)
 
-    def _let_wait(self, claims: Claims, live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float) -> int:
+    def _is_short(self) -> bool:
+        """Whether little of what was claimed still waits: claims are to be few and large."""
+        return self.isolation.is_short or self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
+
+    def _is_time_to_look(self, now: float) -> bool:
+        """Whether to look for what became due: after a hint, even if much is waiting, for it may be for an endpoint that
+        nothing is; and now and then."""
+        since_s = now - self.looked_at
+        return since_s >= LOOK_INTERVAL_S or (self.is_hinted and (self._is_short() or since_s >= HINTED_INTERVAL_S))
+
+    def _sweep_interval_s(self) -> float:
+        return self.idle_interval_s if self.place == START else SWEEP_STEP_S
+
+    async def _look(self, connection: Connection, now: float) -> None:
+        self.is_hinted = False
+        age_s = min(now - self.looked_at, LOOK_BACK_MAX_S) + LATE_COMMIT_S
+        self.isolation.note_owed(await find_fresh(connection, age_s))
+        self.looked_at = now
+
+    async def _sweep(self, connection: Connection, now: float) -> None:
+        owed, self.place = await find_owed(connection, self.place, SWEEP_MAX)
+        self.isolation.note_owed(owed)
+        self.swept_at = now
+
+    def _let_wait(
+        self, claimed: Sequence[Claimed], live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float
+    ) -> None:
         now = time.monotonic()
-        for one in claims.deliveries:
+        for one in claimed:
             self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
-        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claims.deliveries))
-        self.place = claims.place
+        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claimed))
         self.refill_at = self.isolation.waiting[EndpointHealth.ACCEPTING] * REFILL_AT
-        return len(claims.deliveries)
 
     def _give_back(self, waited_s: float) -> None:
         """Let others have what was claimed so long ago and has not begun: it was in no slot and is no attempt."""
@@ -249,6 +294,7 @@ class Dispatcher:
                     raise
                 task.uncancel()
                 self.isolation.end(exchange, time.monotonic(), None)
+                self.results.append((exchange.waiting.claimed, self.sender.abandoned(exchange.began_at)))
             else:
                 self._note(exchange, result)
             finally:
@@ -258,12 +304,12 @@ class Dispatcher:
     def _note(self, exchange: Exchange, result: AttemptResult | Unsent) -> None:
         self.results.append((exchange.waiting.claimed, result))
         now = time.monotonic()
-        if isinstance(result, Unsent):
+        if isinstance(result, Unsent) or result.error is AttemptError.ABANDONED:
             self.isolation.end(exchange, now, None)
         else:
             self.isolation.end(exchange, now, result.outcome, error=result.error, rest=rest_of(result))
         self.is_moving = True
-        if not self.is_drained and self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at:
+        if self.isolation.owed and self._is_short():
             self.wake.set()
 
     async def _result(self, exchange: Exchange) -> AttemptResult | Unsent:
@@ -281,6 +327,7 @@ class Dispatcher:
 
     async def _beat(self) -> None:
         """Let slow exchanges leave their slots, and the next begin."""
+        forgot_at = 0.0
         while True:
             await asyncio.sleep(BEAT_S)
             now = time.monotonic()
@@ -289,7 +336,9 @@ class Dispatcher:
                     break
                 self.isolation.leave_slot(exchange, now)
             self._begin()
-            self.isolation.forget(now)
+            if now - forgot_at >= FORGET_INTERVAL_S:
+                self.isolation.forget(now)
+                forgot_at = now
             if self.exchanges:
                 self.wake.set()
 
@@ -306,7 +355,7 @@ class Dispatcher:
         claims = [exchange.waiting.claimed for exchange in exchanges]
         try:
             async with transaction(self.engine) as connection:
-                kept = await extend_leases(connection, self.token, claims, self.lease_s)
+                kept = await extend_leases(connection, claims, self.lease_s)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("leases not extended", error=str(error).splitlines()[0])
             return
@@ -318,7 +367,6 @@ class Dispatcher:
     def _lose(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
         exchange.is_lost = True
         task.cancel()
-        LEASES_LOST.inc()
         log.warning("lease lost", event_id=exchange.waiting.claimed.event_id, endpoint=exchange.key[1])
 
     async def _wait_for_work(self) -> None:
@@ -341,7 +389,7 @@ class Dispatcher:
         settlements = [settlement_of(claimed, result, self.randomness()) for claimed, result in batch]
         try:
             async with transaction(self.engine) as connection:
-                settled = await settle_deliveries(connection, self.token, settlements)
+                settled = await settle_deliveries(connection, settlements)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             await asyncio.sleep(DATABASE_RETRY_S)
@@ -349,8 +397,12 @@ class Dispatcher:
         del self.results[: len(batch)]
         self.wake.set()
         for (claimed, result), settlement in zip(batch, settlements, strict=True):
+            self.isolation.look_again((claimed.tenant_id, claimed.endpoint_id))
             report(claimed, result, settlement)
-        tally_attempts(self.tally, [(one, result) for one, result in batch if not isinstance(result, Unsent)])
+        told = [(one, result) for one, result in batch if not isinstance(result, Unsent)]
+        tally_attempts(
+            self.tally, [(one, result) for one, result in told if result.error is not AttemptError.ABANDONED]
+        )
         if lost := len(batch) - len(settled):
             LEASES_LOST.inc(lost)
             log.warning("leases lost", count=lost)

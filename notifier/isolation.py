@@ -10,7 +10,8 @@ them back. A single one that accepts connections and never answers would soon ha
   equal share of the slots, counted as if one more endpoint were about to come: there is always room for the next.
 - **Slow exchanges leave their slot.** What has been under way for a quarter of a second costs a socket and nothing else,
   so its slot goes to the next and it stays in a much larger room of its own. A slot is therefore never held for long.
-- **Turns.** Of the endpoints that may begin, the one that waited longest does, with its oldest delivery, live ones first.
+- **Turns.** Claims take a share for each endpoint to which something is due, in a line that goes round; and of the endpoints
+  that may begin, the one that waited longest does, with its oldest delivery, live ones first.
 - **Rests.** A receiver that says `429` or `503` and for how long is left alone for so long, up to a minute.
 
 This is one process's own memory of the last minute. What outlives it (`failures_consecutive`, `last_accepted_at`, and the
@@ -21,12 +22,12 @@ dispatcher does, and says what came of it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
-from ledger.claims import Claimed, EndpointRoom, Wanted
+from ledger.claims import Claimed, EndpointRoom, Owed
 from ledger.events import LIVE_PRIORITY
 from ledger.ids import EndpointId, TenantId
 from ledger.secrets import SealBroken
@@ -146,6 +147,8 @@ class Isolation:
         self.standings: dict[Key, Standing] = {}
         self.ready: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
         """Endpoints that may begin an exchange, in the order of their turns."""
+        self.owed: dict[Key, EndpointHealth] = {}
+        """Endpoints to which something is due, in the order of their turns, with what is stored of their health."""
         self.taken: Counter[EndpointHealth] = Counter()
         """Slots that are."""
         self.waiting: Counter[EndpointHealth] = Counter()
@@ -153,28 +156,67 @@ class Isolation:
         self.busy: Counter[EndpointHealth] = Counter()
         """Endpoints to which something is under way."""
 
-    def wanted(self, now: float, *, is_moving: bool) -> Wanted:
-        """How much to claim. `is_moving` says that exchanges end, so that what cannot begin at once soon can."""
+    def note_owed(self, found: Iterable[Owed]) -> None:
+        """Something is due to these endpoints: they get their turns."""
+        for one in found:
+            self.owed[one.tenant_id, one.endpoint_id] = one.health
+
+    def look_again(self, key: Key) -> None:
+        """Something may be due to an endpoint: what was settled may have stood before it."""
+        standing = self.standings.get(key)
+        self.owed.setdefault(key, standing.health if standing else EndpointHealth.UNPROVEN)
+
+    def rooms(self, now: float, *, is_moving: bool) -> list[EndpointRoom]:
+        """What to claim: of each endpoint that has its turn as much as may begin or, while exchanges end (`is_moving`), as
+        soon can. Endpoints share what there is; who had a turn is at the end of the line."""
         ahead = 1 + AHEAD if is_moving else 1
-        times = {health: ahead if health is EndpointHealth.ACCEPTING else 1 for health in EndpointHealth}
-        limits = {
-            health: max(
-                0, min(CLAIM_MAX, self.slots[health] * times[health] - self.taken[health] - self.waiting[health])
-            )
+        free = {
+            health: self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1)
+            - self.taken[health]
+            - self.waiting[health]
             for health in EndpointHealth
         }
-        return Wanted(limits, WINDOW_FIRST, list(self._rooms(now, is_moving=is_moving)))
+        left, chosen = CLAIM_MAX, list[EndpointRoom]()
+        for key, stored in self.owed.items():
+            health = self._health_of(key, stored)
+            share = max(1, free[health] // len(self.owed))
+            room = min(self._room(key, health, now, is_moving=is_moving), share, free[health], left)
+            if room > 0:
+                chosen.append(EndpointRoom(*key, room))
+                free[health] -= room
+                left -= room
+            if left == 0 or max(free.values()) <= 0:
+                break
+        for one in chosen:
+            key = (one.tenant_id, one.endpoint_id)
+            self.owed[key] = self.owed.pop(key)
+        return chosen
 
-    def _rooms(self, now: float, *, is_moving: bool) -> Iterator[EndpointRoom]:
-        """Endpoints that differ from what the ledger says of them, or have less room. Claimed ahead is only for those that
-        have accepted something since the last claim."""
-        for (tenant_id, endpoint_id), standing in self.standings.items():
-            if standing.is_busy or standing.rests_until > now or standing.health is EndpointHealth.FAILING:
-                ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
-                room = 0 if standing.rests_until > now else self._window(standing) * ahead
-                standing.is_moving = False
-                left = max(0, room - standing.in_flight - standing.waiting)
-                yield EndpointRoom(tenant_id, endpoint_id, standing.health, left)
+    def note_claimed(self, rooms: Sequence[EndpointRoom], claimed: Sequence[Claimed]) -> None:
+        """What a claim brought: nothing more is due to whom it brought less than there was room for."""
+        brought = Counter((one.tenant_id, one.endpoint_id) for one in claimed)
+        for one in rooms:
+            key = (one.tenant_id, one.endpoint_id)
+            if brought[key] < one.room:
+                self.owed.pop(key, None)
+
+    def _health_of(self, key: Key, stored: EndpointHealth) -> EndpointHealth:
+        """By what this process saw; while it sees nothing, a failure that others saw counts as well."""
+        standing = self.standings.get(key)
+        if standing is None:
+            return stored
+        return stored if stored is EndpointHealth.FAILING and not standing.is_busy else standing.health
+
+    def _room(self, key: Key, health: EndpointHealth, now: float, *, is_moving: bool) -> int:
+        """Claimed ahead is only for those that have accepted something since the last claim."""
+        standing = self.standings.get(key)
+        if standing is None:
+            return WINDOW_FIRST[health]
+        if standing.rests_until > now:
+            return 0
+        ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
+        standing.is_moving = False
+        return self._window(standing) * ahead - standing.in_flight - standing.waiting
 
     def _window(self, standing: Standing) -> int:
         busy = max(1, self.busy[EndpointHealth.ACCEPTING])
@@ -183,15 +225,15 @@ class Isolation:
 
     def add(self, waiting: Waiting, now: float) -> None:
         """Let a claimed delivery wait for its turn."""
-        claimed = waiting.claimed
-        key = (claimed.tenant_id, claimed.endpoint_id)
+        key = (waiting.claimed.tenant_id, waiting.claimed.endpoint_id)
         standing = self.standings.get(key)
+        stored = self.owed.get(key, EndpointHealth.UNPROVEN)
         if standing is None:
-            standing = self.standings[key] = Standing(claimed.health, WINDOW_FIRST[claimed.health])
+            standing = self.standings[key] = Standing(stored, WINDOW_FIRST[stored])
         elif not standing.is_busy:
-            standing.health = claimed.health
+            standing.health = self._health_of(key, stored)
         standing.used_at = now
-        (standing.live if claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
+        (standing.live if waiting.claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
         self.waiting[standing.health] += 1
         self._let_begin(key, standing, now)
 
@@ -284,6 +326,8 @@ class Isolation:
     def take_back(self, before: float) -> list[Claimed]:
         """What was claimed at that time or before and has not begun: it is waiting no more."""
         taken: list[Claimed] = []
+        if not any(self.waiting.values()):
+            return taken
         for key, standing in self.standings.items():
             count = len(taken)
             for queue in (standing.live, standing.late):

@@ -33,6 +33,8 @@ class AttemptError(StrEnum):
     """The answer's headers are larger than we read."""
     REDIRECT = "redirect"
     """A 3xx; the endpoint's URL has to be the final one."""
+    ABANDONED = "abandoned"
+    """We broke it off: this process stood still, or another had taken the delivery over. Says nothing of the receiver."""
     REFUSED_ADDRESS = "refused_address"
     """The URL leads to an address or port that webhooks never go to."""
     BAD_URL = "bad_url"

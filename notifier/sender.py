@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
@@ -32,6 +32,9 @@ from notifier.errors import CannotSign
 from notifier.guard import DNS_CACHE_S, GuardedConnector, Lookup, RefusedSocket, VettingResolver, lookup_addresses
 from notifier.outcome import AttemptError, judge
 from notifier.signing import webhook_headers
+
+FROZEN_S = 1.0
+"""How late a time limit is seen before it is this process that stood still, and how long then what came is read."""
 
 READ_BODY_S = 2.0
 """How long an answer's body is waited for, once its status is there. It is only shown; a slot is worth more."""
@@ -90,6 +93,8 @@ class _Exchange:
     status_code: int | None = None
     retry_after: str | None = None
     received: bytearray = field(default_factory=bytearray)
+    was_frozen: bool = False
+    """This process stood still while the time limit passed."""
 
     def excerpt(self) -> str | None:
         """The start of the answer as text that Postgres keeps; None when none came."""
@@ -174,16 +179,40 @@ class Sender:
             retry_after=exchange.retry_after,
         )
 
+    def abandoned(self, began_at: float) -> AttemptResult:
+        """An attempt that was broken off by us; `began_at` is of the monotonic clock."""
+        elapsed_s = time.monotonic() - began_at
+        started_at = self._clock() - timedelta(seconds=elapsed_s)
+        word = AttemptError.ABANDONED
+        return AttemptResult(started_at, round(elapsed_s * 1000), Outcome.RETRYABLE, None, word, None, None)
+
     async def _run(self, request: SendRequest, started_at: datetime, exchange: _Exchange) -> AttemptError | None:
         """Post within the time limit and name what ended it early, if anything did."""
         try:
             url = self._judge_url(request.url)
             headers = webhook_headers(request.event_id, started_at, request.body, request.secrets)
-            async with asyncio.timeout(self.limits.total_s):
-                await self._post(url, headers, request.body, exchange)
+            async with asyncio.timeout(None) as limit:
+                expiry = self._expire_later(limit, exchange)
+                try:
+                    await self._post(url, headers, request.body, exchange)
+                finally:
+                    expiry.cancel()
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, CannotSign) as error:
-            return attempt_error_of(error)
+            is_ours = exchange.was_frozen and isinstance(error, TimeoutError)
+            return AttemptError.ABANDONED if is_ours else attempt_error_of(error)
         return None
+
+    def _expire_later(self, limit: asyncio.Timeout, exchange: _Exchange) -> asyncio.TimerHandle:
+        """Let the time limit pass, but not unheard: a process that stood still (a paused machine, a stopped one) finds
+        answers in its sockets and timers that ran out at one moment, and must not take the one for the other."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.limits.total_s
+
+        def expire() -> None:
+            exchange.was_frozen = loop.time() - deadline > FROZEN_S
+            limit.reschedule(loop.time() + (FROZEN_S if exchange.was_frozen else 0.0))
+
+        return loop.call_at(deadline, expire)
 
     async def _post(self, url: URL, headers: dict[str, str], body: bytes, exchange: _Exchange) -> None:
         if self._session is None:

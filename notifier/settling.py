@@ -21,7 +21,7 @@ from notifier.metrics import (
     DELIVERY_FAULTS,
     DELIVERY_LATENCY,
 )
-from notifier.outcome import FAULTS
+from notifier.outcome import FAULTS, AttemptError
 from notifier.sender import AttemptResult
 
 log = structlog.get_logger()
@@ -70,9 +70,10 @@ def settlement_of(claimed: Claimed, result: AttemptResult | Unsent, randomness: 
         status_code=result.status_code,
         retry_after=result.retry_after,
     )
+    is_blameless = result.error is AttemptError.ABANDONED
     if delay is None:
-        return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt)
-    return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
+        return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt, is_blameless=is_blameless)
+    return Settlement(claimed, DeliveryState.PENDING, delay, attempt, is_blameless=is_blameless)
 
 
 _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {

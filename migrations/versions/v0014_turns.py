@@ -21,6 +21,10 @@ def upgrade() -> None:
             comment="its breaker is open, and nothing is sent before; null while it is closed",
         ),
     )
+    op.add_column(
+        "endpoints",
+        sa.Column("rests", sa.SmallInteger(), nullable=False, server_default="0", comment="since it last accepted"),
+    )
     is_pending = sa.text("state = 'pending'")
     op.create_index(
         "ix_deliveries_turn",
@@ -29,3 +33,4 @@ def upgrade() -> None:
         postgresql_where=is_pending,
     )
     op.drop_index("ix_deliveries_due", table_name="deliveries")
+    op.create_index("ix_deliveries_due", "deliveries", ["due_at"], postgresql_where=is_pending)

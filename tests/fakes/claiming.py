@@ -1,12 +1,13 @@
-"""Claiming as a worker with room for so many deliveries of any endpoint."""
+"""Claiming as a worker with room for so many deliveries of every endpoint."""
 
 from __future__ import annotations
 
-from ledger.claims import Wanted
-from ledger.states import EndpointHealth
+from ledger.claims import START, Claimed, EndpointRoom, claim_due_deliveries, find_owed
+from ledger.database import Connection
 
 
-def wanting(limit: int) -> Wanted:
-    """Room for `limit` deliveries of endpoints that are not failing, all of one if need be."""
-    room = {EndpointHealth.ACCEPTING: limit, EndpointHealth.UNPROVEN: limit, EndpointHealth.FAILING: 0}
-    return Wanted(room, dict.fromkeys(EndpointHealth, limit))
+async def claim_any(connection: Connection, limit: int, *, lease_s: float = 60.0, token: str) -> list[Claimed]:
+    """Lease up to `limit` deliveries of each endpoint to which something is due."""
+    owed, _ = await find_owed(connection, START, 1_000)
+    rooms = [EndpointRoom(one.tenant_id, one.endpoint_id, limit) for one in owed]
+    return await claim_due_deliveries(connection, rooms, lease_s=lease_s, token=token)

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from ledger.claims import claim_due_deliveries
 from ledger.database import transaction
 from ledger.ids import OPS_TENANT
 from ledger.schema import deliveries, events
 from ledger.schema_access import audit_log
 from notifier.recovery import recover_once
-from tests.fakes.claiming import wanting
+from tests.fakes.claiming import claim_any
 from tests.integration.api.conftest import Service
 from tests.integration.api.telling import create, execute, listed, set_batch, states, tell, work
 
@@ -48,7 +47,7 @@ async def test_what_is_in_flight_at_a_pause_is_held_only_when_it_comes_back(serv
     endpoint = await create(service)
     await tell(service, "dep_1", "dep_2")
     async with transaction(service.owner) as connection:
-        [claimed] = (await claim_due_deliveries(connection, wanting(1), lease_s=600, token="t")).deliveries
+        [claimed] = await claim_any(connection, 1, lease_s=600, token="t")
     await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
     for _ in range(5):
         await recover_once(service.owner)
@@ -116,7 +115,7 @@ async def test_a_redelivery_is_a_delivery_of_its_own_that_waits_for_no_other(ser
     assert (made["event_id"], made["state"], made["attempts"]) == (old["event_id"], "pending", 0)
     assert await states(service) == {"pending": 2, "delivered": 1}
     async with transaction(service.owner) as connection:
-        claimed = (await claim_due_deliveries(connection, wanting(10), lease_s=60, token="t")).deliveries
+        claimed = await claim_any(connection, 10, lease_s=60, token="t")
     assert [delivery.id for delivery in claimed] == [made["id"]]
     body = (await service.ask("GET", f"/v1/events/{made['event_id']}")).content
     assert claimed[0].body == body

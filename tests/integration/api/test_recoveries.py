@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import select
 
 from ledger import recovery
-from ledger.claims import claim_due_deliveries
 from ledger.database import database_now, transaction
 from ledger.ids import OPS_TENANT, DeliveryId, TenantId
 from ledger.model import Entry
@@ -16,7 +15,7 @@ from ledger.redelivery import redeliver
 from ledger.schema import deliveries
 from ledger.schema_access import audit_log
 from notifier.recovery import recover_once
-from tests.fakes.claiming import wanting
+from tests.fakes.claiming import claim_any
 from tests.integration.api.conftest import Service
 from tests.integration.api.seeding import add_chain, add_entry, add_watch, confirm_entry
 from tests.integration.api.telling import create, execute, listed, set_batch, states, tell, work
@@ -68,7 +67,7 @@ async def test_an_event_goes_once_more_to_each_endpoint_that_it_is_for(service: 
         (second, event, 0),
     }
     async with transaction(service.owner) as connection:
-        claimed = (await claim_due_deliveries(connection, wanting(10), lease_s=60, token="t")).deliveries
+        claimed = await claim_any(connection, 10, lease_s=60, token="t")
     assert {delivery.body for delivery in claimed} == {(await service.ask("GET", f"/v1/events/{event}")).content}
 
 
@@ -107,7 +106,7 @@ async def test_a_deposits_whole_story_is_told_again_in_sequence(
     sent = []
     for _ in range(2):  # one of a lane at a time, the earlier first
         async with transaction(service.owner) as connection:
-            claimed = (await claim_due_deliveries(connection, wanting(10), lease_s=60, token="t")).deliveries
+            claimed = await claim_any(connection, 10, lease_s=60, token="t")
         sent += [delivery.event_id for delivery in claimed]
         await execute(
             service,
@@ -189,7 +188,7 @@ async def test_a_recovery_waits_while_its_endpoint_is_owed_much_and_goes_after_w
     assert waiting["reason"] == "its endpoint is owed 3 deliveries or more"
     [new] = await tell(service, "dep_new")
     async with transaction(service.owner) as connection:
-        [claimed] = (await claim_due_deliveries(connection, wanting(1), lease_s=60, token="t")).deliveries
+        [claimed] = await claim_any(connection, 1, lease_s=60, token="t")
     assert claimed.event_id == new
     await accept_all(service)
     monkeypatch.setattr(recovery, "BACKLOG_MAX", 100)

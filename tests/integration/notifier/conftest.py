@@ -18,7 +18,7 @@ from ledger.database import connect, transaction
 from ledger.endpoints import create_endpoint
 from ledger.events import LIVE_PRIORITY, NewEvent, record_events
 from ledger.ids import EndpointId, EventId, TenantId
-from ledger.schema import attempts, deliveries, tenants
+from ledger.schema import attempts, deliveries, endpoints, tenants
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
 from notifier.dispatcher import IDLE_INTERVAL_S, Dispatcher
@@ -95,6 +95,12 @@ class Post:
     async def end_rests(self) -> int:
         """As if endpoints whose breaker is open had rested for long enough; returns how many there are."""
         return await self.execute("UPDATE endpoints SET rests_until = now() WHERE rests_until IS NOT NULL")
+
+    async def rest_of(self, endpoint_id: EndpointId) -> Any:  # noqa: ANN401
+        """How an endpoint's breaker stands: until when it rests, and how many rests there were."""
+        async with transaction(self.engine) as connection:
+            columns = (endpoints.c.rests_until, endpoints.c.rests)
+            return (await connection.execute(select(*columns).where(endpoints.c.id == endpoint_id))).one()
 
     async def expire_leases(self) -> int:
         """As if the leases had run out; returns how many there were."""

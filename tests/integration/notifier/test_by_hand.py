@@ -11,13 +11,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.claims import Claimed, claim_due_deliveries
+from ledger.claims import Claimed
 from ledger.database import database_now, transaction
 from ledger.deliveries import Settlement, settle_deliveries
 from ledger.ids import DeliveryId, EventId
 from ledger.redelivery import redeliver
 from ledger.states import DeliveryState
-from tests.fakes.claiming import wanting
+from tests.fakes.claiming import claim_any
 from tests.fakes.receiver import answer, running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
@@ -44,7 +44,7 @@ async def by_hand(post: Post, event_id: EventId) -> DeliveryId:
 
 
 async def claim_in(connection: AsyncConnection, token: str = TOKEN) -> list[Claimed]:
-    return (await claim_due_deliveries(connection, wanting(10), lease_s=60.0, token=token)).deliveries
+    return await claim_any(connection, 10, lease_s=60.0, token=token)
 
 
 async def claim(post: Post) -> list[Claimed]:
@@ -56,7 +56,7 @@ async def settle(post: Post, claimed: Sequence[Claimed], state: DeliveryState, t
     """What became of these: those that stay pending have failed, and are tried again in ten minutes."""
     delay = timedelta(minutes=10) if state is DeliveryState.PENDING else None
     async with transaction(post.engine) as connection:
-        await settle_deliveries(connection, token, [Settlement(one, state, delay) for one in claimed])
+        await settle_deliveries(connection, [Settlement(one, state, delay) for one in claimed])
 
 
 async def test_one_that_fails_delays_nothing_of_its_lane(post: Post, told: EventId) -> None:

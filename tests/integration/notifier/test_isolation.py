@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from ledger.breaker import OPENS_AFTER_FAILURES
-from ledger.claims import Claims, EndpointRoom, Wanted, claim_due_deliveries
+from ledger.claims import START, Claimed, EndpointRoom, claim_due_deliveries, find_fresh, find_owed
 from ledger.database import transaction
-from ledger.deliveries import count_deliveries
+from ledger.deliveries import AttemptRow, Settlement, count_deliveries, settle_deliveries
 from ledger.ids import EndpointId
-from ledger.states import EndpointHealth
+from ledger.states import DeliveryState, Outcome
 from notifier.isolation import SLOTS
 from notifier.metrics import LEASES_LOST
-from tests.fakes.claiming import wanting
 from tests.fakes.receiver import Receiver, answer, running_receiver, wait_for
 from tests.integration.notifier.conftest import TENANT, Post
 
@@ -62,14 +63,6 @@ def _has_all(receiver: Receiver, told: Sequence[str]) -> Callable[[], bool]:
     return lambda: set(told) <= {request.event_id for request in receiver.requests}
 
 
-async def claim(post: Post, wanted: Wanted, claims: Claims | None = None) -> Claims:
-    """Claim as a worker does, from where the last claim ended."""
-    async with transaction(post.engine) as connection:
-        if claims is None:
-            return await claim_due_deliveries(connection, wanted, lease_s=60.0, token="t")
-        return await claim_due_deliveries(connection, wanted, after=claims.place, lease_s=60.0, token="t")
-
-
 @pytest.fixture
 async def endpoints(post: Post) -> list[EndpointId]:
     """Three endpoints that are owed twenty deliveries each, the first some long before the others."""
@@ -83,24 +76,82 @@ async def endpoints(post: Post) -> list[EndpointId]:
 
 async def test_a_claim_takes_of_each_endpoint_what_there_is_room_for(post: Post, endpoints: list[EndpointId]) -> None:
     first, second, third = endpoints
-    room = dict.fromkeys(EndpointHealth, 4)
-    known = [
-        EndpointRoom(TENANT, first, EndpointHealth.ACCEPTING, 7),
-        EndpointRoom(TENANT, second, EndpointHealth.FAILING, 0),
-    ]
-    claims = await claim(post, Wanted(dict.fromkeys(EndpointHealth, 100), room, known))
-    taken = [one.endpoint_id for one in claims.deliveries]
+    rooms = [EndpointRoom(TENANT, first, 7), EndpointRoom(TENANT, second, 0), EndpointRoom(TENANT, third, 4)]
+    async with transaction(post.engine) as connection:
+        claimed = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="t")
+    taken = [one.endpoint_id for one in claimed]
     assert {one: taken.count(one) for one in endpoints} == {first: 7, second: 0, third: 4}
-    assert {one.health for one in claims.deliveries} == {EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN}
+    assert [one.feed_position for one in claimed] == sorted(one.feed_position for one in claimed)
 
 
-async def test_claims_go_on_after_the_endpoint_where_the_last_ended(post: Post, endpoints: list[EndpointId]) -> None:
-    wanted, claims = Wanted(wanting(5).limits, dict.fromkeys(EndpointHealth, 5)), None
-    turns = []
-    for _ in range(6):
-        claims = await claim(post, wanted, claims)
-        turns.append({one.endpoint_id for one in claims.deliveries})
-    assert turns == [{one} for one in (*endpoints, *endpoints)]
+async def test_a_sweep_goes_over_all_that_are_owed_anything_a_few_at_a_time(
+    post: Post, endpoints: list[EndpointId]
+) -> None:
+    first, second, third = endpoints
+    await post.execute("UPDATE endpoints SET rests_until = now() + interval '1 hour' WHERE id = :id", id=second)
+    found, place, steps = list[str](), START, 0
+    while steps == 0 or place != START:
+        async with transaction(post.engine) as connection:
+            owed, place = await find_owed(connection, place, 1)
+        found += [one.endpoint_id for one in owed]
+        steps += 1
+    assert (found, steps) == ([first, third], 4)
+
+
+async def test_what_became_due_lately_is_found_by_its_time(post: Post, endpoints: list[EndpointId]) -> None:
+    first, second, third = endpoints
+    await post.execute("UPDATE deliveries SET due_at = now() - interval '1 hour' WHERE endpoint_id = :id", id=first)
+    await post.execute("UPDATE deliveries SET due_at = now() + interval '1 hour' WHERE endpoint_id = :id", id=second)
+    async with transaction(post.engine) as connection:
+        assert [one.endpoint_id for one in await find_fresh(connection, 600.0)] == [third]
+
+
+async def test_a_claim_given_back_twice_takes_nothing_from_who_has_it_now(
+    post: Post, endpoints: list[EndpointId]
+) -> None:
+    """The answer to a COMMIT was lost, and the same worker claimed the same delivery again before it settled once more."""
+    rooms = [EndpointRoom(TENANT, endpoints[0], 1)]
+    async with transaction(post.engine) as connection:
+        [earlier] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker-1")
+    back = Settlement(earlier, DeliveryState.PENDING, is_given_back=True)
+    async with transaction(post.engine) as connection:
+        assert await settle_deliveries(connection, [back]) == {earlier.id}
+    async with transaction(post.engine) as connection:
+        [later] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker-2")
+    assert (later.id, later.attempts) == (earlier.id, earlier.attempts)
+    async with transaction(post.engine) as connection:
+        assert await settle_deliveries(connection, [back]) == set()
+
+
+async def test_a_burst_of_failures_is_one_rest_and_what_fails_meanwhile_lengthens_none(post: Post) -> None:
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await post.record_all([(f"dep_{number}", 1) for number in range(30)])
+    async with transaction(post.engine) as connection:
+        rooms = [EndpointRoom(TENANT, endpoint_id, 30)]
+        claimed = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="t")
+    rests = []
+    for batch in (claimed[:24], claimed[24:]):
+        async with transaction(post.engine) as connection:
+            await settle_deliveries(connection, [failed(one) for one in batch])
+        rests.append(await post.rest_of(endpoint_id))
+    assert rests[0] == rests[1]
+    assert rests[0] is not None
+    assert rests[0].rests == 1
+    assert await post.end_rests() == 1
+    async with transaction(post.engine) as connection:
+        await connection.execute(text("UPDATE deliveries SET due_at = now()"))
+    async with transaction(post.engine) as connection:
+        [probe] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="t2")
+    async with transaction(post.engine) as connection:
+        await settle_deliveries(connection, [failed(probe)])
+    assert (await post.rest_of(endpoint_id)).rests == 2
+
+
+def failed(claimed: Claimed) -> Settlement:
+    """A settlement after a reset."""
+    attempt = AttemptRow(datetime.now(UTC), 3, Outcome.RETRYABLE, None, "reset", None)
+    return Settlement(claimed, DeliveryState.PENDING, timedelta(seconds=5), attempt)
 
 
 async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_burning_attempts(post: Post) -> None:
@@ -162,5 +213,7 @@ async def test_who_lost_its_lease_stops_sending_and_says_so(post: Post, monkeypa
         await receiver.wait_until("it came", lambda: len(receiver.requests) == 1)
         await post.execute("UPDATE deliveries SET lease_token = 'another', attempts = attempts + 1")
         await post.wait_until("it stopped", lambda _: not dispatcher.exchanges)
-        assert LEASES_LOST._value.get() == before + 1
+        await post.wait_until("it is counted", lambda _: LEASES_LOST._value.get() == before + 1)
         assert (await post.delivery(event_id)).lease_token == "another"
+        assert await post.execute("SELECT 1 FROM attempts WHERE number = 1 AND error = 'abandoned'") == 1
+        assert await post.execute("SELECT 1 FROM endpoints WHERE failures_consecutive = 0") == 1

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ledger.claims import Claimed, claim_due_deliveries
+from ledger.claims import Claimed
 from ledger.database import transaction
 from ledger.deliveries import AttemptRow, Settlement, settle_deliveries
 from ledger.endpoints import delete_endpoint
@@ -21,7 +21,7 @@ from ledger.states import DeliveryState, Outcome
 from notifier.dispatcher import Dispatcher
 from notifier.errors import LeaseTooShort
 from notifier.sender import Sender, TimeLimits
-from tests.fakes.claiming import wanting
+from tests.fakes.claiming import claim_any
 from tests.fakes.receiver import Receiver, answer, running_receiver
 from tests.integration.notifier.conftest import LEASE_S, LOOPBACK, TENANT, Post
 
@@ -29,13 +29,13 @@ from tests.integration.notifier.conftest import LEASE_S, LOOPBACK, TENANT, Post
 async def claim(post: Post, token: str, limit: int = 10) -> list[Claimed]:
     """Claim as a worker of that name."""
     async with transaction(post.engine) as connection:
-        return (await claim_due_deliveries(connection, wanting(limit), lease_s=LEASE_S, token=token)).deliveries
+        return await claim_any(connection, limit, lease_s=LEASE_S, token=token)
 
 
 async def settle(post: Post, token: str, *settlements: Settlement) -> set[DeliveryId]:
     """Settle as a worker of that name."""
     async with transaction(post.engine) as connection:
-        return await settle_deliveries(connection, token, settlements)
+        return await settle_deliveries(connection, settlements)
 
 
 def settled(claimed: Claimed, state: DeliveryState, delay: timedelta | None = None) -> Settlement:

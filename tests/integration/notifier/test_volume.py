@@ -13,11 +13,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import claims, deliveries
-from ledger.claims import Claimed, claim_due_deliveries
+from ledger.claims import Claimed
 from ledger.database import transaction
 from ledger.deliveries import Settlement, settle_deliveries
-from ledger.states import DeliveryState, EndpointHealth
-from tests.fakes.claiming import wanting
+from ledger.states import DeliveryState
+from tests.fakes.claiming import claim_any
 from tests.fakes.receiver import running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
@@ -87,8 +87,8 @@ async def test_bodies_are_read_by_index_from_the_days_that_are_asked_for(full: P
 
 async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        statement = claims._claim_with_urls
-        plan = await plan_of(connection, statement, TO_CLAIM)
+        await connection.execute(claims.READ_BY_INDEX.statement)
+        plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
     choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
     assert "Nested Loop Anti Join" in choice
     assert "Sort" not in choice
@@ -109,13 +109,7 @@ TO_SETTLE: dict[str, object] = {"asked_rows": json.dumps([SETTLED]), "health_row
 TO_CLAIM: dict[str, object] = {
     "lease_s": 60.0,
     "token": TOKEN,
-    "after_tenant_id": "",
-    "after_endpoint_id": "",
-    "until_tenant_id": None,
-    "until_endpoint_id": None,
-    "known": "{}",
-    **{f"limit_{health}": 64 for health in EndpointHealth},
-    **{f"room_{health}": 64 for health in EndpointHealth},
+    "rooms_rows": json.dumps([{"tenant_id": TENANT, "endpoint_id": "ep_1", "room": 64}]),
 }
 
 
@@ -140,6 +134,37 @@ async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Pos
         assert other_way not in plan, plan
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool) -> None:
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=5_000, state="pending", lanes=5_000, first_position=1)
+    if is_known:
+        await post.execute("ANALYZE")
+    async with transaction(post.engine) as connection:
+        await connection.execute(claims.READ_BY_INDEX.statement)
+        fresh = await plan_of(connection, claims._FRESH.statement, {"age_s": 1.0})
+        place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
+        sweep = await plan_of(connection, claims._SWEEP.statement, place)
+    assert "ix_deliveries_due" in fresh
+    assert sweep.count("ix_deliveries_turn") >= 3
+    assert "Seq Scan on deliveries" not in fresh + sweep
+
+
+async def test_a_claim_reads_lanes_one_by_one_however_much_one_endpoint_is_owed(post: Post) -> None:
+    """By the average of many small ones, to read a large endpoint's whole backlog once looks cheap."""
+    for number in range(30):
+        async with running_receiver() as receiver:
+            endpoint_id = await post.add_endpoint(receiver)
+        few, first = (3, 1 + 3 * number) if number else (4_000, 1_000)
+        await fill(post, endpoint_id, number=few, state="pending", lanes=few, first_position=first)
+    await post.execute("ANALYZE")
+    async with transaction(post.engine) as connection:
+        await connection.execute(claims.READ_BY_INDEX.statement)
+        plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
+    assert "Materialize" not in plan
+
+
 async def test_settling_looks_at_what_it_settles_and_not_at_the_queue(post: Post) -> None:
     """Where few are pending, their index looks cheap to Postgres: it would be read whole, once for each row."""
     async with running_receiver() as receiver:
@@ -159,7 +184,7 @@ async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
     while claimed := await claim(full, limit=1_000):
         failures = [Settlement(delivery, DeliveryState.PENDING, timedelta(minutes=10)) for delivery in claimed]
         async with transaction(full.engine) as connection:
-            assert len(await settle_deliveries(connection, TOKEN, failures)) == len(claimed)
+            assert len(await settle_deliveries(connection, failures)) == len(claimed)
     assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending'") == 5_000
     assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending' AND due_at <= now()") == 0
 
@@ -167,4 +192,4 @@ async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
 async def claim(post: Post, limit: int) -> list[Claimed]:
     """Claim as a dispatcher does."""
     async with transaction(post.engine) as connection:
-        return (await claim_due_deliveries(connection, wanting(limit), lease_s=60.0, token=TOKEN)).deliveries
+        return await claim_any(connection, limit, lease_s=60.0, token=TOKEN)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.claims import Claimed
+from ledger.claims import Claimed, Owed
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.states import EndpointHealth, Outcome
@@ -31,7 +31,7 @@ NOW = datetime(2026, 11, 26, tzinfo=UTC)
 ACCEPTING, UNPROVEN, FAILING = EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN, EndpointHealth.FAILING
 
 
-def claimed(endpoint: str, number: int, health: EndpointHealth, priority: int = LIVE_PRIORITY) -> Claimed:
+def claimed(endpoint: str, number: int, priority: int = LIVE_PRIORITY) -> Claimed:
     return Claimed(
         tenant_id=TenantId("ten_a"),
         id=DeliveryId(f"del_{endpoint}_{number}"),
@@ -42,12 +42,16 @@ def claimed(endpoint: str, number: int, health: EndpointHealth, priority: int = 
         feed_position=number,
         priority=priority,
         attempts=1,
-        health=health,
+        lease_token="t",
         is_taken_over=False,
         body=b"{}",
         url="https://a.example",
         is_endpoint_gone=False,
     )
+
+
+def owed(endpoint: str, health: EndpointHealth = ACCEPTING) -> Owed:
+    return Owed(TenantId("ten_a"), EndpointId(endpoint), health)
 
 
 def give(
@@ -60,8 +64,9 @@ def give(
     now: float = 0.0,
 ) -> None:
     """Let so many deliveries to an endpoint wait."""
+    isolation.note_owed([owed(endpoint, health)])
     for index in range(number):
-        isolation.add(Waiting(claimed(endpoint, index, health, priority), ("whsec_",), now), now)
+        isolation.add(Waiting(claimed(endpoint, index, priority), ("whsec_",), now), now)
 
 
 def begin_all(isolation: Isolation, now: float = 0.0) -> list[Exchange]:
@@ -174,8 +179,7 @@ def test_an_endpoint_that_asks_to_be_left_alone_is_for_so_long_and_for_a_minute_
     assert second is not None
     isolation.end(first, 0.0, Outcome.RETRYABLE, rest=timedelta(hours=2))
     assert begin_all(isolation, 1.0) == []
-    [room] = [one for one in isolation.wanted(1.0, is_moving=True).known if one.endpoint_id == "shop"]
-    assert room.room == 0
+    assert "shop" not in {one.endpoint_id for one in isolation.rooms(1.0, is_moving=True)}
     after = REST_MAX.total_seconds() + 1
     give(isolation, "shop", 1, now=after)
     assert endpoints_of(begin_all(isolation, after)) == {"shop": 2}  # half of the window that it had
@@ -191,19 +195,60 @@ def test_endpoints_take_turns_and_what_is_live_goes_before_what_is_late() -> Non
     assert {exchange.waiting.claimed.priority for exchange in begun} == {LIVE_PRIORITY}
 
 
+def rooms_of(isolation: Isolation, *, is_moving: bool = False) -> dict[str, int]:
+    return {one.endpoint_id: one.room for one in isolation.rooms(0.0, is_moving=is_moving)}
+
+
 def test_more_is_claimed_ahead_only_while_exchanges_end_and_only_of_those_that_accept() -> None:
     isolation = Isolation()
-    still, moving = (isolation.wanted(0.0, is_moving=is_moving).limits for is_moving in (False, True))
-    assert (still[ACCEPTING], moving[ACCEPTING]) == (SLOTS, min(200, SLOTS * (1 + AHEAD)))
-    assert (still[UNPROVEN], still[FAILING]) == (moving[UNPROVEN], moving[FAILING])
+    widen(isolation, "shop")
+    isolation.note_owed([owed("shop")])
+    assert rooms_of(isolation) == {"shop": SLOTS // 2}
+    give(isolation, "shop")
+    [exchange] = begin_all(isolation)
+    isolation.end(exchange, 0.0, Outcome.ACCEPTED)
+    assert rooms_of(isolation, is_moving=True) == {"shop": SLOTS // 2 * (1 + AHEAD)}
+    assert rooms_of(isolation, is_moving=True) == {"shop": SLOTS // 2}  # nothing was accepted since
 
 
 def test_what_a_claim_may_bring_for_an_endpoint_is_what_it_has_room_for() -> None:
     isolation = Isolation()
     give(isolation, "shop", 3)
     begin_all(isolation)
-    [room] = isolation.wanted(0.0, is_moving=False).known
-    assert (room.endpoint_id, room.health, room.room) == ("shop", ACCEPTING, WINDOW_MIN - 3)
+    assert rooms_of(isolation) == {"shop": WINDOW_MIN - 3}
+
+
+def test_endpoints_share_what_a_claim_may_bring_and_none_is_passed_over_for_ever() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed(f"ep_{number:03}") for number in range(300)])
+    turns: list[str] = []
+    while len(turns) < 900:
+        rooms = isolation.rooms(0.0, is_moving=True)
+        assert {one.room for one in rooms} == {1}
+        turns += [one.endpoint_id for one in rooms]
+    assert set(Counter(turns[:900]).values()) == {3}
+
+
+def test_endpoints_without_room_keep_no_other_from_its_turn() -> None:
+    """Whatever the others are: full, resting, or failing while every slot of those that fail is taken."""
+    isolation = Isolation()
+    for number in range(isolation.slots[FAILING] + 20):
+        give(isolation, f"bad_{number}", 1, FAILING)
+    begin_all(isolation)
+    isolation.note_owed([owed("shop")])
+    for _ in range(3):
+        assert rooms_of(isolation)["shop"] > 0
+
+
+def test_an_endpoint_leaves_the_line_when_a_claim_brings_less_than_there_was_room_for() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed("shop"), owed("other")])
+    rooms = isolation.rooms(0.0, is_moving=False)
+    brought = [claimed("shop", number) for number in range(4)]
+    isolation.note_claimed(rooms, brought)
+    assert list(isolation.owed) == [(TenantId("ten_a"), EndpointId("shop"))]
+    isolation.look_again((TenantId("ten_a"), EndpointId("other")))
+    assert len(isolation.owed) == 2
 
 
 def test_what_waited_too_long_is_taken_back_and_an_idle_endpoint_is_forgotten() -> None:
