@@ -382,20 +382,22 @@ async def test_a_plain_http_server_behind_https_is_a_tls_error(receiver: Receive
     assert (result.outcome, result.error) == (Outcome.RETRYABLE, AttemptError.TLS)
 
 
-async def test_a_process_that_stood_still_takes_no_answer_for_silence() -> None:
-    """The answer is in the socket, and the time limit has passed: both are seen at one moment."""
-    async with running_receiver() as receiver, Sender(LOOPBACK, version="t", limits=TimeLimits(total_s=0.5)) as sender:
-        receiver.script(answer(204))
-        sending = asyncio.create_task(sender.send(request_to(receiver)))
+HALF_A_SECOND = TimeLimits(total_s=0.5)
+
+
+async def test_a_process_that_stood_still_takes_no_answer_for_silence(receiver: Receiver) -> None:
+    """The answer comes, and the time limit passes: both are seen at one moment."""
+    async with Sender(POLICY, version="1.2.3", limits=HALF_A_SECOND) as sender:
+        sending = asyncio.create_task(sender.send(request_to(receiver.url)))
         await receiver.wait_until("it came", lambda: len(receiver.requests) == 1)
         time.sleep(2.0)  # noqa: ASYNC251 - the process stands still
         assert (await sending).outcome is Outcome.ACCEPTED
 
 
-async def test_what_hangs_while_the_process_stands_still_is_no_failure_of_the_receivers() -> None:
-    async with running_receiver() as receiver, Sender(LOOPBACK, version="t", limits=TimeLimits(total_s=0.5)) as sender:
-        receiver.script(hang())
-        sending = asyncio.create_task(sender.send(request_to(receiver)))
+async def test_what_hangs_while_the_process_stands_still_is_no_failure_of_the_receivers(receiver: Receiver) -> None:
+    receiver.behaviour = fake.hang()
+    async with Sender(POLICY, version="1.2.3", limits=HALF_A_SECOND) as sender:
+        sending = asyncio.create_task(sender.send(request_to(receiver.url)))
         await receiver.wait_until("it came", lambda: len(receiver.requests) == 1)
         time.sleep(2.0)  # noqa: ASYNC251 - the process stands still
         assert (await sending).error is AttemptError.ABANDONED
