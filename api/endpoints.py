@@ -91,7 +91,8 @@ class PauseOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResumeOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes of what was held: all of it is sent (what is exhausted too), the newest of each subject, or nothing."""
+    """What becomes of what was held: all of it is sent (what is exhausted too), which is what happens where nothing is said;
+    the newest of each subject; or nothing."""
 
     held: Held = Held.ALL
 

@@ -274,7 +274,7 @@ class Dispatcher:
         taken = self.isolation.take_back(time.monotonic() - waited_s)
         self.results.extend((claimed, Unsent.NOT_BEGUN) for claimed in taken)
         if taken:
-            log.info("claims given back", count=len(taken))
+            log.debug("claims given back", count=len(taken))
 
     def _begin(self) -> None:
         """Let begin what may."""

@@ -49,7 +49,7 @@ LOCAL = EndpointPolicy(allow_http=True, allow_private=(ip_network("127.0.0.0/8")
 _MEANINGS = {
     AttemptError.CONNECT: "nothing accepts connections there",
     AttemptError.DNS: "its name is not known",
-    AttemptError.TIMEOUT: "no status within 20 s",
+    AttemptError.TIMEOUT: "no answer in time (5 s for a connection and for TLS, 20 s in all)",
     AttemptError.RESET: "the connection ended before a status came",
     AttemptError.TLS: "its certificate is not trusted here",
     AttemptError.REDIRECT: "redirects are not followed",
