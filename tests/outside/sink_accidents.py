@@ -208,6 +208,7 @@ async def _state_of(play: Play, event_id: str) -> tuple[object, ...]:
 async def _terminate_sessions(play: Play) -> None:
     """Every session of every notifier ends, several times, each time when more has come."""
     await play.world.until_all_at_work()
+    ended = 0
     for _ in range(TERMINATIONS):
         before = sum(len(sink.receipts) for sink in play.sinks)
         await play.write(of_each=3)
@@ -216,7 +217,8 @@ async def _terminate_sessions(play: Play) -> None:
             return sum(len(sink.receipts) for sink in play.sinks) > before
 
         await play.world.installation.until("more came", more_came)
-        assert await play.world.terminate_notifiers_sessions() > 0
+        ended += await play.world.terminate_notifiers_sessions()
+    assert ended > 0  # at a single moment there may be none: those ended before are not yet made again
 
 
 async def _restart_postgres(play: Play) -> None:
