@@ -120,13 +120,13 @@ class Play:
     # --- the target's delivery ----------------------------------------------------------------------------------------
 
     async def token(self) -> str:
-        """Of whoever has leased the target's delivery."""
+        """Of whoever has leased the target's delivery: what all of its claims' tokens begin with."""
         rows = await self.world.ask(
             "SELECT lease_token FROM deliveries WHERE endpoint_id = :id AND lease_token IS NOT NULL",
             id=self.target.endpoint_id,
         )
         [row] = rows
-        return str(row.lease_token)
+        return str(row.lease_token).split("-", maxsplit=1)[0]
 
     async def until_connecting(self, state: str) -> int:
         """Return when a notifier's connection to the target is in this state; the notifier."""
@@ -181,7 +181,9 @@ class Play:
 
     async def _expire(self, *tokens: str) -> None:
         """End the leases of these, who are dead or frozen."""
-        self.lost += await self.world.expire_leases("lease_token = ANY(:tokens)", tokens=sorted(tokens))
+        self.lost += await self.world.expire_leases(
+            "split_part(lease_token, '-', 1) = ANY(:tokens)", tokens=sorted(tokens)
+        )
 
     async def until_expired(self, token: str, event_id: str) -> None:
         """End the leases of one who stands still, the target's of this event among them."""
