@@ -37,6 +37,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    literal_column,
     not_,
     or_,
     select,
@@ -130,6 +131,7 @@ READ_BY_INDEX = Direct(
         *(func.set_config(name, "off", True) for name in ("enable_hashjoin", "enable_mergejoin")),
         func.set_config("enable_material", "off", True),
         func.set_config("random_page_cost", "0.1", True),
+        func.set_config("plan_cache_mode", "force_generic_plan", True),
     )
 )
 """For the rest of the transaction: few rows, each by its index. A queue fills and empties faster than statistics follow, and
@@ -161,6 +163,10 @@ _is_in_the_way = and_(
         ),
     ),
 )
+
+# OFFSET 0 keeps Postgres from making a join of it, which by old statistics reads all that an endpoint is owed for each row:
+# looked up by the lane's index it is a row or two.
+_blocking = select(literal(1)).where(_is_in_the_way).offset(literal_column("0"))
 
 _stored_health = case(
     (breaker.is_open(endpoints), EndpointHealth.FAILING.value),
@@ -268,7 +274,7 @@ def _due_at_priority(priority: int) -> Select[Any]:
             deliveries.c.priority == bindparam(None, priority, literal_execute=True),
             _is_due,
             may_claim(deliveries),
-            ~select(literal(1)).where(_is_in_the_way).correlate(deliveries).exists(),
+            ~_blocking.correlate(deliveries).exists(),
         )
         .order_by(deliveries.c.due_at)
         .limit(_placed.c.room)
@@ -336,6 +342,7 @@ _OF_CLAIM = 11
 
 # Planned each time, for the days that are asked for: a plan that is kept opens and locks every day's partition.
 _BODIES = Direct(_bodies, is_prepared=False)
+_PLAN_ANEW = Direct(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))
 
 
 async def find_fresh(connection: AsyncConnection, age_s: float) -> list[Owed]:
@@ -378,4 +385,4 @@ async def _find_bodies(
     """The bodies of events, found by tenant and id, that were stored at these times."""
     asked = [{"tenant_id": key[0], "id": key[1], "created_at": created_at} for key, created_at in told.items()]
     parameters = {"told_rows": as_json(asked), "first": min(told.values()), "last": max(told.values())}
-    return {(row[0], row[1]): row[2] for row in await run_direct(connection, (_BODIES, parameters))}
+    return {(row[0], row[1]): row[2] for row in await run_direct(connection, (_PLAN_ANEW, {}), (_BODIES, parameters))}

@@ -29,6 +29,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    literal_column,
     select,
     true,
     update,
@@ -142,19 +143,41 @@ _lane_due_at = case(
     else_=func.now(),
 )
 
+_next = deliveries.alias("next")
+_behind = (
+    # OFFSET 0 keeps Postgres from joining the other way round: by old statistics it reads all that is pending for each that
+    # is settled. Of the partial indexes only that of lanes fits these states, so that is the one that is searched.
+    select(_next.c.tenant_id, _next.c.id, _next.c.attempts, _next.c.state)
+    .where(
+        _next.c.tenant_id == _settle.c.tenant_id,
+        _next.c.endpoint_id == _settle.c.endpoint_id,
+        _next.c.subject == _settle.c.subject,
+        _next.c.feed_position > _settle.c.feed_position,
+        is_in(_next, DeliveryState.PENDING, DeliveryState.HELD),
+        _next.c.state.concat("") == DeliveryState.PENDING.value,
+        _next.c.attempts == 0,
+        func.greatest(_next.c.due_at, func.now()) != _lane_due_at,
+    )
+    .offset(literal_column("0"))
+    .correlate(_settle)
+    .lateral("behind")
+)
+_to_move = (
+    select(_behind, _lane_due_at.label("lane_due_at"))
+    .select_from(_settle.join(_behind, true()))
+    .where(_settle.c.feed_position > BY_HAND)
+    .cte("to_move")
+)
+
 _move_lane = (
     update(deliveries)
     .where(
-        deliveries.c.tenant_id == _settle.c.tenant_id,
-        deliveries.c.endpoint_id == _settle.c.endpoint_id,
-        deliveries.c.subject == _settle.c.subject,
-        _settle.c.feed_position > BY_HAND,
-        deliveries.c.feed_position > _settle.c.feed_position,
-        is_in(deliveries, DeliveryState.PENDING),
-        deliveries.c.attempts == 0,
-        func.greatest(deliveries.c.due_at, func.now()) != _lane_due_at,
+        deliveries.c.tenant_id == _to_move.c.tenant_id,
+        deliveries.c.id == _to_move.c.id,
+        deliveries.c.state == _to_move.c.state,
+        deliveries.c.attempts == _to_move.c.attempts,
     )
-    .values(due_at=_lane_due_at)
+    .values(due_at=_to_move.c.lane_due_at)
     .returning(deliveries.c.id)
     .cte("moved")
 )
