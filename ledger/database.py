@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ledger.bulk import NO_COPY
-from ledger.direct import has_stood_still
+from ledger.direct import calls_for_another_session
 from ledger.hints import send_hint, take_mark
 from ledger.schema import API_ROLE
 
@@ -108,10 +108,10 @@ def _limit_transactions(limit_s: int, connection: Any, _record: object) -> None:
 
 
 def _as_unavailable(context: ExceptionContext) -> BaseException | None:
-    """The driver has it that who stood still has made an error in SQL: it is the connection that is gone, and another will
-    do."""
+    """The driver has it that who stood still, or is left at a standby, has made an error in SQL: it is the connection that
+    is of no use, and another will do."""
     original = context.original_exception
-    if not isinstance(original, psycopg.Error) or not has_stood_still(original):
+    if not isinstance(original, psycopg.Error) or not calls_for_another_session(original):
         return None
     context.is_disconnect = True
     return OperationalError(context.statement, None, original, connection_invalidated=True)

@@ -53,18 +53,28 @@ async def run_direct(
     driver: psycopg.AsyncConnection[Any] | None = (await connection.get_raw_connection()).driver_connection
     if driver is None:
         raise RuntimeError("the connection has been closed by its pool")
-    with sqlalchemy_errors():
-        async with driver.pipeline():
-            for statement, given in steps:
-                cursor = await driver.execute(
-                    statement.text(), statement.with_parameters(given), prepare=statement.is_prepared, binary=True
-                )
-            return await cursor.fetchall()
+    try:
+        with sqlalchemy_errors():
+            async with driver.pipeline():
+                for statement, given in steps:
+                    cursor = await driver.execute(
+                        statement.text(), statement.with_parameters(given), prepare=statement.is_prepared, binary=True
+                    )
+                return await cursor.fetchall()
+    except OperationalError as error:
+        if isinstance(error.orig, psycopg.Error) and calls_for_another_session(error.orig):
+            await connection.invalidate()
+        raise
 
 
-def has_stood_still(error: psycopg.Error) -> bool:
-    """True when Postgres ended the session because its client said nothing for too long within a transaction."""
-    return error.sqlstate in _STOOD_STILL
+_READ_ONLY = "25006"
+"""`read_only_sql_transaction` (PostgreSQL, appendix A)."""
+
+
+def calls_for_another_session(error: psycopg.Error) -> bool:
+    """True when Postgres ended the session because its client said nothing for too long within a transaction, or when the
+    server writes nothing: after a failover the session is at what has become a standby, and its address leads elsewhere."""
+    return error.sqlstate in (*_STOOD_STILL, _READ_ONLY)
 
 
 @contextmanager
@@ -73,6 +83,6 @@ def sqlalchemy_errors() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        is_unavailable = isinstance(error, psycopg.OperationalError) or has_stood_still(error)
+        is_unavailable = isinstance(error, psycopg.OperationalError) or calls_for_another_session(error)
         kind = OperationalError if is_unavailable else DBAPIError
         raise kind(type(error).__name__, None, error) from error

@@ -69,3 +69,18 @@ async def test_a_session_that_stands_still_in_a_transaction_loses_its_locks_and_
     async with transaction(engine) as connection:
         await connection.execute(text(LOCK_TENANT))
     await engine.dispose()
+
+
+@pytest.mark.parametrize("write", [go_on_directly, go_on_as_usual])
+async def test_who_is_left_at_a_standby_tries_again_by_another_connection(
+    others: AsyncEngine, write: Callable[[AsyncConnection], Awaitable[None]]
+) -> None:
+    """As a failover leaves it: the session lives, and its server takes no writes."""
+    async with others.connect() as connection:
+        await connection.execute(text("SET TRANSACTION READ ONLY"))
+        with pytest.raises(UNAVAILABLE):
+            if write is go_on_directly:
+                await run_direct(connection, (Direct(text("DELETE FROM tenants")), {}))
+            else:
+                await connection.execute(text("DELETE FROM tenants"))
+        assert connection.invalidated
