@@ -199,7 +199,6 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
     event_type = call.body.event_type
     if event_type not in EVENT_TYPES:
         raise invalid("/event_type", f"no event has the type {event_type!r}; there are: {', '.join(EVENT_TYPES)}")
-    await end_rest(call.connection, call.tenant_id, endpoint.id)
     event_id = await record_event(
         call.connection,
         tenant_id=call.tenant_id,
@@ -212,6 +211,7 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
         previous_state=previous_state_of(event_type),
         endpoint_id=endpoint.id,
     )
+    await end_rest(call.connection, call.tenant_id, endpoint.id)
     wanted = DeliveryFilter(event_id=event_id)
     [(_, delivery)] = await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)
     await audit(call, "endpoint.tested", endpoint.id, event_id=event_id, event_type=event_type)

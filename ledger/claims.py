@@ -245,7 +245,11 @@ _is_ready = case(
     (or_(_is_stopped, breaker.is_resting(endpoints)), False),
     else_=or_(_has_due(LIVE_PRIORITY), _has_due(LATE_PRIORITY)),
 ).label("is_ready")
-_sweep = select(_walked, _stored_health, _is_ready).select_from(_walked.join(endpoints, _of(_walked)))
+_sweep = (
+    select(_walked, _stored_health, _is_ready)
+    .select_from(_walked.join(endpoints, _of(_walked)))
+    .order_by(_walked.c.tenant_id, _walked.c.endpoint_id)
+)
 _SWEEP = Direct(_sweep)
 
 _rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())

@@ -8,7 +8,7 @@ only a worker that knows both can settle: one that comes back late, from another
 What waits behind a failed one is moved to its next attempt: it could not go earlier, and each claim would have to look at
 it in vain. A merchant that is down for an hour leaves many such rows, and they must not slow what others are owed.
 
-Locks are taken in one order: endpoints (sorted), then deliveries. Deleting an endpoint does the same.
+Locks are taken in one order: endpoints, then deliveries. Deleting an endpoint does the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import (
@@ -138,7 +139,7 @@ _settle = (
 _lane_due_at = case(
     (
         and_(is_in(_settle, DeliveryState.PENDING), _settle.c.attempts < OVERTAKEN_AFTER_ATTEMPTS),
-        _settle.c.due_at,
+        func.greatest(_settle.c.due_at, func.now()),
     ),
     else_=func.now(),
 )
@@ -210,12 +211,16 @@ _health = recordset(
 )
 _is_of_health = and_(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
 
-# In the order of the rows, which is sorted, and before any delivery: two workers settle at one time, and an owner may
-# delete an endpoint.
+# Before any delivery. What somebody else has locked is left for later, and nobody waits: another worker that settles is
+# through in a moment, but one that stands still, or an owner who deletes an endpoint that is owed much, is not.
 _locked = (
-    select(endpoints.c.id).where(_is_of_health).correlate(_health).with_for_update(key_share=True).lateral("locked")
+    select(endpoints.c.tenant_id, endpoints.c.id)
+    .where(_is_of_health)
+    .correlate(_health)
+    .with_for_update(key_share=True, skip_locked=True)
+    .lateral("locked")
 )
-_lock_endpoints = select(_locked.c.id).select_from(_health.join(_locked, true()))
+_lock_endpoints = select(_locked.c.tenant_id, _locked.c.id).select_from(_health.join(_locked, true()))
 
 _earlier = case((_health.c.has_accepted, None), else_=endpoints.c.failing_since)
 _failing = {
@@ -250,14 +255,31 @@ _LOCK_ENDPOINTS = Direct(_lock_endpoints)
 _SETTLE = Direct(_settle_all)
 
 
-async def settle_deliveries(connection: AsyncConnection, settlements: Sequence[Settlement]) -> set[DeliveryId]:
-    """Store what became of claimed deliveries; returns the ids of those that still held their lease. Every request that
-    was made is stored as an attempt, also one whose lease was lost: it happened. Settling the same again is harmless, so a
-    caller that lost the answer to its COMMIT may repeat it."""
-    health = {"health_rows": as_json(_health_rows(settlements))}
-    asked = {"asked_rows": as_json([_asked_row(settlement) for settlement in settlements])}
-    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, health), (_SETTLE, {**asked, **health}))
-    return {DeliveryId(row[0]) for row in rows}
+class Settled(NamedTuple):
+    """What came of settling."""
+
+    ids: set[DeliveryId]
+    """Deliveries that still held their lease, and are settled."""
+    left: list[Settlement]
+    """Those whose endpoint somebody else had locked: nothing was done about them."""
+
+
+async def settle_deliveries(connection: AsyncConnection, settlements: Sequence[Settlement]) -> Settled:
+    """Store what became of claimed deliveries. Every request that was made is stored as an attempt, also one whose lease was
+    lost: it happened. Settling the same again is harmless, so a caller that lost the answer to its COMMIT may repeat it."""
+    health = _health_rows(settlements)
+    locked = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, {"health_rows": as_json(health)}))
+    mine = {(row[0], row[1]) for row in locked}
+    now = [one for one in settlements if (one.claimed.tenant_id, one.claimed.endpoint_id) in mine]
+    left = [one for one in settlements if (one.claimed.tenant_id, one.claimed.endpoint_id) not in mine]
+    if not now:
+        return Settled(set(), left)
+    parameters = {
+        "asked_rows": as_json([_asked_row(settlement) for settlement in now]),
+        "health_rows": as_json([one for one in health if (one.tenant_id, one.id) in mine]),
+    }
+    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SETTLE, parameters))
+    return Settled({DeliveryId(row[0]) for row in rows}, left)
 
 
 def _asked_row(settlement: Settlement) -> dict[str, object]:

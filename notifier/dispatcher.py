@@ -37,7 +37,7 @@ import structlog
 
 from ledger.claims import START, Claimed, claim_due_deliveries, find_fresh, find_owed
 from ledger.database import UNAVAILABLE, Connection, Engine, transaction
-from ledger.deliveries import extend_leases, settle_deliveries
+from ledger.deliveries import Settlement, extend_leases, settle_deliveries
 from ledger.endpoint_secrets import find_live_secrets
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
@@ -101,6 +101,9 @@ FORGET_INTERVAL_S = 5.0
 SETTLE_INTERVAL_S = 0.015
 """How long outcomes gather before they are settled together."""
 
+LOCKED_RETRY_S = 0.05
+"""Pause after the endpoints of some outcomes were locked by others."""
+
 SETTLE_MAX = 200
 """Outcomes of one settling: their deliveries are locked while it lasts."""
 
@@ -163,6 +166,8 @@ class Dispatcher:
         self.is_moving = False
         """Exchanges ended since the last claim."""
         self.results: list[Result] = []
+        self.is_settling_late = False
+        """The last settling failed."""
         self.tally = Tally()
         self.wake = asyncio.Event()
         self.is_over = False
@@ -208,7 +213,7 @@ class Dispatcher:
         """Look who is owed anything, if it is time for that, and claim; returns how many deliveries."""
         is_look, is_sweep = self._is_time_to_look(now), now - self.swept_at >= self._sweep_interval_s()
         has_turns = bool(self.isolation.owed) and self._is_short()
-        if not (is_look or is_sweep or has_turns) or not self.may_sign() or len(self.results) >= UNSETTLED_MAX:
+        if not (is_look or is_sweep or has_turns) or not self.may_sign() or not self._can_settle():
             return 0
         try:
             # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
@@ -235,6 +240,10 @@ class Dispatcher:
         self._let_wait(claimed, live, now)
         self.isolation.note_claimed(rooms, claimed)
         return len(claimed)
+
+    def _can_settle(self) -> bool:
+        """Who cannot say what became of deliveries claims no more: it might claim the same again, and send it once more."""
+        return not self.is_settling_late and len(self.results) < UNSETTLED_MAX
 
     def _is_short(self) -> bool:
         """Whether little of what was claimed still waits: claims are to be few and large."""
@@ -348,11 +357,11 @@ class Dispatcher:
             await asyncio.sleep(HEARTBEAT_S)
             before = time.monotonic() - HEARTBEAT_S
             old = [exchange for exchange in self.exchanges if exchange.began_at <= before]
-            if old:
+            if old or self.results:
                 await self._keep(old)
 
     async def _keep(self, exchanges: Sequence[Exchange]) -> None:
-        claims = [exchange.waiting.claimed for exchange in exchanges]
+        claims = [exchange.waiting.claimed for exchange in exchanges] + [claimed for claimed, _ in self.results]
         try:
             async with transaction(self.engine) as connection:
                 kept = await extend_leases(connection, claims, self.lease_s)
@@ -372,7 +381,7 @@ class Dispatcher:
     async def _wait_for_work(self) -> None:
         """Until there is news, something was settled (its lane may have a next one), slots became free, or for a moment."""
         try:
-            async with asyncio.timeout(self.idle_interval_s):
+            async with asyncio.timeout(min(self.idle_interval_s, self._sweep_interval_s())):
                 await self.wake.wait()
         except TimeoutError:
             return
@@ -392,18 +401,31 @@ class Dispatcher:
                 settled = await settle_deliveries(connection, settlements)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
+            self.is_settling_late = True
             await asyncio.sleep(DATABASE_RETRY_S)
             return
-        del self.results[: len(batch)]
-        self.wake.set()
-        for (claimed, result), settlement in zip(batch, settlements, strict=True):
+        self.is_settling_late = False
+        left = {id(settlement.claimed) for settlement in settled.left}
+        self.results = self.results[len(batch) :] + [one for one in batch if id(one[0]) in left]
+        if left:
+            await asyncio.sleep(LOCKED_RETRY_S)
+        else:
+            self.wake.set()
+        done = [
+            (*one, settlement) for one, settlement in zip(batch, settlements, strict=True) if id(one[0]) not in left
+        ]
+        self._report(done, len(done) - len(settled.ids))
+
+    def _report(self, done: Sequence[tuple[Claimed, AttemptResult | Unsent, Settlement]], lost: int) -> None:
+        """Count what was settled, and look again whom it stood before."""
+        for claimed, result, settlement in done:
             self.isolation.look_again((claimed.tenant_id, claimed.endpoint_id))
             report(claimed, result, settlement)
-        told = [(one, result) for one, result in batch if not isinstance(result, Unsent)]
+        told = [(claimed, result) for claimed, result, _ in done if not isinstance(result, Unsent)]
         tally_attempts(
             self.tally, [(one, result) for one, result in told if result.error is not AttemptError.ABANDONED]
         )
-        if lost := len(batch) - len(settled):
+        if lost:
             LEASES_LOST.inc(lost)
             log.warning("leases lost", count=lost)
 

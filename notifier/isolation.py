@@ -22,9 +22,10 @@ dispatcher does, and says what came of it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import NamedTuple
 
 from ledger.claims import Claimed, EndpointRoom, Owed
@@ -41,7 +42,8 @@ SLOTS = 64
 processes."""
 
 CLAIM_MAX = 200
-"""Deliveries of one claim: Postgres is three times as fast with a hundred as with ten, and hardly faster with more."""
+"""Deliveries of one claim and one health: Postgres is three times as fast with a hundred as with ten, and hardly faster
+with more."""
 
 UNPROVEN_SHARE = 1 / 4
 FAILING_SHARE = 1 / 8
@@ -70,8 +72,14 @@ REST_MAX = timedelta(minutes=1)
 """How long we leave a receiver alone because it asked for that; the delivery that it answered so waits for longer, if it
 said longer."""
 
+PAUSE_S = 0.25
+"""Between two exchanges with an endpoint that fails: until the first is settled, and its breaker perhaps open."""
+
 FORGOTTEN_AFTER_S = 60.0
 """How long an endpoint that nothing is under way to is remembered."""
+
+LINE_MAX = 1_000
+"""Endpoints of the line that are looked at for one claim."""
 
 AHEAD = 3
 """Deliveries that may be claimed before they can begin, in numbers of those that can: an exchange takes milliseconds, and
@@ -148,7 +156,13 @@ class Isolation:
         self.ready: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
         """Endpoints that may begin an exchange, in the order of their turns."""
         self.owed: dict[Key, EndpointHealth] = {}
-        """Endpoints to which something is due, in the order of their turns, with what is stored of their health."""
+        """Endpoints to which something is due, with what is stored of their health."""
+        self.lines: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
+        """The same in the order of their turns. Who is no more owed, or changed sides, is noticed at its turn."""
+        self.resting: set[Key] = set()
+        """Endpoints that are left alone for a while."""
+        self.looked_again: set[Key] = set()
+        """Endpoints of which something was settled while a claim was being made: it may not have seen what that set free."""
         self.taken: Counter[EndpointHealth] = Counter()
         """Slots that are."""
         self.waiting: Counter[EndpointHealth] = Counter()
@@ -159,45 +173,60 @@ class Isolation:
     def note_owed(self, found: Iterable[Owed]) -> None:
         """Something is due to these endpoints: they get their turns."""
         for one in found:
-            self.owed[one.tenant_id, one.endpoint_id] = one.health
+            self._line_up((one.tenant_id, one.endpoint_id), one.health)
 
     def look_again(self, key: Key) -> None:
         """Something may be due to an endpoint: what was settled may have stood before it."""
         standing = self.standings.get(key)
-        self.owed.setdefault(key, standing.health if standing else EndpointHealth.UNPROVEN)
+        self._line_up(key, self.owed.get(key) or (standing.health if standing else EndpointHealth.UNPROVEN))
+        self.looked_again.add(key)
+
+    def _line_up(self, key: Key, stored: EndpointHealth) -> None:
+        self.owed[key] = stored
+        self.lines[self._health_of(key, stored)].setdefault(key)
 
     def rooms(self, now: float, *, is_moving: bool) -> list[EndpointRoom]:
         """What to claim: of each endpoint that has its turn as much as may begin or, while exchanges end (`is_moving`), as
         soon can. Endpoints share what there is; who had a turn is at the end of the line."""
         ahead = 1 + AHEAD if is_moving else 1
         free = {
-            health: self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1)
+            health: min(CLAIM_MAX, self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1))
             - self.taken[health]
             - self.waiting[health]
             for health in EndpointHealth
         }
-        left, chosen = CLAIM_MAX, list[EndpointRoom]()
-        for key, stored in self.owed.items():
-            health = self._health_of(key, stored)
-            share = max(1, free[health] // len(self.owed))
-            room = min(self._room(key, health, now, is_moving=is_moving), share, free[health], left)
-            if room > 0:
-                chosen.append(EndpointRoom(*key, room))
-                free[health] -= room
-                left -= room
-            if left == 0 or max(free.values()) <= 0:
-                break
-        for one in chosen:
-            key = (one.tenant_id, one.endpoint_id)
-            self.owed[key] = self.owed.pop(key)
+        self.looked_again.clear()
+        chosen = list[EndpointRoom]()
+        for health in EndpointHealth:
+            wanting = self._next_in_line(health, free[health], now, is_moving=is_moving)
+            chosen += _shared(wanting, free[health])
         return chosen
+
+    def _next_in_line(
+        self, health: EndpointHealth, number: int, now: float, *, is_moving: bool
+    ) -> list[tuple[Key, int]]:
+        """So many endpoints of one health, those that waited longest for their turn and have room. Who was looked at is at
+        the end of its line: it had its turn, or has no room."""
+        line, found = self.lines[health], list[tuple[Key, int]]()
+        for key in list(islice(line, LINE_MAX)) if number > 0 else ():
+            del line[key]
+            stored = self.owed.get(key)
+            if stored is None:
+                continue
+            self.lines[self._health_of(key, stored)].setdefault(key)
+            room = self._room(key, health, now, is_moving=is_moving) if key in line else 0
+            if room > 0:
+                found.append((key, room))
+            if len(found) == number:
+                break
+        return found
 
     def note_claimed(self, rooms: Sequence[EndpointRoom], claimed: Sequence[Claimed]) -> None:
         """What a claim brought: nothing more is due to whom it brought less than there was room for."""
         brought = Counter((one.tenant_id, one.endpoint_id) for one in claimed)
         for one in rooms:
             key = (one.tenant_id, one.endpoint_id)
-            if brought[key] < one.room:
+            if brought[key] < one.room and key not in self.looked_again:
                 self.owed.pop(key, None)
 
     def _health_of(self, key: Key, stored: EndpointHealth) -> EndpointHealth:
@@ -243,6 +272,8 @@ class Isolation:
 
     def begin(self, now: float) -> Exchange | None:
         """The next delivery to send, if a slot is free for one."""
+        if self.resting:
+            self._end_rests(now)
         for health, turns in self.ready.items():
             if turns and self.taken[health] < self.slots[health]:
                 return self._begin(next(iter(turns)), health, now)
@@ -291,12 +322,26 @@ class Isolation:
         standing.in_flight -= 1
         self.busy[standing.health] -= standing.in_flight == 0
         standing.used_at = now
-        if rest is not None:
-            standing.rests_until = now + min(rest, REST_MAX).total_seconds()
-            self.ready[standing.health].pop(key, None)
         if outcome is not None:
             self._judge(key, standing, outcome, error)
+        if rest is not None:
+            self._rest(key, standing, now + min(rest, REST_MAX).total_seconds())
+        elif standing.health is EndpointHealth.FAILING:
+            self._rest(key, standing, now + PAUSE_S)
         self._let_begin(key, standing, now)
+
+    def _rest(self, key: Key, standing: Standing, until: float) -> None:
+        standing.rests_until = max(standing.rests_until, until)
+        self.resting.add(key)
+        self.ready[standing.health].pop(key, None)
+
+    def _end_rests(self, now: float) -> None:
+        for key in list(self.resting):
+            standing = self.standings.get(key)
+            if standing is None or standing.rests_until <= now:
+                self.resting.discard(key)
+                if standing is not None:
+                    self._let_begin(key, standing, now)
 
     def _judge(self, key: Key, standing: Standing, outcome: Outcome, error: AttemptError | None) -> None:
         """Open or close the window by one outcome, and let the endpoint change sides. A refusal is of our making and says
@@ -343,3 +388,13 @@ class Isolation:
         for key, standing in list(self.standings.items()):
             if not standing.is_busy and max(standing.used_at, standing.rests_until) < now - FORGOTTEN_AFTER_S:
                 del self.standings[key]
+
+
+def _shared(wanting: Sequence[tuple[Key, int]], free: int) -> Iterator[EndpointRoom]:
+    """Rooms out of what is free, the same for each but no more than it wants."""
+    share = max(1, free // max(1, len(wanting)))
+    for key, wanted in wanting:
+        room = min(wanted, share, free)
+        if room > 0:
+            free -= room
+            yield EndpointRoom(*key, room)

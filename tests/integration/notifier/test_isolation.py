@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from ledger.breaker import OPENS_AFTER_FAILURES
 from ledger.claims import START, Claimed, EndpointRoom, claim_due_deliveries, find_fresh, find_owed
-from ledger.database import transaction
-from ledger.deliveries import AttemptRow, Settlement, count_deliveries, settle_deliveries
+from ledger.database import Connection, transaction
+from ledger.deliveries import AttemptRow, Settled, Settlement, count_deliveries, settle_deliveries
 from ledger.ids import EndpointId
 from ledger.states import DeliveryState, Outcome
 from notifier.isolation import SLOTS
@@ -115,12 +116,12 @@ async def test_a_claim_given_back_twice_takes_nothing_from_who_has_it_now(
         [earlier] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker-1")
     back = Settlement(earlier, DeliveryState.PENDING, is_given_back=True)
     async with transaction(post.engine) as connection:
-        assert await settle_deliveries(connection, [back]) == {earlier.id}
+        assert (await settle_deliveries(connection, [back])).ids == {earlier.id}
     async with transaction(post.engine) as connection:
         [later] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker-2")
     assert (later.id, later.attempts) == (earlier.id, earlier.attempts)
     async with transaction(post.engine) as connection:
-        assert await settle_deliveries(connection, [back]) == set()
+        assert (await settle_deliveries(connection, [back])).ids == set()
 
 
 async def test_a_burst_of_failures_is_one_rest_and_what_fails_meanwhile_lengthens_none(post: Post) -> None:
@@ -154,6 +155,59 @@ def failed(claimed: Claimed) -> Settlement:
     return Settlement(claimed, DeliveryState.PENDING, timedelta(seconds=5), attempt)
 
 
+async def test_an_endpoint_that_somebody_has_locked_keeps_no_other_from_being_settled(post: Post) -> None:
+    """An owner who deletes it while it is owed much, or a process that stands still in the middle of a settling."""
+    async with (
+        post.dispatching(),
+        receivers(post, 1, ["deposit.failed"]) as [locked],
+        receivers(post, 1, ["deposit.detected"]) as [other],
+    ):
+        async with transaction(post.engine) as connection:
+            is_locked = text("SELECT 1 FROM endpoints WHERE event_types = '{deposit.failed}' FOR NO KEY UPDATE")
+            assert len((await connection.execute(is_locked)).all()) == 1
+            stuck = await post.record_all([(f"dep_locked_{number}", 1) for number in range(3)], "deposit.failed")
+            told = await post.record_all([(f"dep_{number}", 1) for number in range(50)])
+            await locked.wait_until("they came", _has_all(locked, stuck))
+            await other.wait_until("all came", _has_all(other, told), deadline_s=30.0)
+            await post.wait_until(
+                "what others accepted is settled",
+                lambda rows: all(row.state == "delivered" for row in rows if row.event_id in told),
+            )
+            assert {row.state for row in await post.deliveries() if row.event_id in stuck} == {"pending"}
+        await post.wait_for_states(delivered=53)
+    assert len(locked.requests) == 3
+
+
+async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was accepted would be sent again, by this process or another."""
+    monkeypatch.setattr("notifier.dispatcher.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("notifier.dispatcher.DATABASE_RETRY_S", 0.05)
+    is_broken = asyncio.Event()
+    is_broken.set()
+    settle = settle_deliveries
+
+    async def settle_unless_broken(connection: Connection, settlements: Sequence[Settlement]) -> Settled:
+        if is_broken.is_set():
+            raise OperationalError("UPDATE", None, OSError("away"))
+        return await settle(connection, settlements)
+
+    monkeypatch.setattr("notifier.dispatcher.settle_deliveries", settle_unless_broken)
+    async with post.dispatching() as [dispatcher], running_receiver() as receiver:
+        await post.add_endpoint(receiver)
+        first = await post.record("dep_1")
+        await receiver.wait_until("it came", lambda: len(receiver.requests) == 1)
+        await post.wait_until("settling fails", lambda _: dispatcher.is_settling_late)
+        await post.record("dep_2")
+        lease = (await post.delivery(first)).leased_until
+        await post.wait_until("the lease is extended", lambda rows: rows[0].leased_until > lease)
+        assert len(receiver.requests) == 1
+        is_broken.clear()
+        await post.wait_for_states(delivered=2)
+    assert len(receiver.requests) == 2
+
+
 async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_burning_attempts(post: Post) -> None:
     async with running_receiver() as receiver, post.dispatching():
         await post.add_endpoint(receiver)
@@ -178,6 +232,7 @@ async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_bu
         untold = [row.event_id for row in await post.deliveries() if row.attempts == 0]
         probed = receiver.requests[-1].event_id
         await post.wait_for_attempts(probed, 1)  # type: ignore[arg-type]
+        await post.wait_until("nothing is under way", lambda rows: all(row.lease_token is None for row in rows))
         assert probed not in untold
         receiver.behaviour = answer(204)
         await post.end_rests()

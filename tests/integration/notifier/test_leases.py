@@ -35,7 +35,7 @@ async def claim(post: Post, token: str, limit: int = 10) -> list[Claimed]:
 async def settle(post: Post, token: str, *settlements: Settlement) -> set[DeliveryId]:
     """Settle as a worker of that name."""
     async with transaction(post.engine) as connection:
-        return await settle_deliveries(connection, settlements)
+        return (await settle_deliveries(connection, settlements)).ids
 
 
 def settled(claimed: Claimed, state: DeliveryState, delay: timedelta | None = None) -> Settlement:

@@ -185,7 +185,7 @@ async def test_lanes_that_wait_are_not_looked_at_by_claims(full: Post) -> None:
     while claimed := await claim(full, limit=1_000):
         failures = [Settlement(delivery, DeliveryState.PENDING, timedelta(minutes=10)) for delivery in claimed]
         async with transaction(full.engine) as connection:
-            assert len(await settle_deliveries(connection, failures)) == len(claimed)
+            assert len((await settle_deliveries(connection, failures)).ids) == len(claimed)
     assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending'") == 5_000
     assert await full.execute("SELECT 1 FROM deliveries WHERE state = 'pending' AND due_at <= now()") == 0
 

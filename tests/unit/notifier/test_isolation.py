@@ -16,6 +16,8 @@ from ledger.states import EndpointHealth, Outcome
 from notifier.isolation import (
     AHEAD,
     FORGOTTEN_AFTER_S,
+    LINE_MAX,
+    PAUSE_S,
     REST_MAX,
     SLOTS,
     SLOW_MAX,
@@ -144,10 +146,11 @@ def test_after_a_timeout_there_is_one_at_a_time_until_it_accepts() -> None:
     assert begin_all(isolation) == []
     for exchange in others:
         isolation.end(exchange, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
-    [probe] = begin_all(isolation)
-    isolation.end(probe, 0.0, Outcome.ACCEPTED)
+    assert begin_all(isolation) == []
+    [probe] = begin_all(isolation, PAUSE_S)
+    isolation.end(probe, PAUSE_S, Outcome.ACCEPTED)
     assert isolation.standings[first.key].health is ACCEPTING
-    assert len(begin_all(isolation)) == 2
+    assert len(begin_all(isolation, PAUSE_S)) == 2
 
 
 def test_failures_that_are_answers_halve_the_window_and_three_in_a_row_are_a_failing_endpoint() -> None:
@@ -238,6 +241,45 @@ def test_endpoints_without_room_keep_no_other_from_its_turn() -> None:
     isolation.note_owed([owed("shop")])
     for _ in range(3):
         assert rooms_of(isolation)["shop"] > 0
+
+
+def test_endpoints_without_room_take_no_share() -> None:
+    isolation = Isolation()
+    widen(isolation, "shop")
+    for number in range(500):
+        isolation.note_owed([owed(f"bad_{number}", UNPROVEN)])
+    isolation.note_owed([owed("shop")])
+    assert rooms_of(isolation)["shop"] == SLOTS // 2
+
+
+def test_however_long_the_line_is_each_endpoint_comes_to_its_turn() -> None:
+    isolation = Isolation()
+    for number in range(LINE_MAX + 50):
+        isolation.note_owed([owed(f"bad_{number:05}", FAILING)])
+    isolation.note_owed([owed("shop")])
+    turns = [rooms_of(isolation) for _ in range(200)]
+    assert any("shop" in rooms for rooms in turns)
+    assert len({name for rooms in turns for name in rooms}) == LINE_MAX + 51
+
+
+def test_many_that_wait_for_taken_slots_hide_nobody_behind_them() -> None:
+    isolation = Isolation()
+    for number in range(isolation.slots[FAILING]):
+        give(isolation, f"slow_{number}", 1, FAILING)
+    begin_all(isolation)
+    for number in range(3 * LINE_MAX):
+        isolation.note_owed([owed(f"bad_{number:05}", FAILING)])
+    isolation.note_owed([owed("shop")])
+    assert "shop" in {name for _ in range(5) for name in rooms_of(isolation)}
+
+
+def test_what_was_settled_during_a_claim_keeps_its_endpoint_in_the_line() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed("shop")])
+    rooms = isolation.rooms(0.0, is_moving=False)
+    isolation.look_again((TenantId("ten_a"), EndpointId("shop")))
+    isolation.note_claimed(rooms, [])
+    assert isolation.owed
 
 
 def test_an_endpoint_leaves_the_line_when_a_claim_brings_less_than_there_was_room_for() -> None:
