@@ -101,6 +101,10 @@ FORGET_INTERVAL_S = 5.0
 SETTLE_INTERVAL_S = 0.015
 """How long outcomes gather before they are settled together."""
 
+LOCKED_REST_S = 0.5
+"""How long nothing more is sent to an endpoint whose row was locked when something was to be settled: outcomes that cannot
+be settled must not become so many that nothing is claimed for anybody."""
+
 LOCKED_RETRY_S = 0.05
 """Pause after the endpoints of some outcomes were locked by others."""
 
@@ -407,6 +411,9 @@ class Dispatcher:
         self.is_settling_late = False
         left = {id(settlement.claimed) for settlement in settled.left}
         self.results = self.results[len(batch) :] + [one for one in batch if id(one[0]) in left]
+        for settlement in settled.left:
+            key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
+            self.isolation.leave_alone(key, time.monotonic() + LOCKED_REST_S)
         if left:
             await asyncio.sleep(LOCKED_RETRY_S)
         else:

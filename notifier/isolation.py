@@ -330,6 +330,12 @@ class Isolation:
             self._rest(key, standing, now + PAUSE_S)
         self._let_begin(key, standing, now)
 
+    def leave_alone(self, key: Key, until: float) -> None:
+        """Begin and claim nothing more for an endpoint before that time."""
+        standing = self.standings.get(key)
+        if standing is not None:
+            self._rest(key, standing, until)
+
     def _rest(self, key: Key, standing: Standing, until: float) -> None:
         standing.rests_until = max(standing.rests_until, until)
         self.resting.add(key)

@@ -155,8 +155,11 @@ def failed(claimed: Claimed) -> Settlement:
     return Settlement(claimed, DeliveryState.PENDING, timedelta(seconds=5), attempt)
 
 
-async def test_an_endpoint_that_somebody_has_locked_keeps_no_other_from_being_settled(post: Post) -> None:
+async def test_an_endpoint_that_somebody_has_locked_keeps_no_other_from_being_settled(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An owner who deletes it while it is owed much, or a process that stands still in the middle of a settling."""
+    monkeypatch.setattr("notifier.dispatcher.UNSETTLED_MAX", 40)
     async with (
         post.dispatching(),
         receivers(post, 1, ["deposit.failed"]) as [locked],
@@ -165,17 +168,17 @@ async def test_an_endpoint_that_somebody_has_locked_keeps_no_other_from_being_se
         async with transaction(post.engine) as connection:
             is_locked = text("SELECT 1 FROM endpoints WHERE event_types = '{deposit.failed}' FOR NO KEY UPDATE")
             assert len((await connection.execute(is_locked)).all()) == 1
-            stuck = await post.record_all([(f"dep_locked_{number}", 1) for number in range(3)], "deposit.failed")
+            stuck = await post.record_all([(f"dep_locked_{number}", 1) for number in range(100)], "deposit.failed")
+            await locked.wait_until("some came", lambda: len(locked.requests) > 0)
             told = await post.record_all([(f"dep_{number}", 1) for number in range(50)])
-            await locked.wait_until("they came", _has_all(locked, stuck))
             await other.wait_until("all came", _has_all(other, told), deadline_s=30.0)
             await post.wait_until(
                 "what others accepted is settled",
                 lambda rows: all(row.state == "delivered" for row in rows if row.event_id in told),
             )
             assert {row.state for row in await post.deliveries() if row.event_id in stuck} == {"pending"}
-        await post.wait_for_states(delivered=53)
-    assert len(locked.requests) == 3
+        await post.wait_for_states(delivered=150)
+    assert len(locked.requests) == 100
 
 
 async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
