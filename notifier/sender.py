@@ -208,11 +208,11 @@ class Sender:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.total_s
 
-        def expire() -> None:
+        def _expire() -> None:
             exchange.was_frozen = loop.time() - deadline > FROZEN_S
             limit.reschedule(loop.time() + (FROZEN_S if exchange.was_frozen else 0.0))
 
-        return loop.call_at(deadline, expire)
+        return loop.call_at(deadline, _expire)
 
     async def _post(self, url: URL, headers: dict[str, str], body: bytes, exchange: _Exchange) -> None:
         if self._session is None:
