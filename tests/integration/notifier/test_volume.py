@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,9 @@ from tests.fakes.receiver import running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
 TOKEN = "t"
+
+SETTLED_ROWS = int(os.environ.get("CHAINBELL_QUEUE_ROWS", "50000"))
+"""Of a queue at volume. `CHAINBELL_QUEUE_ROWS=1000000` for a million, by hand."""
 
 
 async def fill(post: Post, endpoint_id: str, *, number: int, state: str, lanes: int, first_position: int) -> None:
@@ -60,8 +64,9 @@ async def full(post: Post) -> Post:
     """Deliveries of a busy hour: most settled, many due."""
     async with running_receiver() as receiver:
         endpoint_id = await post.add_endpoint(receiver)
-    await fill(post, endpoint_id, number=50_000, state="delivered", lanes=20_000, first_position=1)
-    await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=50_001)
+    for first in range(1, SETTLED_ROWS, 50_000):
+        await fill(post, endpoint_id, number=50_000, state="delivered", lanes=20_000, first_position=first)
+    await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=SETTLED_ROWS + 1)
     await post.execute("ANALYZE")
     return post
 
@@ -75,7 +80,7 @@ async def test_a_claim_reads_by_index(full: Post) -> None:
 
 
 async def test_bodies_are_read_by_index_from_the_days_that_are_asked_for(full: Post) -> None:
-    told = json.dumps([{"tenant_id": TENANT, "id": "evt_50001", "created_at": "2026-01-01T00:00:00Z"}])
+    told = json.dumps([{"tenant_id": TENANT, "id": f"evt_{SETTLED_ROWS + 1}", "created_at": "2026-01-01T00:00:00Z"}])
     now = datetime.now(UTC)
     async with transaction(full.engine) as connection:
         await connection.execute(claims.READ_BY_INDEX.statement)
@@ -98,7 +103,7 @@ async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> Non
 
 SETTLED: dict[str, object] = {
     "tenant_id": TENANT,
-    "id": "del_50001",
+    "id": f"del_{SETTLED_ROWS + 1}",
     "token": TOKEN,
     "was": "pending",
     "attempts": 1,
