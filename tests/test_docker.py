@@ -17,7 +17,7 @@ import pytest
 import typer.main
 import yaml
 
-from chainbell.cli.app import app
+from chainbell.cli.app import command_line
 from chainbell.master_key import find_master_key
 from chainbell.settings import load_settings
 from chainbell.settings_model import split_listen
@@ -121,7 +121,7 @@ def test_the_compose_file_is_one_by_the_specification() -> None:
 
 def test_there_is_a_service_for_each_role_with_a_command_that_exists() -> None:
     assert set(SERVICES) == {"postgres", *OURS}
-    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    known = set(typer.main.get_command(command_line()).commands)  # type: ignore[attr-defined]
     for name in OURS:
         assert SERVICES[name]["command"] == [name]
         assert name in known

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 import ledger.halts
 from api.app import OPEN_ROUTES, ROUTES
 from api.webhooks import example_of
-from chainbell.cli.app import app, global_options_first
+from chainbell.cli.app import command_line, global_options_first
 from chainbell.settings_model import AssetSettings, ChainSettings, Settings
 from chains.evm.address import checksum_of
 from chains.profile import ETHER_LOG_EMITTER, load_profile, profile_names
@@ -165,7 +165,7 @@ def test_the_readme_has_commands() -> None:
     ("where", "arguments"), SHELL_COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value
 )
 def test_every_command_that_is_shown_exists_with_its_options(where: str, arguments: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(command_line())
     words = iter(global_options_first(arguments))
     for word in words:
         if hasattr(command, "commands"):
@@ -178,7 +178,7 @@ def test_every_command_that_is_shown_exists_with_its_options(where: str, argumen
 
 
 def test_every_command_that_prose_names_exists() -> None:
-    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    known = set(typer.main.get_command(command_line()).commands)  # type: ignore[attr-defined]
     named = {
         (document.name, name)
         for document in DOCUMENTS

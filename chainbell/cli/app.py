@@ -10,26 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from chainbell.cli import (
-    access,
-    audit,
-    coverage,
-    database,
-    doctor,
-    init,
-    listen,
-    recover,
-    replay,
-    roles,
-    sealing,
-    status,
-)
 from chainbell.cli.context import Context
 from chainbell.errors import ChainbellError
 from chainbell.opening import DatabaseUnreachable
@@ -39,16 +26,28 @@ from indexer.errors import IndexerError
 from ledger.embedded import EmbeddedPostgresError
 from ledger.errors import LedgerError
 
-app = typer.Typer(
-    name="chainbell",
-    help="Tells a business that money has landed on a blockchain: every deposit, once, proven, and soon.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+COMMANDS = {
+    "init": "init.init",
+    "doctor": "doctor.doctor",
+    "migrate": "database.migrate",
+    "run": "roles.run",
+    "follow": "roles.follow",
+    "notify": "roles.notify_endpoints",
+    "serve": "roles.serve_api",
+    "status": "status.status",
+    "resume": "status.resume",
+    "coverage": "coverage.coverage",
+    "replay": "replay.replay",
+    "recover": "recover.recover",
+    "listen": "listen.listen",
+    "audit": "audit.audit",
+    "tenants": "access.tenants",
+    "keys": "access.keys",
+    "secrets": "sealing.secrets",
+}
+"""Module of `chainbell.cli` and name in it of each command, or group of commands, in the order of the help."""
 
 
-@app.callback()
 def global_options(
     context: typer.Context,
     config: Annotated[
@@ -62,23 +61,43 @@ def global_options(
     context.obj = Context(config, wants_json=json, is_verbose=verbose)
 
 
-app.command("init")(init.init)
-app.command("doctor")(doctor.doctor)
-app.command("migrate")(database.migrate)
-app.command("run")(roles.run)
-app.command("follow")(roles.follow)
-app.command("notify")(roles.notify_endpoints)
-app.command("serve")(roles.serve_api)
-app.command("status")(status.status)
-app.command("resume")(status.resume)
-app.command("coverage")(coverage.coverage)
-app.command("replay")(replay.replay)
-app.command("recover")(recover.recover)
-app.command("listen")(listen.listen)
-app.command("audit")(audit.audit)
-app.add_typer(access.tenants, name="tenants")
-app.add_typer(access.keys, name="keys")
-app.add_typer(sealing.secrets, name="secrets")
+def command_line(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The command line with the command that the arguments (global options first) name, or with all where they name none.
+
+    What another command needs is not even loaded: to load everything takes as long again as to make a tenant.
+    """
+    app = typer.Typer(
+        name="chainbell",
+        help="Tells a business that money has landed on a blockchain: every deposit, once, proven, and soon.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        callback=global_options,
+    )
+    named = _command_of(arguments)
+    for name, place in COMMANDS.items():
+        if named in (name, None):
+            _add(app, name, place)
+    return app
+
+
+def _command_of(arguments: Sequence[str]) -> str | None:
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--config":
+            next(left, None)
+        elif not argument.startswith("-"):
+            return argument if argument in COMMANDS else None
+    return None
+
+
+def _add(app: typer.Typer, name: str, place: str) -> None:
+    module, _, attribute = place.partition(".")
+    found = getattr(import_module(f"chainbell.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        app.add_typer(found, name=name)
+    else:
+        app.command(name)(found)
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:
@@ -100,8 +119,9 @@ def global_options_first(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line and leave the process with its exit status."""
+    arguments = global_options_first(sys.argv[1:])
     try:
-        app(global_options_first(sys.argv[1:]), prog_name="chainbell")
+        command_line(arguments)(arguments, prog_name="chainbell")
     except (ChainbellError, ChainError, IndexerError, LedgerError, EmbeddedPostgresError) as error:
         typer.echo(f"chainbell: {error}", err=True)
         sys.exit(_exit_status(error))
@@ -117,7 +137,3 @@ def _exit_status(error: Exception) -> int:
     if PARENT_VARIABLE in os.environ and not isinstance(error, DatabaseUnreachable):
         return REFUSED
     return error.exit_status if isinstance(error, ChainbellError) else 1
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import typer
 
-from chainbell.cli.app import global_options_first
+from chainbell.__main__ import main
+from chainbell.cli.app import COMMANDS, command_line, global_options_first
 from chainbell.cli.init import template
 from chainbell.settings import load_settings
 from chainbell.settings_model import AssetSettings, ChainSettings, CreditRuleSettings, NodeSettings, Settings
@@ -36,6 +39,33 @@ def test_global_options_may_stand_anywhere() -> None:
     assert global_options_first(["tenants", "--config", "a.toml", "create", "Acme", "--json"]) == wanted
     assert global_options_first(["x", "--config=a.toml", "--", "--json"]) == ["--config=a.toml", "x", "--", "--json"]
     assert global_options_first(["x", "--config"]) == ["--config", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loaded"),
+    [
+        (["keys", "create", "status"], {"keys"}),
+        (["--config", "status", "--json", "run"], {"run"}),
+        (["--config=status", "--verbose", "audit", "--help"], {"audit"}),
+        ([], set(COMMANDS)),
+        (["--help"], set(COMMANDS)),
+        (["--config"], set(COMMANDS)),
+        (["bogus", "status"], set(COMMANDS)),
+    ],
+)
+def test_only_the_command_that_is_called_is_loaded(arguments: list[str], loaded: set[str]) -> None:
+    assert set(typer.main.get_command(command_line(arguments)).commands) == loaded  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_while_the_modules_load_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "chainbell.cli.app", Interrupted("chainbell.cli.app"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_init_writes_a_file_and_never_over_one(tmp_path: Path) -> None:
