@@ -13,8 +13,10 @@ help: ## Show this list
 demo: $(VENV)/demo.stamp $(VENV)/anvil.stamp ## Watch a deposit go from a local chain to a verified webhook; KEEP=1 leaves everything running
 	@$(VENV)/bin/python -m chainbell.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
+# Two processes share the tests file by file, in the order of the directories: what takes long comes first, the short unit
+# tests fill the end. Each process has its own Postgres. ARGS="-n 0" runs all in one process, for a debugger.
 test: $(VENV)/test.stamp $(VENV)/anvil.stamp $(VENV)/generator.stamp ## Run the whole test suite; ARGS="-k reorg" is passed to pytest
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 mutants: $(VENV)/test.stamp ## Take each defence out in turn and see its test fail; ARGS="M1" for one row
 	@$(VENV)/bin/python -m tests.mutants $(ARGS)

