@@ -51,10 +51,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import AGREE, BY_HAND, goes_first, may_claim
-from ledger.direct import Direct, run_direct
+from ledger.direct import Direct, Rows, Step, run_direct, run_together
+from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import deliveries, endpoints, events
+from ledger.secrets import SecretBox
 from ledger.states import DeliveryState, EndpointHealth, EndpointState
 
 FAILING_AFTER_FAILURES = 3
@@ -341,8 +343,8 @@ _bodies = (
 
 _AGREE = Direct(select(*AGREE))
 _CLAIM = Direct(_claim_with_urls)
-_OF_CLAIM = 11
-"""Columns of a claim's row before those of its endpoint."""
+_EVENT_ID, _EVENT_CREATED_AT, _ENDPOINT_ID, _OF_CLAIM = 2, 3, 4, 11
+"""Places in a claim's row; the last is the first of its endpoint's."""
 
 # Planned each time, for the days that are asked for: a plan that is kept opens and locks every day's partition.
 _BODIES = Direct(_bodies, is_prepared=False)
@@ -373,20 +375,38 @@ async def claim_due_deliveries(
 ) -> list[Claimed]:
     """Lease due deliveries of these endpoints, at most one of each lane, of each endpoint the live ones and older ones
     first; in feed order. `token` is this claim's alone. One of the statements that cross tenants."""
+    rows = await _lease(connection, rooms, lease_s, token)
+    return _with_bodies(rows, (await run_together(connection, *_bodies_steps(rows)))[-1]) if rows else []
+
+
+async def claim_to_send(
+    connection: AsyncConnection, box: SecretBox, rooms: Sequence[EndpointRoom], *, lease_s: float, token: str
+) -> tuple[list[Claimed], LiveSecrets]:
+    """The same with what to sign them with, and the end of its `direct_transaction`: two round trips in all. When the bodies
+    or the secrets cannot be read nothing was claimed, and no attempt counted."""
+    rows = await _lease(connection, rooms, lease_s, token)
+    if not rows:
+        return [], {}
+    keys = sorted({(TenantId(row[0]), EndpointId(row[_ENDPOINT_ID])) for row in rows})
+    *_, bodies, secrets = await run_together(connection, *_bodies_steps(rows), live_secrets_step(keys), commits=True)
+    return _with_bodies(rows, bodies), open_secrets(box, secrets)
+
+
+async def _lease(connection: AsyncConnection, rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> Rows:
     wanted = [{"tenant_id": one.tenant_id, "endpoint_id": one.endpoint_id, "room": one.room} for one in rooms]
     parameters = {"lease_s": lease_s, "token": token, "rooms_rows": as_json(wanted)}
-    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
-    if not rows:
-        return []
-    bodies = await _find_bodies(connection, {(row[0], row[2]): row[3] for row in rows})
-    claimed = [Claimed(*[*row[:_OF_CLAIM], bodies[row[0], row[2]], *row[_OF_CLAIM:]]) for row in rows]
-    return sorted(claimed, key=lambda delivery: delivery.feed_position)
+    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
 
 
-async def _find_bodies(
-    connection: AsyncConnection, told: Mapping[tuple[str, str], datetime]
-) -> Mapping[tuple[str, str], bytes]:
-    """The bodies of events, found by tenant and id, that were stored at these times."""
+def _bodies_steps(rows: Rows) -> tuple[Step, Step]:
+    """The bodies of claimed deliveries' events, found by tenant and id, in the days that they were stored on."""
+    told = {(row[0], row[_EVENT_ID]): row[_EVENT_CREATED_AT] for row in rows}
     asked = [{"tenant_id": key[0], "id": key[1], "created_at": created_at} for key, created_at in told.items()]
     parameters = {"told_rows": as_json(asked), "first": min(told.values()), "last": max(told.values())}
-    return {(row[0], row[1]): row[2] for row in await run_direct(connection, (_PLAN_ANEW, {}), (_BODIES, parameters))}
+    return (_PLAN_ANEW, {}), (_BODIES, parameters)
+
+
+def _with_bodies(rows: Rows, read: Rows) -> list[Claimed]:
+    bodies = {(row[0], row[1]): row[2] for row in read}
+    claimed = [Claimed(*[*row[:_OF_CLAIM], bodies[row[0], row[_EVENT_ID]], *row[_OF_CLAIM:]]) for row in rows]
+    return sorted(claimed, key=lambda delivery: delivery.feed_position)

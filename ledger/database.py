@@ -15,15 +15,17 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
+from select import POLLIN, poll
+from time import monotonic
 from typing import Any
 
 import msgspec
 import psycopg
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import func, select, text
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import Dialect, ExceptionContext, make_url
 from sqlalchemy.event import listen
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -44,6 +46,11 @@ API_TRANSACTION_LIMIT_S = 60
 
 _KNOWS_TRANSACTION_TIMEOUT = 170_000
 """The first version of Postgres that does."""
+
+TRUSTED_S = 1.0
+"""How long ago a connection may have been used for the last time to be used again without asking whether it lives."""
+
+_USED_AT = "chainbell_used_at"
 
 LEADER_SILENCE_MAX_S = 90
 """A leader says something with each of its cycles, so far more often than this."""
@@ -84,18 +91,46 @@ def connect(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=30,
-        pool_pre_ping=True,
         json_serializer=_encode_json,
         json_deserializer=msgspec.json.decode,
         connect_args={"application_name": application, "options": options, "connect_timeout": 10},
     )
     listen(engine.sync_engine, "connect", _send_arrays_in_binary)
+    listen(engine.sync_engine, "checkin", _note_use)
+    listen(engine.sync_engine, "checkout", partial(_ping_if_doubtful, engine.dialect))
     if role is not None:
         listen(engine.sync_engine, "connect", _mark_restricted)
     if transaction_limit_s is not None:
         listen(engine.sync_engine, "connect", partial(_limit_transactions, transaction_limit_s))
     listen(engine.sync_engine, "handle_error", _as_unavailable, retval=True)
     return engine
+
+
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_USED_AT] = monotonic()
+
+
+def _ping_if_doubtful(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _fairy: object) -> None:  # noqa: ANN401
+    """Before a connection is used again: a server that ended it has said so, and that can be read without asking. One that
+    was used a moment ago and has nothing to say is taken for alive; a round trip to ask each time was a sixth of a claim."""
+    used_at = record.info.get(_USED_AT)
+    if used_at is None:  # new
+        return
+    if monotonic() - used_at < TRUSTED_S and not _has_something_to_say(connection.driver_connection):
+        return
+    try:
+        dialect.do_ping(connection)
+    except psycopg.Error as error:
+        raise InvalidatePoolError from error  # all that are as old: they are of the same server
+
+
+def _has_something_to_say(driver: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether its server sent anything that nobody asked for, the end of the session most likely."""
+    if driver.closed:
+        return True
+    waiting = poll()
+    waiting.register(driver.fileno(), POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _limit_transactions(limit_s: int, connection: Any, _record: object) -> None:  # noqa: ANN401 - as below

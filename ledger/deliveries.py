@@ -42,7 +42,7 @@ from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import BY_HAND
 from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, READ_BY_INDEX, Claimed, as_json, is_in
-from ledger.direct import Direct, run_direct
+from ledger.direct import Direct, run_direct, run_together
 from ledger.ids import DeliveryId, EndpointId, TenantId
 from ledger.schema import attempts, deliveries, endpoints
 from ledger.states import SETTLED_STATES, DeliveryState, Fault, Outcome
@@ -264,9 +264,12 @@ class Settled(NamedTuple):
     """Those whose endpoint somebody else had locked: nothing was done about them."""
 
 
-async def settle_deliveries(connection: AsyncConnection, settlements: Sequence[Settlement]) -> Settled:
+async def settle_deliveries(
+    connection: AsyncConnection, settlements: Sequence[Settlement], *, commits: bool = False
+) -> Settled:
     """Store what became of claimed deliveries. Every request that was made is stored as an attempt, also one whose lease was
-    lost: it happened. Settling the same again is harmless, so a caller that lost the answer to its COMMIT may repeat it."""
+    lost: it happened. Settling the same again is harmless, so a caller that lost the answer to its COMMIT may repeat it.
+    With `commits` it is the end of its `direct_transaction`."""
     health = _health_rows(settlements)
     locked = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, {"health_rows": as_json(health)}))
     mine = {(row[0], row[1]) for row in locked}
@@ -278,7 +281,7 @@ async def settle_deliveries(connection: AsyncConnection, settlements: Sequence[S
         "asked_rows": as_json([_asked_row(settlement) for settlement in now]),
         "health_rows": as_json([one for one in health if (one.tenant_id, one.id) in mine]),
     }
-    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SETTLE, parameters))
+    rows = (await run_together(connection, (_SETTLE, parameters), commits=commits))[-1]
     return Settled({DeliveryId(row[0]) for row in rows}, left)
 
 

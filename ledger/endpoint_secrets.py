@@ -23,7 +23,7 @@ from sqlalchemy import Row, Text, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.bulk import recordset
-from ledger.direct import Direct, run_direct
+from ledger.direct import Direct, Rows, Step, run_direct
 from ledger.errors import LedgerError
 from ledger.ids import EndpointId, TenantId, new_id
 from ledger.schema import endpoint_secrets, endpoints
@@ -196,16 +196,27 @@ _LIVE_SECRETS = Direct(
 )
 
 
+LiveSecrets = Mapping[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken]
+"""What endpoints' webhooks are to be signed with now, as `whsec_...` and `whsk_...`, the current ones first; the reason in
+their place where one does not open: one endpoint's broken secret is no other's concern."""
+
+
 async def find_live_secrets(
     connection: AsyncConnection, secret_box: SecretBox, keys: Sequence[tuple[TenantId, EndpointId]]
-) -> Mapping[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken]:
-    """What endpoints' webhooks are to be signed with now, as `whsec_...` and `whsk_...`, the current ones first; the reason
-    in their place where one does not open: one endpoint's broken secret is no other's concern."""
-    found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
-    if not keys:
-        return found
+) -> LiveSecrets:
+    """The live secrets of endpoints."""
+    return open_secrets(secret_box, await run_direct(connection, live_secrets_step(keys)))
+
+
+def live_secrets_step(keys: Sequence[tuple[TenantId, EndpointId]]) -> Step:
+    """The statement that reads what `open_secrets` opens."""
     asked = msgspec.json.encode([{"tenant_id": tenant_id, "id": endpoint_id} for tenant_id, endpoint_id in keys])
-    rows = await run_direct(connection, (_LIVE_SECRETS, {"signers_rows": asked.decode()}))
+    return _LIVE_SECRETS, {"signers_rows": asked.decode()}
+
+
+def open_secrets(secret_box: SecretBox, rows: Rows) -> LiveSecrets:
+    """The live secrets in rows that were read."""
+    found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
     for tenant_id, endpoint_id, secret_id, sealed, sealed_key in rows:
         key = (TenantId(tenant_id), EndpointId(endpoint_id))
         earlier = found.get(key, ())

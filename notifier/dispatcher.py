@@ -35,10 +35,10 @@ from datetime import timedelta
 
 import structlog
 
-from ledger.claims import START, Claimed, claim_due_deliveries, find_fresh, find_owed
+from ledger.claims import START, Claimed, claim_to_send, find_fresh, find_owed
 from ledger.database import UNAVAILABLE, Connection, Engine, transaction
 from ledger.deliveries import Settlement, extend_leases, settle_deliveries
-from ledger.endpoint_secrets import find_live_secrets
+from ledger.direct import direct_transaction
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import EndpointHealth
@@ -221,7 +221,7 @@ class Dispatcher:
             return 0
         try:
             # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
-            async with transaction(self.engine) as connection:
+            async with direct_transaction(self.engine) as connection:
                 if is_look:
                     await self._look(connection, now)
                 if is_sweep:
@@ -229,11 +229,11 @@ class Dispatcher:
                 rooms = self.isolation.rooms(now, is_moving=self.is_moving)
                 self.is_moving, self.claims = False, self.claims + 1
                 token = f"{self.token}-{self.claims}"
-                claimed = (
-                    await claim_due_deliveries(connection, rooms, lease_s=self.lease_s, token=token) if rooms else []
+                claimed, live = (
+                    await claim_to_send(connection, self.secret_box, rooms, lease_s=self.lease_s, token=token)
+                    if rooms
+                    else ([], {})
                 )
-                keys = sorted({(delivery.tenant_id, delivery.endpoint_id) for delivery in claimed})
-                live = await find_live_secrets(connection, self.secret_box, keys)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             await asyncio.sleep(DATABASE_RETRY_S)
@@ -401,8 +401,8 @@ class Dispatcher:
         batch = self.results[:SETTLE_MAX]
         settlements = [settlement_of(claimed, result, self.randomness()) for claimed, result in batch]
         try:
-            async with transaction(self.engine) as connection:
-                settled = await settle_deliveries(connection, settlements)
+            async with direct_transaction(self.engine) as connection:
+                settled = await settle_deliveries(connection, settlements, commits=True)
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             self.is_settling_late = True

@@ -7,13 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.database import UNAVAILABLE, connect, transaction
-from ledger.direct import Direct, run_direct
+from ledger.direct import Direct, direct_transaction, run_direct, run_together
 
 LOCK_TENANT = "SELECT 1 FROM tenants WHERE id = 'ten_a' FOR UPDATE"
 GONE_LIMIT_S = 10.0
+RENAME = Direct(text("UPDATE tenants SET name = 'b' WHERE id = 'ten_a' RETURNING name"))
+DIVIDE = Direct(text("SELECT 1 / (SELECT count(*) FROM tenants WHERE id = 'none')"))
+OWN_PID = Direct(text("SELECT pg_backend_pid()"))
 
 
 @pytest.fixture
@@ -84,3 +88,67 @@ async def test_who_is_left_at_a_standby_tries_again_by_another_connection(
             else:
                 await connection.execute(text("DELETE FROM tenants"))
         assert connection.invalidated
+
+
+async def name_of_tenant(engine: AsyncEngine) -> str:
+    """As others see it."""
+    async with engine.connect() as connection:
+        return str((await connection.execute(text("SELECT name FROM tenants WHERE id = 'ten_a'"))).scalar_one())
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """One connection: what one transaction leaves behind, the next would find."""
+    engine = connect(database_url, application="direct", pool_size=1)
+    yield engine
+    await engine.dispose()
+
+
+async def test_a_direct_transaction_commits_with_its_last_statements(engine: AsyncEngine, others: AsyncEngine) -> None:
+    async with direct_transaction(engine) as connection:
+        assert await run_direct(connection, (RENAME, {})) == [("b",)]
+        assert await name_of_tenant(others) == "a"
+        rows = await run_together(connection, (RENAME, {}), (OWN_PID, {}), commits=True)
+        assert await name_of_tenant(others) == "b"
+    assert rows[0] == [("b",)]
+
+
+async def test_a_direct_transaction_commits_at_its_end(engine: AsyncEngine, others: AsyncEngine) -> None:
+    async with direct_transaction(engine) as connection:
+        await run_direct(connection, (RENAME, {}))
+    assert await name_of_tenant(others) == "b"
+
+
+async def test_nothing_is_committed_when_one_of_the_last_statements_fails(
+    engine: AsyncEngine, others: AsyncEngine
+) -> None:
+    with pytest.raises(DBAPIError, match="DivisionByZero"):
+        async with direct_transaction(engine) as connection:
+            await run_together(connection, (RENAME, {}), (DIVIDE, {}), commits=True)
+    assert await name_of_tenant(others) == "a"
+    async with transaction(engine) as connection:  # and the connection is fit for what comes next
+        await connection.execute(text(LOCK_TENANT))
+
+
+async def test_a_direct_transaction_whose_block_raises_is_rolled_back(engine: AsyncEngine, others: AsyncEngine) -> None:
+    with pytest.raises(KeyError):
+        async with direct_transaction(engine) as connection:
+            await run_direct(connection, (RENAME, {}))
+            raise KeyError
+    assert await name_of_tenant(others) == "a"
+    async with transaction(others) as connection:
+        await connection.execute(text(LOCK_TENANT))
+
+
+async def test_a_connection_that_its_server_has_ended_is_not_used_again(
+    engine: AsyncEngine, others: AsyncEngine
+) -> None:
+    """Although it was used a moment ago, and nothing is asked of it before."""
+    async with direct_transaction(engine) as connection:
+        [[(pid,)]] = await run_together(connection, (OWN_PID, {}))
+    async with transaction(others) as connection:
+        ended = text("SELECT pg_terminate_backend(:pid, 10000)")
+        assert (await connection.execute(ended, {"pid": pid})).scalar_one()
+    async with direct_transaction(engine) as connection:
+        [[(next_pid,)]] = await run_together(connection, (OWN_PID, {}))
+    assert next_pid != pid

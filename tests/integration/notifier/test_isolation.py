@@ -191,10 +191,12 @@ async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
     is_broken.set()
     settle = settle_deliveries
 
-    async def settle_unless_broken(connection: Connection, settlements: Sequence[Settlement]) -> Settled:
+    async def settle_unless_broken(
+        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False
+    ) -> Settled:
         if is_broken.is_set():
             raise OperationalError("UPDATE", None, OSError("away"))
-        return await settle(connection, settlements)
+        return await settle(connection, settlements, commits=commits)
 
     monkeypatch.setattr("notifier.dispatcher.settle_deliveries", settle_unless_broken)
     async with post.dispatching() as [dispatcher], running_receiver() as receiver:
