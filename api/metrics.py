@@ -11,3 +11,6 @@ REQUEST_DURATION = Histogram(
     ["route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+CONNECTIONS_CUT = Counter(
+    "chainbell_api_connections_cut_total", "Connections that were refused or cut off, by reason", ["reason"]
+)

@@ -39,6 +39,7 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid_request"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     RATE_LIMITED = "rate_limited"
+    HEADERS_TOO_LARGE = "headers_too_large"
     INTERNAL = "internal"
     UNAVAILABLE = "unavailable"
 
@@ -63,7 +64,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.WRONG_ADDRESS: Kind(403, "The API key may not be used from this address"),
     Code.NOT_FOUND: Kind(404, "Not found"),
     Code.METHOD_NOT_ALLOWED: Kind(405, "The method is not allowed here"),
-    Code.REQUEST_TIMEOUT: Kind(408, "The body came too slowly"),
+    Code.REQUEST_TIMEOUT: Kind(408, "The request came too slowly"),
     Code.IDEMPOTENCY_IN_PROGRESS: Kind(409, "The first request with this Idempotency-Key is still being answered"),
     Code.JOB_ENDED: Kind(409, "The job has ended"),
     Code.BODY_TOO_LARGE: Kind(413, "The body is too large"),
@@ -71,6 +72,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
     Code.IDEMPOTENCY_MISMATCH: Kind(422, "The Idempotency-Key was used for another request"),
     Code.RATE_LIMITED: Kind(429, "The key is used too often"),
+    Code.HEADERS_TOO_LARGE: Kind(431, "The headers are too large"),
     Code.INTERNAL: Kind(500, "Something went wrong on our side"),
     Code.UNAVAILABLE: Kind(503, "The service cannot answer at the moment"),
 }

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 from aiohttp import web
+
+from api.callers import Network
+from api.connections import Bounds, Connection
+from api.crowds import Crowds
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long requests under way may take to end; long polls end at once."""
 
-KEEPALIVE_TIMEOUT_S = 75.0
+BOUNDS = Bounds()
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+async def serving(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    bounds: Bounds = BOUNDS,
+    trusted_proxies: Sequence[Network] = (),
+) -> AsyncIterator[tuple[str, int]]:
     """Serve while the block runs; yields the address that was bound (with port 0, the port that was free). Raises
     OSError when the address cannot be bound."""
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        keepalive_timeout=KEEPALIVE_TIMEOUT_S,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-    )
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
-        address = runner.addresses[0]
-        yield address[0], address[1]
+        server = cast(web.Server, runner.server)
+        crowds: Crowds[Connection] = Crowds(bounds.connections, bounds.connections_of_address)
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: Connection(server, bounds, crowds, trusted_proxies), host, port
+        )
+        try:
+            address = listener.sockets[0].getsockname()
+            yield address[0], address[1]
+        finally:
+            listener.close()
     finally:
         await runner.cleanup()

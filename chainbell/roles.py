@@ -265,18 +265,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         operators = settings.api.operator_listen
         if operators is not None:
-            await stack.enter_async_context(_listening(app_for(), "api.operator_listen", operators))
+            await stack.enter_async_context(_listening(app_for(), settings, "api.operator_listen", operators))
         app = app_for(is_for_tenants=operators is not None)
-        await stack.enter_async_context(_listening(app, "api.listen", settings.api.listen))
+        await stack.enter_async_context(_listening(app, settings, "api.listen", settings.api.listen))
         await stop.wait()
 
 
 @asynccontextmanager
-async def _listening(app: web.Application, setting: str, listen: str) -> AsyncIterator[None]:
+async def _listening(app: web.Application, settings: Settings, setting: str, listen: str) -> AsyncIterator[None]:
     """Serve an application for as long as the block lasts, at the address that a setting names."""
     async with AsyncExitStack() as stack:
         try:
-            host, port = await stack.enter_async_context(serving(app, *split_listen(listen)))
+            listening = serving(app, *split_listen(listen), trusted_proxies=settings.api.trusted_proxies)
+            host, port = await stack.enter_async_context(listening)
         except OSError as error:
             raise ChainbellError(
                 f"{setting} = {listen!r}: {error.strerror}; free the port or choose another"

@@ -138,7 +138,7 @@ def broken_walls(source: Source) -> Iterator[str]:
 
 
 def _is_server(found: Import) -> bool:
-    return found.name.startswith(("aiohttp.web", "aiohttp.hdrs", "aiohttp.typedefs"))
+    return found.name.startswith(("aiohttp.web", "aiohttp.hdrs", "aiohttp.typedefs", "aiohttp.http_exceptions"))
 
 
 def _is_pure_name(name: str) -> bool:
