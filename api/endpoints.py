@@ -15,6 +15,7 @@ from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.breaker import end_rest
 from ledger.endpoint_health import glance_at
+from ledger.endpoint_pace import MAX_PER_S_LARGEST
 from ledger.endpoints import (
     EndpointDocument,
     EndpointRow,
@@ -53,15 +54,22 @@ EventTypes = Annotated[
     Meta(min_length=1, max_length=50, description="Types such as deposit.confirmed, families such as deposit.*, or *"),
 ]
 Moment = Annotated[datetime, Meta(extra_json_schema={"format": "date-time"})]
+MaxPerS = Annotated[
+    int,
+    Meta(
+        ge=1, le=MAX_PER_S_LARGEST, description="Deliveries a second that it is sent at most, by all notifiers together"
+    ),
+]
 Description = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$")]
 
 
 class NewEndpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An endpoint to be made; `event_types` null means all."""
+    """An endpoint to be made; `event_types` null means all, and `max_per_s` null as many deliveries as it takes."""
 
     url: Url
     event_types: EventTypes | None = None
     description: Description | None = None
+    max_per_s: MaxPerS | None = None
 
 
 class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +78,7 @@ class EndpointChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: Url | UnsetType = UNSET
     event_types: EventTypes | UnsetType | None = UNSET
     description: Description | UnsetType | None = UNSET
+    max_per_s: MaxPerS | UnsetType | None = UNSET
 
 
 class CreatedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
@@ -133,6 +142,7 @@ async def create_my_endpoint(call: Call[None, NewEndpoint]) -> CreatedEndpointDo
         url=url,
         event_types=body.event_types,
         description=body.description,
+        max_per_s=body.max_per_s,
         now=call.now,
     )
     await audit(call, "endpoint.created", row.id, url=url)

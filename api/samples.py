@@ -210,6 +210,7 @@ def _other(event_type: str, scene: Scene) -> object:
             "https://merchant.example/webhooks",
             None,
             None,
+            None,
             state,
             "paused by its owner" if state == "paused" else None,
             time_of(scene.before),

@@ -52,6 +52,7 @@ from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import AGREE, BY_HAND, goes_first, may_claim
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
+from ledger.endpoint_pace import allowance_of, charge, paced
 from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
@@ -255,17 +256,15 @@ _sweep = (
 _SWEEP = Direct(_sweep)
 
 _rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())
+_allowance = allowance_of(_rooms)
+_room = case(
+    (or_(_is_stopped, breaker.is_resting(endpoints)), 0),
+    (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
+    else_=_rooms.c.room,
+)
 _placed = (
-    select(
-        _rooms.c.tenant_id,
-        _rooms.c.endpoint_id,
-        case(
-            (or_(_is_stopped, breaker.is_resting(endpoints)), 0),
-            (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
-            else_=_rooms.c.room,
-        ).label("room"),
-    )
-    .join(endpoints, _of(_rooms))
+    select(_rooms.c.tenant_id, _rooms.c.endpoint_id, paced(_room, _allowance).label("room"), endpoints.c.max_per_s)
+    .select_from(_rooms.join(endpoints, _of(_rooms)).outerjoin(_allowance, true()))
     .cte("placed")
 )
 
@@ -323,8 +322,10 @@ _claim = (
     .cte("claimed")
 )
 
-_claim_with_urls = select(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None)).join(
-    endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id)
+_claim_with_urls = (
+    select(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None))
+    .join(endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id))
+    .add_cte(charge(_placed, _claim).cte("charged"))
 )
 
 _told = recordset("told", tenant_id=Text(), id=Text(), created_at=events.c.created_at.type)

@@ -15,6 +15,7 @@ from ledger.breaker import CLOSED, Breaker, breaker_at
 from ledger.claims import FAILING_AFTER_FAILURES
 from ledger.documents import time_of
 from ledger.endpoint_health import COUNT_MAX, Glance, OwedDocument, TrafficDocument
+from ledger.endpoint_pace import set_pace
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
 from ledger.schema import deliveries, endpoints, tenants
@@ -42,6 +43,7 @@ class EndpointRow:
     failures_consecutive: int
     failing_since: datetime | None
     rests_until: datetime | None
+    max_per_s: int | None
 
 
 class EndpointHealthDocument(msgspec.Struct, frozen=True):
@@ -66,12 +68,14 @@ class EndpointHealthDocument(msgspec.Struct, frozen=True):
 
 
 class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="endpoint"):
-    """An endpoint. `event_types` null means all; `state` is `active`, `paused` or `disabled`."""
+    """An endpoint. `event_types` null means all; `max_per_s` is how many deliveries a second it is sent at most, null for
+    any number; `state` is `active`, `paused` or `disabled`."""
 
     id: str
     url: str
     event_types: list[str] | None
     description: str | None
+    max_per_s: int | None
     state: str
     state_reason: str | None
     created_at: str
@@ -86,6 +90,7 @@ def endpoint_document(row: EndpointRow, now: datetime, glance: Glance | None = N
         url=row.url,
         event_types=list(row.event_types) if row.event_types is not None else None,
         description=row.description,
+        max_per_s=row.max_per_s,
         state=row.state.value,
         state_reason=row.state_reason,
         created_at=time_of(row.created_at),
@@ -148,6 +153,7 @@ async def create_endpoint(
     event_types: Sequence[str] | None,
     description: str | None,
     now: datetime,
+    max_per_s: int | None = None,
 ) -> tuple[EndpointRow, str]:
     """Make an endpoint and its first secret; returns its row and the secret, which is shown once. The URL has passed
     `parse_endpoint_url`."""
@@ -158,10 +164,13 @@ async def create_endpoint(
         "url": url,
         "event_types": list(event_types) if event_types is not None else None,
         "description": description,
+        "max_per_s": max_per_s,
         "created_at": now,
         "updated_at": now,
     }
     row = (await connection.execute(endpoints.insert().values(values).returning(*_columns))).one()
+    if max_per_s is not None:
+        await set_pace(connection, tenant_id, endpoint_id, now)
     made = await add_secret(connection, box, tenant_id, endpoint_id, now)
     return _endpoint_of(row), made.secret
 
@@ -201,8 +210,9 @@ async def change_endpoint(
     changes: Mapping[str, Any],
     now: datetime,
 ) -> EndpointRow | None:
-    """Set `url`, `event_types`, `description` or the state; events that were stored before keep the deliveries they have.
-    How long it has failed is counted anew, unless the change is that it is stopped; and at a new URL it is asked at once."""
+    """Set `url`, `event_types`, `description`, `max_per_s` or the state; events that were stored before keep the deliveries
+    they have. How long it has failed is counted anew, unless the change is that it is stopped; and at a new URL it is asked
+    at once."""
     if EndpointState(changes.get("state", EndpointState.ACTIVE)) is EndpointState.ACTIVE:
         changes = {**changes, "failing_since": None, "gone_answers": 0}
     if "url" in changes:
@@ -214,6 +224,8 @@ async def change_endpoint(
         .returning(*_columns)
     )
     row = (await connection.execute(statement)).first()
+    if row is not None and row.max_per_s is not None:
+        await set_pace(connection, tenant_id, endpoint_id, now)
     return _endpoint_of(row) if row is not None else None
 
 

@@ -388,8 +388,10 @@ endpoints = Table(
     ),
     Column("rests_until", TIME, comment="its breaker is open, and nothing is sent before; null while it is closed"),
     Column("rests", SmallInteger, nullable=False, server_default="0", comment="since it last accepted"),
+    Column("max_per_s", Integer, comment="deliveries a second that it wants at most; null for any number"),
     PrimaryKeyConstraint("tenant_id", "id"),
     one_of("state", EndpointState),
+    CheckConstraint("max_per_s BETWEEN 1 AND 10000", name="max_per_s"),
     comment="a tenant's webhook URL and which events it wants",
     postgresql_with=CHURNING,
 )

@@ -1,11 +1,11 @@
-"""The table of how deliveries went lately. A part of `ledger/schema.py`."""
+"""The tables of how deliveries went lately, and of how fast they may go. A part of `ledger/schema.py`."""
 
 from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Integer, PrimaryKeyConstraint, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from ledger.columns import TIME, metadata
+from ledger.columns import CHURNING, TIME, metadata
 
 endpoint_windows = Table(
     "endpoint_windows",
@@ -22,4 +22,16 @@ endpoint_windows = Table(
     CheckConstraint("accepted BETWEEN 0 AND attempts", name="accepted"),
     comment="attempts at an endpoint, counted in memory and added up every few seconds: health at a glance, no truth",
     postgresql_with={"fillfactor": 50},
+)
+
+endpoint_paces = Table(
+    "endpoint_paces",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),
+    Column("paced_until", TIME, nullable=False, comment="until when what was claimed has used the rate up"),
+    PrimaryKeyConstraint("tenant_id", "endpoint_id"),
+    ForeignKeyConstraint(["tenant_id", "endpoint_id"], ["endpoints.tenant_id", "endpoints.id"]),
+    comment="of each endpoint that has or had a limit; apart from its row, because every claim locks and writes it",
+    postgresql_with=CHURNING,
 )

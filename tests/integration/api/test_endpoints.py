@@ -56,6 +56,20 @@ async def test_an_endpoint_is_changed_in_the_parts_that_are_named(service: Servi
     assert (await service.ask("PATCH", path, {"url": None})).json["errors"][0]["pointer"] == "/url"
 
 
+async def test_a_limit_is_set_changed_and_taken_away(service: Service) -> None:
+    assert (await create(service))["max_per_s"] is None
+    made = await create(service, url="https://limited.example/", max_per_s=10_000)
+    path = f"/v1/endpoints/{made['id']}"
+    assert made["max_per_s"] == 10_000
+    assert (await service.ask("PATCH", path, {"max_per_s": 3})).json["max_per_s"] == 3
+    assert (await service.ask("PATCH", path, {"description": "slow"})).json["max_per_s"] == 3
+    assert (await service.ask("GET", path)).json["max_per_s"] == 3
+    assert (await service.ask("PATCH", path, {"max_per_s": None})).json["max_per_s"] is None
+    for bad in (0, 10_001, 2.5, "3"):
+        answer = await service.ask("PATCH", path, {"max_per_s": bad})
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/max_per_s"), bad
+
+
 async def test_a_bad_url_or_type_gets_its_sentence(service: Service) -> None:
     made = await create(service)
     for method, path in (("POST", "/v1/endpoints"), ("PATCH", f"/v1/endpoints/{made['id']}")):

@@ -42,7 +42,9 @@ class Post:
     url: str
     secret_box: SecretBox = field(default_factory=lambda: SecretBox(MASTER_KEY))
 
-    async def add_endpoint(self, receiver: Receiver, event_types: Sequence[str] | None = None) -> EndpointId:
+    async def add_endpoint(
+        self, receiver: Receiver, event_types: Sequence[str] | None = None, max_per_s: int | None = None
+    ) -> EndpointId:
         """An endpoint at a receiver, which learns its secret."""
         async with transaction(self.engine) as connection:
             row, secret = await create_endpoint(
@@ -52,6 +54,7 @@ class Post:
                 url=receiver.url,
                 event_types=event_types,
                 description=None,
+                max_per_s=max_per_s,
                 now=datetime.now(UTC),
             )
         receiver.secrets.append(secret)
