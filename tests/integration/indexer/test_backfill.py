@@ -52,13 +52,13 @@ async def world(database_url: str) -> AsyncIterator[PastWorld]:
     await made.engine.dispose()
 
 
-async def covered_from(world: PastWorld, watch_id: str, tenant: str = "ten_a") -> int:
+async def covered_from(world: PastWorld, watch_id: str, tenant: str = "ten_a") -> object:
+    """From which height a watch covers the chain, as its tenant is told."""
     async with transaction(world.ledger.engine) as connection:
         row = await find_watch(connection, TenantId(tenant), WatchId(watch_id))
     assert row is not None
     assert row.backfill_job_id is not None
-    frontier = row.backfilled_from
-    return row.covered_from[CHAIN_ID] if frontier is None else max(row.start_height or 0, frontier)
+    return watch_document(row, [await world.ledger.row()]).covered_from_height
 
 
 async def amounts(world: PastWorld, tenant: str = "ten_a") -> list[str]:
@@ -98,10 +98,12 @@ async def test_coverage_tells_each_stage_truthfully(world: PastWorld) -> None:
         await connection.execute(jobs.update().values(state="running", lease_token="me", leased_until=NOW))
         job = (await connection.execute(select(jobs))).one()  # type: ignore[assignment]
     job = await world.find("ten_a", job.id)
-    seen = []
+    seen: list[int] = []
     while job.state is JobState.RUNNING:
         job = await world.past.step(job)
-        seen.append(await covered_from(world, made.row.id))
+        covered = await covered_from(world, made.row.id)
+        assert isinstance(covered, int)
+        seen.append(covered)
         async with transaction(world.ledger.engine) as connection:
             ranges = await find_job_coverage(connection, job.tenant_id, job.id)
         told = [(one.from_height, one.to_height) for one in ranges]
