@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import structlog
@@ -14,7 +12,7 @@ from sqlalchemy import create_engine, make_url
 
 from ledger.embedded import embedded_postgres
 from ledger.ids import OPS_TENANT
-from tests.fixtures.postgres import FAST, make_template, new_database
+from tests.fixtures.postgres import FAST, cluster_directory, make_template, new_database
 from tests.integration.api.conftest import running
 from tests.integration.api.describing import call_everything, fill
 
@@ -26,16 +24,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-fuzz-"))
-    directory.chmod(0o755)
-    try:
-        with embedded_postgres(directory, settings=FAST) as url:
-            admin = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
-            with new_database(url, admin, make_template(url, admin)) as database_url:
-                is_well = asyncio.run(_fuzz(database_url, options.examples, options.seed, directory))
-            admin.dispose()
-    finally:
-        shutil.rmtree(directory)
+    with cluster_directory() as directory, embedded_postgres(directory, settings=FAST) as url:
+        admin = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with new_database(url, admin, make_template(url, admin)) as database_url:
+            is_well = asyncio.run(_fuzz(database_url, options.examples, options.seed, directory))
+        admin.dispose()
     return 0 if is_well else 1
 
 

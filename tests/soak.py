@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -26,7 +24,7 @@ import structlog
 from sqlalchemy import create_engine, make_url
 
 from ledger.embedded import embedded_postgres
-from tests.fixtures.postgres import FAST, make_template, new_database
+from tests.fixtures.postgres import FAST, cluster_directory, make_template, new_database
 from tests.integration.lying_scenarios import Figures, Open, Scenario, opener, scenario_of, side_by_side
 
 
@@ -112,17 +110,12 @@ def table(found: Sequence[Figures], failed: Sequence[int], duration_s: float) ->
 @contextmanager
 def _databases() -> Iterator[Open]:
     """A server of its own for as long as the block lasts."""
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-soak-"))
-    directory.chmod(0o755)  # its server's user must be able to enter
-    try:
-        with embedded_postgres(directory, settings=FAST) as url:
-            admin = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
-            try:
-                yield opener(partial(new_database, url, admin, make_template(url, admin)))
-            finally:
-                admin.dispose()
-    finally:
-        shutil.rmtree(directory)
+    with cluster_directory() as directory, embedded_postgres(directory, settings=FAST) as url:
+        admin = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
+        try:
+            yield opener(partial(new_database, url, admin, make_template(url, admin)))
+        finally:
+            admin.dispose()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 
 import ledger.embedded
 from ledger.embedded import EmbeddedPostgresError, embedded_postgres, remove_embedded_postgres
-from tests.fixtures.postgres import FAST
+from tests.fixtures.postgres import FAST, cluster_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 AS_ROOT = os.geteuid() == 0
@@ -39,10 +39,8 @@ with embedded_postgres(Path(sys.argv[1]), settings={"fsync": "off"}) as url:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that every user may enter, unlike pytest's own."""
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-tests-"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
+    with cluster_directory() as directory:
+        yield directory
 
 
 @contextmanager
@@ -189,12 +187,16 @@ def test_a_server_that_cannot_start_says_why(place: Path) -> None:
 
 
 @pytest.fixture
-def system_dir(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Stands in for /var/lib/chainbell, for a root whose new files are closed to everybody else."""
+def system_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stands in for /var/lib/chainbell, for a root whose new files are closed to everybody else. On a disk: what lies in
+    memory may not be run everywhere."""
+    place = Path(tempfile.mkdtemp(prefix="chainbell-tests-"))
+    place.chmod(0o755)
     monkeypatch.setattr(ledger.embedded, "_SYSTEM_DIR", place / "system")
     before = os.umask(0o077)
     yield place / "system"
     os.umask(before)
+    shutil.rmtree(place)
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -26,6 +23,7 @@ from ledger.states import JobKind
 from ledger.upkeep import HOT_TABLES, Held, Holder, TableRows, count_rows, find_holders
 from notifier.upkeep import free_leases, has_many_dead, is_too_old, watch_database
 from tests.fakes.receiver import running_receiver
+from tests.fixtures.postgres import cluster_directory
 from tests.integration.notifier.conftest import TENANT, Post
 
 
@@ -190,14 +188,9 @@ async def test_tables_that_change_all_the_time_are_vacuumed_early(post: Post) ->
 @pytest.fixture
 def other_postgres() -> Iterator[str]:
     """A server that admits what ours does not: prepared transactions and logical slots."""
-    directory = Path(tempfile.mkdtemp(prefix="chainbell-tests-"))
-    directory.chmod(0o755)
     settings = {"fsync": "off", "max_prepared_transactions": "1", "wal_level": "logical"}
-    try:
-        with embedded_postgres(directory, settings=settings) as url:
-            yield url
-    finally:
-        shutil.rmtree(directory)
+    with cluster_directory() as directory, embedded_postgres(directory, settings=settings) as url:
+        yield url
 
 
 async def test_prepared_transactions_and_slots_are_found_and_other_roles_sessions_only_by_right(
