@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -63,8 +64,11 @@ def test_ctrl_c_while_the_modules_load_ends_without_a_traceback(monkeypatch: pyt
             raise KeyboardInterrupt
 
     monkeypatch.setitem(sys.modules, "chainbell.cli.app", Interrupted("chainbell.cli.app"))
-    with pytest.raises(SystemExit) as ended:
-        main()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        gc.enable()
     assert ended.value.code == 130
 
 
