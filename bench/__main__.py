@@ -32,6 +32,7 @@ from bench.report import (
     watching_sections,
 )
 from bench.sizes import FULL, QUICK, Sizes
+from bench.status import measure_reads
 from bench.strain import Strain
 from bench.usage import Usage
 from bench.watching import Watching, WatchingTask
@@ -154,6 +155,10 @@ class Bench:
                 latencies.append(msgspec.convert(measured("bench.live", task), Latency))
         return latencies
 
+    def reads(self) -> list[Row]:
+        """How deposits stand, asked again and again."""
+        return measure_reads(self.sizes, self.chain, self.database_url, self.say)
+
     def watching(self) -> dict[str, list[Row]]:
         """Many watches, by REST."""
         self.say(f"loading {self.sizes.watches_loaded} watches")
@@ -178,6 +183,7 @@ PARTS: dict[str, Part] = {
     "snapshot": lambda _, strain: {"a full queue under a held snapshot, bare: without": strain.snapshot()},
     "live": lambda bench, _: {"one deposit in each live block": bench.live()},
     "beside": lambda bench, _: {"the same beside replays, bare: alone": bench.live_beside()},
+    "reads": lambda bench, _: {"status reads beside a followed head, bare: an empty aiohttp handler": bench.reads()},
     "watching": lambda bench, _: bench.watching(),
 }
 """What can be measured, in the order in which it is."""

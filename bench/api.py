@@ -1,10 +1,11 @@
-"""The REST API as `chainbell serve` runs it, on a free port: `python -m bench.api DATABASE_URL`."""
+"""The REST API as `chainbell serve` runs it, on a free port: `python -m bench.api DATABASE_URL [RPS_PER_KEY]`."""
 
 from __future__ import annotations
 
 import sys
 
 from api.app import create_app
+from api.limits import RPS_PER_KEY
 from bench.installation import SECRET_BOX, loopback_policy
 from bench.serving import serve_until_stdin_closes
 from chainbell.logs import configure_logs
@@ -24,5 +25,6 @@ if __name__ == "__main__":
             endpoint_policy=loopback_policy(),
             cursor_key=cursor_key_of(bytes(32)),
             version=VERSION,
+            rps_per_key=float(sys.argv[2]) if len(sys.argv) > 2 else RPS_PER_KEY,
         )
     )

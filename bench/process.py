@@ -22,10 +22,17 @@ class BenchFailed(Exception):
     """A process of the benchmark did not do its part; the text is what it said last."""
 
 
+class Server(msgspec.Struct, frozen=True):
+    """A server that runs."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def serving(module: str, *arguments: str) -> Iterator[str]:
-    """Run a server module until the block ends; yields its URL. It ends by itself when its standard input closes, so
-    nothing is left behind by a benchmark that is killed."""
+def serving_process(module: str, *arguments: str) -> Iterator[Server]:
+    """Run a server module until the block ends. It ends by itself when its standard input closes, so nothing is left behind
+    by a benchmark that is killed."""
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -36,7 +43,7 @@ def serving(module: str, *arguments: str) -> Iterator[str]:
             line = process.stdout.readline().decode().strip()
             if not line.startswith("http://"):
                 raise BenchFailed(f"{module} did not start: {_tail(complaints)}")
-            yield line
+            yield Server(line, process.pid)
         finally:
             process.stdin.close()
             process.stdout.close()
@@ -45,6 +52,13 @@ def serving(module: str, *arguments: str) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def serving(module: str, *arguments: str) -> Iterator[str]:
+    """The same; yields no more than its URL."""
+    with serving_process(module, *arguments) as server:
+        yield server.url
 
 
 def measured(module: str, task: msgspec.Struct) -> Any:  # noqa: ANN401 - the JSON that the module prints

@@ -15,6 +15,10 @@ class Sizes(msgspec.Struct):
     live_blocks: int
     live_interval_s: float
     watches_loaded: int
+    deposits: int
+    connections: int
+    reads_rate: float
+    reads_s: float
     endpoints: int
     isolation_rate: float
     isolation_s: float
@@ -33,6 +37,10 @@ FULL = Sizes(
     live_blocks=90,
     live_interval_s=2.0,
     watches_loaded=1_000_000,
+    deposits=100_000,
+    connections=64,
+    reads_rate=2_000.0,
+    reads_s=20.0,
     endpoints=1_000,
     isolation_rate=150.0,
     isolation_s=15.0,
@@ -50,6 +58,10 @@ QUICK = Sizes(
     live_blocks=12,
     live_interval_s=0.2,
     watches_loaded=20_000,
+    deposits=500,
+    connections=4,
+    reads_rate=50.0,
+    reads_s=0.5,
     endpoints=40,
     isolation_rate=80.0,
     isolation_s=1.0,
