@@ -14,11 +14,11 @@ from aiohttp import web
 from api.callers import caller_of
 from api.problems import Code, Refused
 from api.reading import decode_body, decode_query, read_body
-from api.routes import Call, Route, Services
+from api.routes import Call, Route, Services, StatusCall
 from ledger.cursors import InvalidCursor
 from ledger.database import Connection, transaction
 from ledger.idempotency import StoredAnswer, find_answer, fingerprint_of, lock_idempotency_key, store_answer
-from ledger.ids import OPS_TENANT
+from ledger.ids import OPS_TENANT, EntryId
 from ledger.keys import (
     KeyParts,
     KeyRow,
@@ -70,6 +70,8 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     started = loop.time()
     key = _read_key(http)
     _take_turn(services, key, started)
+    if route.is_status:
+        return _response(await _answer_status(route, services, http, key))
     request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
     while True:
         asked, coming = loop.time(), services.news.coming()
@@ -93,11 +95,21 @@ def _response(found: _Answer) -> web.Response:
     return web.Response(status=found.status, body=found.body, content_type="application/json", headers=headers)
 
 
+async def _answer_status(route: Route, services: Services, http: web.Request, parts: KeyParts) -> _Answer:
+    """Answer from one round trip that is shared with whoever asks at the same time. Nothing of what was read is shown, not
+    even that there is nothing, before the key has been found to be good."""
+    read = await services.status_reads.read(parts.id, EntryId(http.match_info["id"]))
+    key = _admitted(read.key, parts, route, services, http)
+    if is_touch_due(key):
+        await services.status_reads.touch(key)
+    call: StatusCall[Any, Any] = StatusCall(decode_query(http, route.query), None, read)
+    return _Answer(route.status, msgspec.json.encode(await route.handler(call)))
+
+
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
     async with transaction(services.engine) as connection:
-        key = await _authenticate(connection, request.key)
-        _check_address(key, services, request.http)
-        _authorize(key, route)
+        found = await find_key(connection, request.key.id)
+        key = _admitted(found, request.key, route, services, request.http)
         if is_touch_due(key):
             await touch_key(connection, key)
         if request.idempotency_key is not None:
@@ -192,10 +204,12 @@ async def _read_body(route: Route, http: web.Request) -> bytes:
     return b"" if route.body is type(None) else await read_body(http)
 
 
-async def _authenticate(connection: Connection, parts: KeyParts) -> KeyRow:
-    key = await find_key(connection, parts.id)
+def _admitted(key: KeyRow | None, parts: KeyParts, route: Route, services: Services, http: web.Request) -> KeyRow:
+    """The key that was found, if whoever sent these parts may use it, from there and for this."""
     if not is_usable(key, parts):
         raise Refused(Code.INVALID_KEY, "the key is unknown, revoked or expired; ask for a new one", headers=_CHALLENGE)
+    _check_address(key, services, http)
+    _authorize(key, route)
     return key
 
 

@@ -32,6 +32,7 @@ from api.reading import BODY_BYTES_MAX
 from api.routes import SERVICES, OpenRoute, Route, Services
 from ledger.database import Engine
 from ledger.secrets import SecretBox
+from ledger.status_reads import StatusReads
 from ledger.urls import EndpointPolicy
 
 ROUTES: Sequence[Route] = (
@@ -70,7 +71,15 @@ def create_app(
     app = web.Application(middlewares=[answer_safely], client_max_size=BODY_BYTES_MAX)
     limits = Limits(rps_per_key)
     app[SERVICES] = Services(
-        engine, operator_engine, secret_box, endpoint_policy, cursor_key, version, limits, trusted_proxies
+        engine,
+        operator_engine,
+        secret_box,
+        endpoint_policy,
+        StatusReads(engine),
+        cursor_key,
+        version,
+        limits,
+        trusted_proxies,
     )
     routes = [route for route in ROUTES if not (is_for_tenants and route.is_operators)]
     open_routes = [route for route in OPEN_ROUTES if not (is_for_tenants and route.is_operators)]
@@ -83,6 +92,7 @@ def create_app(
         app.router.add_route(open_route.method, open_route.path, open_route.handler)
     app.cleanup_ctx.append(_hear_news)
     app.on_shutdown.append(_stop_waiting)
+    app.on_cleanup.append(_stop_reading)
     return app
 
 
@@ -102,3 +112,7 @@ async def _hear_news(app: web.Application) -> AsyncIterator[None]:
 async def _stop_waiting(app: web.Application) -> None:
     app[SERVICES].stopping.set()
     app[SERVICES].news.tell()
+
+
+async def _stop_reading(app: web.Application) -> None:
+    await app[SERVICES].status_reads.close()

@@ -12,7 +12,7 @@ from api.events import EventPage
 from api.inputs import AddressText, AssetName, ChainName, HashText, Line, address_given, chain_named, hash_given
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
-from api.routes import Call, Route
+from api.routes import Call, Route, StatusCall
 from ledger.chains import list_chains
 from ledger.documents import DepositDocument, WithdrawalDocument
 from ledger.ids import EntryId, Side
@@ -53,18 +53,18 @@ async def list_withdrawals(call: Call[EntryQuery, None]) -> Page[WithdrawalDocum
     return Page(cast(list[WithdrawalDocument], page.data), page.next_cursor)
 
 
-async def get_deposit(call: Call[None, None]) -> DepositDocument:
+async def get_deposit(call: StatusCall[None, None]) -> DepositDocument:
     """Get a deposit
 
     As it stands now, with the confirmations that it has at our tip."""
-    return cast(DepositDocument, await _get(call, Side.DEPOSIT))
+    return cast(DepositDocument, _standing(call, Side.DEPOSIT))
 
 
-async def get_withdrawal(call: Call[None, None]) -> WithdrawalDocument:
+async def get_withdrawal(call: StatusCall[None, None]) -> WithdrawalDocument:
     """Get a withdrawal
 
     As it stands now, with the confirmations that it has at our tip."""
-    return cast(WithdrawalDocument, await _get(call, Side.WITHDRAWAL))
+    return cast(WithdrawalDocument, _standing(call, Side.WITHDRAWAL))
 
 
 async def list_events_of_deposit(call: Call[PageQuery, None]) -> EventPage:
@@ -109,11 +109,11 @@ async def _filter_of(call: Call[EntryQuery, None], side: Side) -> EntryFilter:
     )
 
 
-async def _get(call: Call[None, None], side: Side) -> AnyEntry:
-    entry = await find_entry(call.connection, call.tenant_id, side, EntryId(call.path["id"]))
-    if entry is None:
+def _standing(call: StatusCall[None, None], side: Side) -> AnyEntry:
+    stored = call.read.entry(side)
+    if stored is None:
         raise not_found(side.value)
-    return (await describe_entries(call.connection, [entry]))[0]
+    return stored.document()
 
 
 async def _story(call: Call[PageQuery, None], side: Side) -> EventPage:
@@ -132,9 +132,9 @@ async def _story(call: Call[PageQuery, None], side: Side) -> EventPage:
 
 ROUTES = (
     Route("GET", "/v1/deposits", "entries:read", list_deposits),
-    Route("GET", "/v1/deposits/{id}", "entries:read", get_deposit),
+    Route("GET", "/v1/deposits/{id}", "entries:read", get_deposit, is_status=True),
     Route("GET", "/v1/deposits/{id}/events", "entries:read", list_events_of_deposit),
     Route("GET", "/v1/withdrawals", "entries:read", list_withdrawals),
-    Route("GET", "/v1/withdrawals/{id}", "entries:read", get_withdrawal),
+    Route("GET", "/v1/withdrawals/{id}", "entries:read", get_withdrawal, is_status=True),
     Route("GET", "/v1/withdrawals/{id}/events", "entries:read", list_events_of_withdrawal),
 )

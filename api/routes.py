@@ -25,6 +25,7 @@ from ledger.database import Connection, Engine
 from ledger.ids import TenantId
 from ledger.keys import KeyRow
 from ledger.secrets import SecretBox
+from ledger.status_reads import StatusRead, StatusReads
 from ledger.urls import EndpointPolicy
 
 Query = TypeVar("Query")
@@ -41,6 +42,7 @@ class Services:
     """Sees all tenants, for what the operator is told of them together."""
     secret_box: SecretBox
     endpoint_policy: EndpointPolicy
+    status_reads: StatusReads
     cursor_key: bytes
     version: str
     limits: Limits
@@ -70,6 +72,15 @@ class Call(Generic[Query, Body]):
         return self.key.tenant_id
 
 
+@dataclass(frozen=True, slots=True)
+class StatusCall(Generic[Query, Body]):
+    """One authenticated question of how an entry stands, with what was read of it."""
+
+    query: Query
+    body: Body
+    read: StatusRead
+
+
 @dataclass(frozen=True)
 class Route:
     """A route that needs a key. The handler raises `Refused` for what it will not do."""
@@ -85,6 +96,9 @@ class Route:
     """Any one of these does as well as `scope`."""
     is_operators: bool = False
     """For keys of the tenant `ops` only: what it does is done for all tenants."""
+    is_status: bool = False
+    """The handler takes a `StatusCall`: the entry that the path names is read together with the key, for all who ask at
+    once (`ledger/status_reads.py`)."""
     is_satisfied: Callable[[Any], bool] | None = None
     """For a long poll: whether an answer is worth sending before the `wait` of its query is over."""
 

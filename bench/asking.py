@@ -1,9 +1,9 @@
 """A payments backend that asks how its deposits stand: `python -m bench.asking TASK`.
 
-Requests are ready bytes, sent over connections that stay open, one at a time on each. At a rate they are sent at random moments
-that were drawn beforehand (exponential gaps), whatever has been answered by then, and each is timed from the moment at which
-it should have been sent: an answer that is late delays no question, and none is left out of the count for having waited. Without a
-rate each connection asks again as soon as it was answered.
+Requests are ready bytes, sent over connections that stay open, one at a time on each. At a rate they are sent at random
+moments that were drawn beforehand (exponential gaps), whatever has been answered by then. Each is timed from the moment at
+which it should have been sent: an answer that is late delays no question, and no question escapes the count by waiting for
+its turn. Without a rate each connection asks again as soon as it was answered.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ class Asker:
         """Connect."""
         loop, parts = asyncio.get_running_loop(), urlsplit(self.task.url)
         for _ in range(self.task.connections):
-            _, made = await loop.create_connection(lambda: Connection(self._take), parts.hostname, parts.port)
+            _, made = await loop.create_connection(
+                lambda: Connection(self._take), parts.hostname or "", parts.port or 0
+            )
             self._connections.append(made)
         self._free = list(self._connections)
 

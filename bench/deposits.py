@@ -1,7 +1,7 @@
 """Deposits of the past by the thousand, and a key that may read them: `python -m bench.deposits TASK`.
 
-They are copies of the first one that was found, made by Postgres itself: finalized, so that no follower has anything to do with
-them.
+They are copies of the first one that was found, made by Postgres itself: finalized, so that no follower has anything to do
+with them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 
 import msgspec
-from sqlalchemy import func, insert, literal, select, text
+from sqlalchemy import ColumnElement, func, insert, literal, literal_column, select, text
 
 from bench.installation import ledger_at
 from ledger.database import transaction
@@ -41,8 +42,8 @@ class Deposits(msgspec.Struct):
 async def make_deposits(task: DepositsTask) -> Deposits:
     """Copy the first deposit."""
     now = datetime.now(UTC)
-    changed = {
-        "id": literal("dep_copy") + text("n"),
+    changed: dict[str, ColumnElement[Any]] = {
+        "id": literal("dep_copy").concat(literal_column("n")),
         "state": literal("finalized"),
         "sequence": literal(3),
         "confirmed_at": literal(now),
@@ -51,8 +52,8 @@ async def make_deposits(task: DepositsTask) -> Deposits:
     names = entries.c.keys()
     async with ledger_at(task.database_url) as engine, transaction(engine) as connection:
         first = select(entries).where(entries.c.side == "deposit").limit(1).cte("first")
-        copies = select(*(changed.get(name, first.c[name]) for name in names)).join_from(
-            first, func.generate_series(1, task.count).alias("n"), literal(True)
+        copies = select(*(changed.get(name, first.c[name]) for name in names)).select_from(
+            first.join(func.generate_series(1, task.count).alias("n"), literal(True))
         )
         made = await connection.execute(insert(entries).from_select(names, copies).returning(entries.c.tenant_id))
         tenant_id = made.scalars().first()

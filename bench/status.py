@@ -31,7 +31,9 @@ def measure_reads(sizes: Sizes, chain: str, database_url: str, say: Callable[[st
         deposits = msgspec.convert(measured("bench.deposits", task), Deposits)
 
         def _asked(server: Server, rate: float) -> Asked:
-            say(f"asking {'an empty handler' if server is empty else 'the API'} {f'{rate:,g}/s' if rate else 'on and on'}")
+            say(
+                f"asking {'an empty handler' if server is empty else 'the API'} {f'{rate:,g}/s' if rate else 'on and on'}"
+            )
             task = AskingTask(
                 server.url, server.pid, deposits.paths, deposits.key, rate, sizes.reads_s, sizes.connections, sizes.seed
             )

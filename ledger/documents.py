@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from chains.model import AssetId, hex_of
 from ledger.coverage import CoverageRange, Gap, Reading, gaps_of, lacking
 from ledger.ids import EventId, Side
-from ledger.model import AssetRow, ChainRow, Entry, WatchLabel
+from ledger.model import AssetRow, ChainRow, Entry, Standing, WatchLabel
 from ledger.states import ChainState
 
 API_VERSION = "2026-11-01"
@@ -296,7 +296,7 @@ def asset_document(asset: AssetRow) -> AssetDocument:
     return AssetDocument(asset.asset_id, asset.symbol, asset.decimals, contract, asset.kind)
 
 
-def finality_of(entry: Entry, chain: ChainRow) -> str:
+def finality_of(entry: Entry, chain: Standing) -> str:
     """How final the entry's block is by the chain's tags: `none`, `safe` or `finalized`."""
     if entry.block_height is None:
         return "none"
@@ -307,7 +307,7 @@ def finality_of(entry: Entry, chain: ChainRow) -> str:
     return "none"
 
 
-def _confirmations(entry: Entry, chain: ChainRow) -> ConfirmationsDocument:
+def _confirmations(entry: Entry, chain: Standing) -> ConfirmationsDocument:
     is_included = entry.block_height is not None and chain.tip_height is not None
     current = max(0, (chain.tip_height or 0) - (entry.block_height or 0) + 1) if is_included else 0
     required = int(entry.credit_at) if entry.credit_at.isdigit() else None
@@ -326,7 +326,7 @@ def _transaction(entry: Entry) -> TransactionDocument | None:
     return TransactionDocument(hex_of(entry.transaction_hash), entry.transaction_index)
 
 
-def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -> dict[str, Any]:
+def _common(entry: Entry, chain: Standing, asset: AssetRow, watch: WatchLabel) -> dict[str, Any]:
     return {
         "id": entry.id,
         "state": entry.state.value,
@@ -358,7 +358,7 @@ def _common(entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel) -
 
 
 def entry_document(
-    entry: Entry, chain: ChainRow, asset: AssetRow, watch: WatchLabel
+    entry: Entry, chain: Standing, asset: AssetRow, watch: WatchLabel
 ) -> DepositDocument | WithdrawalDocument:
     """A deposit or withdrawal as JSON, as it stands against the chain's tip."""
     common = _common(entry, chain, asset, watch)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -20,7 +20,7 @@ from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, TypeGuard
 from zlib import crc32
 
-from sqlalchemy import Row, Select, bindparam, column, func, or_, select, update
+from sqlalchemy import BindParameter, Select, TableValuedAlias, bindparam, column, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.audit import COMMAND_LINE, record_audit
@@ -160,23 +160,23 @@ def check_scopes(scopes: Collection[str]) -> None:
         raise UnknownName(f"{said}; choose from {', '.join(SCOPES)}, <resource>:* or *")
 
 
-_columns = (
-    api_keys.c.id,
-    api_keys.c.tenant_id,
-    api_keys.c.secret_sha256,
-    api_keys.c.scopes,
-    api_keys.c.created_at,
-    api_keys.c.expires_at,
-    api_keys.c.revoked_at,
-    api_keys.c.last_used_at,
-    api_keys.c.networks,
-)
+_FIELDS = tuple(field.name for field in fields(KeyRow))
+KEY_COLUMNS = _FIELDS[:-1]
+"""What a key's row has, in the order of `KeyRow`."""
+
+_columns = tuple(api_keys.c[name] for name in KEY_COLUMNS)
 _with_now: Select[Any] = select(*_columns, func.clock_timestamp().label("read_at"))
 
-# Past the policies, which let a transaction see a tenant's keys only once it speaks for it; and it speaks from here on.
-_found = func.chainbell_find_key(bindparam("id")).table_valued(
-    *(column(each.name, each.type) for each in _columns), name="found"
-)
+
+def find_key_by_id(key_id: BindParameter[Any], name: str) -> TableValuedAlias:
+    """The key as a table called `name`: past the policies, which let a transaction see a tenant's keys only once it speaks
+    for that tenant."""
+    columns = (column(each.name, each.type) for each in _columns)
+    return func.chainbell_find_key(key_id).table_valued(*columns, name=name)
+
+
+_found = find_key_by_id(bindparam("id"), "found")
+# From here on the transaction speaks for the key's tenant.
 _find: Select[Any] = select(
     *_found.c,
     func.clock_timestamp().label("read_at"),
@@ -217,7 +217,7 @@ async def find_key(connection: AsyncConnection, key_id: KeyId) -> KeyRow | None:
     """The key of that id, whoever owns it: how a request learns its tenant, for which its transaction speaks from then on
     (`ledger/tenancy.py`)."""
     row = (await connection.execute(_find, {"id": key_id})).first()
-    return _key_of(row) if row is not None else None
+    return key_from(tuple(row)[:-1]) if row is not None else None
 
 
 async def list_keys(connection: AsyncConnection, tenant_id: TenantId | None = None) -> list[KeyRow]:
@@ -225,7 +225,8 @@ async def list_keys(connection: AsyncConnection, tenant_id: TenantId | None = No
     statement = _with_now.order_by(api_keys.c.created_at, api_keys.c.id)
     if tenant_id is not None:
         statement = statement.where(api_keys.c.tenant_id == tenant_id)
-    return [_key_of(row) for row in await connection.execute(statement)]
+    found = [key_from(tuple(row)) for row in await connection.execute(statement)]
+    return [key for key in found if key is not None]
 
 
 async def revoke_key(
@@ -261,11 +262,14 @@ def is_touch_due(key: KeyRow) -> bool:
     return key.last_used_at is None or key.last_used_at < key.read_at - USE_INTERVAL
 
 
-def _key_of(row: Row[Any]) -> KeyRow:
-    values = {name: value for name, value in row._mapping.items() if name != "spoken"}
-    values["scopes"] = tuple(values["scopes"])
-    values["networks"] = tuple(map(ip_network, values["networks"])) if values["networks"] is not None else None
-    return KeyRow(**values)
+def key_from(values: Sequence[Any]) -> KeyRow | None:
+    """A row of `KEY_COLUMNS` and the time at which it was read; None where all but that is null."""
+    found = dict(zip(_FIELDS, values, strict=True))
+    if found["id"] is None:
+        return None
+    found["scopes"] = tuple(found["scopes"])
+    found["networks"] = tuple(map(ip_network, found["networks"])) if found["networks"] is not None else None
+    return KeyRow(**found)
 
 
 async def _audit(

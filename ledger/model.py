@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from chains.model import Address, AssetId, AssetKind, BlockHash, ChainId, LocatorKind, Slug, TransactionHash, TransferId
 from ledger.ids import EntryId, Side, TenantId, WatchId
@@ -53,6 +53,41 @@ class Entry:
     confirmed_at: datetime | None
     finalized_at: datetime | None
     updated_at: datetime
+
+
+class Standing(Protocol):
+    """What an entry's document tells of its chain."""
+
+    @property
+    def chain_id(self) -> ChainId: ...
+    @property
+    def slug(self) -> Slug: ...
+    @property
+    def livemode(self) -> bool: ...
+    @property
+    def native_asset_id(self) -> AssetId: ...
+    @property
+    def tip_height(self) -> int | None: ...
+    @property
+    def safe_height(self) -> int | None: ...
+    @property
+    def finalized_height(self) -> int | None: ...
+    @property
+    def proof_enforced(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChainStanding:
+    """No more of a chain's row than that: its columns."""
+
+    chain_id: ChainId
+    slug: Slug
+    livemode: bool
+    native_asset_id: AssetId
+    tip_height: int | None
+    safe_height: int | None
+    finalized_height: int | None
+    proof_enforced: bool
 
 
 @dataclass(frozen=True, slots=True)

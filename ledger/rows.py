@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +13,8 @@ from ledger.ids import Side
 from ledger.model import AssetRow, ChainRow, Entry
 from ledger.states import ChainState, Disposition, EntryState, Origin
 
-_ENTRY = tuple(field.name for field in fields(Entry))
+ENTRY_COLUMNS = tuple(field.name for field in fields(Entry))
+"""Of `entries`, in the order of `Entry`."""
 
 
 def chain_from(row: Row[Any]) -> ChainRow:
@@ -31,13 +33,18 @@ def asset_from(row: Row[Any]) -> AssetRow:
 
 def entry_from(row: Row[Any]) -> Entry:
     """A row that has all columns of `entries`, and perhaps others."""
-    values = {name: row._mapping[name] for name in _ENTRY}
-    values["side"] = Side(values["side"])
-    values["state"] = EntryState(values["state"])
-    values["disposition"] = Disposition(values["disposition"])
-    values["origin"] = Origin(values["origin"])
-    values["locator_kind"] = LocatorKind(values["locator_kind"])
-    values["reasons"] = tuple(values["reasons"])
+    return entry_of([row._mapping[name] for name in ENTRY_COLUMNS])
+
+
+def entry_of(values: Sequence[Any]) -> Entry:
+    """The values of `ENTRY_COLUMNS`."""
+    found = dict(zip(ENTRY_COLUMNS, values, strict=True))
+    found["side"] = Side(found["side"])
+    found["state"] = EntryState(found["state"])
+    found["disposition"] = Disposition(found["disposition"])
+    found["origin"] = Origin(found["origin"])
+    found["locator_kind"] = LocatorKind(found["locator_kind"])
+    found["reasons"] = tuple(found["reasons"])
     for name in ("amount_atomic", "fee_atomic", "transaction_nonce"):
-        values[name] = int(values[name]) if values[name] is not None else None
-    return Entry(**values)
+        found[name] = int(found[name]) if found[name] is not None else None
+    return Entry(**found)
