@@ -52,11 +52,12 @@ def rows_of(pace: str, asked: Asked, least: Asked) -> list[Row]:
         return cpu_s * 1e6 / asked.count
 
     empty_us = least.server_cpu_s * 1e6 / least.count
+    name = f"asked {pace}"
     return [
-        Row(f"asked {pace}: answered", asked.count / asked.elapsed_s, least.count / least.elapsed_s, "1/s"),
-        Row("  p50", asked.latency.p50_ms, least.latency.p50_ms, "ms"),
-        Row("  p99", asked.latency.p99_ms, least.latency.p99_ms, "ms"),
-        Row("  CPU of the API for one, µs", _us(asked.server_cpu_s), empty_us, "µs"),
-        Row("  CPU of its sessions in Postgres, µs", _us(asked.database_cpu_s), empty_us, "µs"),
-        Row("  CPU of who asks, µs", _us(asked.cpu_s), least.cpu_s * 1e6 / least.count, "µs"),
+        Row(f"{name}: answered", asked.count / asked.elapsed_s, least.count / least.elapsed_s, "1/s"),
+        Row(f"{name}, p50", asked.latency.p50_ms, least.latency.p50_ms, "ms"),
+        Row(f"{name}, p99", asked.latency.p99_ms, least.latency.p99_ms, "ms"),
+        Row(f"{name}, CPU of the API for one", _us(asked.server_cpu_s), empty_us, "µs"),
+        Row(f"{name}, CPU of its sessions in Postgres", _us(asked.database_cpu_s), empty_us, "µs"),
+        Row(f"{name}, CPU of who asks", _us(asked.cpu_s), least.cpu_s * 1e6 / least.count, "µs"),
     ]

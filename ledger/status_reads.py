@@ -44,6 +44,9 @@ from ledger.tenancy import SETTING, speak_for
 TOGETHER_MAX = 100
 """Requests that are answered by one question: a bound for how long the others wait."""
 
+LAST_QUESTION_LIMIT_S = 5.0
+"""How long a question may take that is under way when the process ends."""
+
 KEPT_S = 60.0
 """How long the connection is kept from its pool."""
 
@@ -143,6 +146,7 @@ class StatusReads:
         self._working: asyncio.Task[None] | None = None
         self._connection: AsyncConnection | None = None
         self._kept_until = 0.0
+        self._is_closed = False
         self._touching: set[KeyId] = set()
 
     async def read(self, key_id: KeyId, entry_id: EntryId) -> StatusRead:
@@ -168,23 +172,23 @@ class StatusReads:
             self._touching.discard(key.id)
 
     async def close(self) -> None:
-        """Give the connection back. Nobody is answered any more."""
+        """Let the question under way end, and give the connection back. Who waits for the next is let go."""
+        self._is_closed = True
+        while self._waiting:
+            self._waiting.pop().answer.cancel()
         if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
-            await self._drop()  # it may be in the middle of a question
+            # Not cancelled: the driver would go on to wait for the answers to a pipeline that was not sent to its end.
+            await asyncio.wait([self._working], timeout=LAST_QUESTION_LIMIT_S)
+        if self._working is not None and self._connection is not None:
+            await (await self._driver()).close()
+            await asyncio.wait([self._working])
         await self._give_back()
 
     async def _work(self) -> None:
-        together: list[_Asked] = []
-        try:
-            while self._waiting:
-                together, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
-                await self._answer(together)
-        finally:
-            self._working = None
-            for asked in (*together, *self._waiting):
-                asked.answer.cancel()  # of no effect on those that are answered
+        while self._waiting:
+            together, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
+            await self._answer(together)
+        self._working = None
 
     async def _answer(self, together: Sequence[_Asked]) -> None:
         try:
@@ -204,7 +208,7 @@ class StatusReads:
             return await self._ask(together)
         except UNAVAILABLE:
             await self._drop()
-            if not was_kept:
+            if self._is_closed or not was_kept:
                 raise
         return await self._ask(together)
 

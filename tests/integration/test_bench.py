@@ -46,6 +46,18 @@ ROWS = {
             for percentile in ("p50", "p99")
         ),
     },
+    "status reads beside a followed head, bare: an empty aiohttp handler": {
+        f"asked {pace}{row}"
+        for pace in ("50/s", "on and on")
+        for row in (
+            ": answered",
+            ", p50",
+            ", p99",
+            ", CPU of the API for one",
+            ", CPU of its sessions in Postgres",
+            ", CPU of who asks",
+        )
+    },
     "loading watches, bare: COPY": {"bare loop", "POST /v1/watches"},
     "meanwhile a follower waits for its chain's row, bare: nobody loads": {"wait, p50", "wait, p99", "wait, longest"},
     "matching a block's 600 addresses, bare: 1,000 watches": {"with all loaded, p50", "with all loaded, p99"},
