@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from chains.model import Address, AssetId, AssetKind, BlockHash, ChainId, LocatorKind, Slug, TransactionHash, TransferId
 from ledger.ids import EntryId, Side, TenantId, WatchId
@@ -55,30 +55,9 @@ class Entry:
     updated_at: datetime
 
 
-class Standing(Protocol):
-    """What an entry's document tells of its chain."""
-
-    @property
-    def chain_id(self) -> ChainId: ...
-    @property
-    def slug(self) -> Slug: ...
-    @property
-    def livemode(self) -> bool: ...
-    @property
-    def native_asset_id(self) -> AssetId: ...
-    @property
-    def tip_height(self) -> int | None: ...
-    @property
-    def safe_height(self) -> int | None: ...
-    @property
-    def finalized_height(self) -> int | None: ...
-    @property
-    def proof_enforced(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ChainStanding:
-    """No more of a chain's row than that: its columns."""
+    """No more of a chain's row than the documents of its entries tell."""
 
     chain_id: ChainId
     slug: Slug
@@ -123,6 +102,9 @@ class ChainRow:
     audited_height: int | None = None
     missed_deposits: int = 0
     """Deposits that audits found missing, ever."""
+
+
+Standing = ChainRow | ChainStanding
 
 
 @dataclass(frozen=True, slots=True)
