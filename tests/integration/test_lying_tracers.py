@@ -165,7 +165,7 @@ async def test_agreed_is_said_of_two_hosts_alone_and_not_while_one_is_undecided(
     block = await court.block()
     assert (told(block), proofs_of(block), block.traced_by) == (PAID, {TraceProof.TRACE}, ("node-0",))
     court.hosts[1].lies = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while proofs_of(block) != {TraceProof.AGREED}:
             block = await court.block()  # the search goes on beside it
     assert (told(block), block.traced_by) == (PAID, ("node-0", "node-1"))

@@ -177,7 +177,7 @@ async def test_a_node_that_keeps_its_proofs_to_itself_delays_a_block_no_longer_t
     adapter = bench.adapter()
     block = await adapter.fetch_block(height)
     bench.near.hangs.add("eth_getProof")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(9):
         (judged_block,) = await adapter.prove_balances([block], {ALICE})
     assert proofs_of(judged_block) == [(3, TraceProof.TRACE)]
 

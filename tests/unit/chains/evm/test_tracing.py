@@ -373,7 +373,7 @@ async def test_a_node_that_begins_to_trace_is_found_beside_the_work(
     adapter = town.adapter(node)
     assert (await adapter.fetch_block(HEIGHT)).traced_by == ()
     node.traces = {height: recorded_traces(height) for height in (HEIGHT, LATER)}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (await adapter.fetch_block(HEIGHT)).traced_by:
             pass  # the search goes on beside it
     assert adapter.tracers == {"127.0.0.1": TRACE}

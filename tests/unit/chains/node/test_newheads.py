@@ -15,7 +15,7 @@ from chains.node.newheads import HeadSocket, HintBox, SocketFailed, listening, s
 from tests.fakes.announcer import BAD, Announcer, Behaviour, announcing, foreign, head, leaving, mute, refusing, silent
 
 SILENCE_S = 0.3
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
