@@ -40,7 +40,8 @@ AssetName = Annotated[
         description="An asset's CAIP-19 name, as entries show it in asset.id; never a symbol",
     ),
 ]
-Height = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Height = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""A block's height, as large as every JSON reader can read it (RFC 8259, section 6)."""
 Identifier = Annotated[str, Meta(max_length=100, pattern=r"^[0-9A-Za-z_]+$")]
 
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from api.auditing import audit
-from api.inputs import AddressText, ChainName, Line, address_given, scope_named, unknown_chain
+from api.inputs import AddressText, ChainName, Height, Line, address_given, scope_named, unknown_chain
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, FieldProblem, Refused, invalid, not_found
 from api.routes import Call, Route
@@ -34,6 +34,10 @@ METADATA_DEPTH_MAX = 16
 ERRORS_MAX = 50
 """Bad rows that one answer names; the rest are found with the next try."""
 
+START_AHEAD_MAX = 256
+"""So far above the newest block that we know a start height may lie. What we know is a minute old at most while a chain is
+followed, and the fastest, Arbitrum, makes four blocks a second. What lies further up is no height of this chain."""
+
 _LIST = "watches"
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -53,8 +57,11 @@ class WatchInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference: Annotated[Line | None, Meta(description="Your own name for it, e.g. an order")] = None
     metadata: Annotated[dict[str, Any] | None, Meta(description="Kept and repeated in events; at most 4 KiB")] = None
     start_height: Annotated[
-        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
-        Meta(description="First block wanted; not below the first that can be covered"),
+        Height | None,
+        Meta(
+            description="First block wanted: of the past, which a backfill reads, or at most"
+            f" {START_AHEAD_MAX} above the newest block that is known; null: the next one. Not with chain evm"
+        ),
     ] = None
 
 
@@ -112,8 +119,8 @@ def _read_row(row: WatchInput, chains: Sequence[ChainRow], pointer: str) -> NewW
     scope = scope_named(chains, row.chain)
     if scope is None:
         raise invalid(f"{pointer}/chain", f"{unknown_chain(chains, row.chain)}; or evm for all EVM chains")
-    if scope == EVM_SCOPE and row.start_height is not None:
-        raise invalid(f"{pointer}/start_height", "heights differ between chains; name one chain, or leave it out")
+    if row.start_height is not None:
+        _check_start(row.start_height, scope, chains, f"{pointer}/start_height")
     try:
         address = read_address(row.address)
     except BadAddress as error:
@@ -121,6 +128,21 @@ def _read_row(row: WatchInput, chains: Sequence[ChainRow], pointer: str) -> NewW
     metadata = row.metadata or {}
     _check_metadata(metadata, f"{pointer}/metadata")
     return NewWatch(scope, address, row.reference, metadata, row.start_height)
+
+
+def _check_start(start_height: int, scope: str, chains: Sequence[ChainRow], pointer: str) -> None:
+    """Refuse a height that the chain is not near: the watch would tell of nothing, and say so nowhere. A chain of which no
+    block is known covers its watches from its first block on, whatever their start."""
+    if scope == EVM_SCOPE:
+        raise invalid(pointer, "heights differ between chains; name one chain, or leave it out")
+    chain = next(chain for chain in chains if chain.chain_id == scope)
+    newest = max((height for height in (chain.tip_height, chain.head_height) if height is not None), default=None)
+    if newest is not None and start_height > newest + START_AHEAD_MAX:
+        raise invalid(
+            pointer,
+            f"{start_height} is more than {START_AHEAD_MAX} above the newest known block of {chain.slug}, {newest}; give a"
+            " height of this chain, not a time, or leave it out to watch from the next block on",
+        )
 
 
 def _check_metadata(metadata: dict[str, Any], pointer: str) -> None:

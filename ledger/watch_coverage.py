@@ -74,7 +74,8 @@ class WatchCoverageDocument(msgspec.Struct, frozen=True):
 class AddressCoverageDocument(msgspec.Struct, frozen=True, tag_field="object", tag="address_coverage"):
     """What of an address is covered from one height to another, by each live watch on it. Where the heights were not given
     they reach from the lowest one that was asked for when the watches were made, or is covered, to our tip; `to_height` is
-    the lower one as long as the first covered block has not come."""
+    the lower one while the next block is the first covered one. Where all watches begin later than that, they are the
+    heights to come that no watch covers."""
 
     chain: str
     chain_id: str
@@ -115,6 +116,8 @@ async def describe_address_coverage(
     starts = [height for watch in found for height in (watch.start_height, watch.covered_from_height)]
     lowest = min((height for height in starts if height is not None), default=None)
     first, last = _heights(chain, from_height, to_height, lowest)
+    if from_height is None and to_height is None and first > last + 1:
+        first, last = last + 1, first - 1
     ranges = await find_coverage(connection, chain.chain_id, first, last)
     readings = await list_readings(connection, chain.chain_id)
     needs = (*chain.value_paths, *await list_listed_assets(connection, chain.chain_id))

@@ -106,6 +106,22 @@ async def test_a_watch_whose_first_block_has_not_come_covers_nothing_and_lacks_n
     assert (told["watches"][0]["ranges"], told["watches"][0]["gaps"]) == ([], [])
 
 
+async def test_what_a_watch_will_never_cover_of_the_blocks_to_come_is_a_gap(service: Service) -> None:
+    """Its start was set above the chain's next block."""
+    async with transaction(service.owner) as connection:
+        await add_followed_chain(connection)
+        await watch_at(connection, service.tenant_id, TIP, start_height=1_700_000_000)
+    told = await covered(service, address=hex_of(ADDRESS))
+    assert (told["from_height"], told["to_height"]) == (TIP + 1, 1_699_999_999)
+    assert heights(told["watches"][0]["gaps"], "missing", "job_id") == [(TIP + 1, 1_699_999_999, None, None)]
+    async with transaction(service.owner) as connection:
+        await watch_at(connection, service.tenant_id, TIP - 100, EVM_SCOPE)
+    late, early = (await covered(service, address=hex_of(ADDRESS)))["watches"]
+    if late["covered_from_height"] < early["covered_from_height"]:
+        late, early = early, late
+    assert (heights(late["gaps"]), early["gaps"]) == ([(TIP - 99, TIP)], [])
+
+
 async def test_each_watch_of_the_tenant_is_told_of_and_no_other(service: Service) -> None:
     other_id, other_key = await service.make_tenant("other")
     async with transaction(service.owner) as connection:

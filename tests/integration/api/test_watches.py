@@ -11,8 +11,9 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import ledger.watches
+from api.watches import START_AHEAD_MAX
 from chains.model import hex_of
-from ledger.chains import lock_chain, share_chains
+from ledger.chains import lock_chain, share_chains, update_chain
 from ledger.database import transaction
 from ledger.jobs import find_job
 from ledger.schema import watches
@@ -136,8 +137,8 @@ async def test_metadata_keeps_backslashes_and_any_character_but_nul(service: Ser
 
 async def test_a_start_height_in_the_past_begins_a_backfill_and_one_in_the_future_does_not(service: Service) -> None:
     await with_chain(service)
-    [row] = (await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 900})).json["data"]
-    assert (row["start_height"], row["covered_from_height"], row["backfill_job_id"]) == (900, 900, None)
+    [row] = (await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 300})).json["data"]
+    assert (row["start_height"], row["covered_from_height"], row["backfill_job_id"]) == (300, 300, None)
     again = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 1})
     assert again.json["data"][0]["status"] == "exists"
     assert again.json["data"][0]["backfill_job_id"] is None
@@ -151,6 +152,33 @@ async def test_a_start_height_in_the_past_begins_a_backfill_and_one_in_the_futur
         job = await find_job(connection, service.tenant_id, later[0]["backfill_job_id"])
     assert job is not None
     assert (job.request, job.total) == ({"from": 7, "to": 122, "watches": 3}, 116)
+
+
+@pytest.mark.parametrize("tip", [122, None], ids=["behind the head", "before the first block"])
+async def test_a_start_height_that_no_node_is_near_is_refused(service: Service, tip: int | None) -> None:
+    """A time, or another chain's height: nothing would ever be found before the chain is there."""
+    await with_chain(service, tip=tip)
+    async with transaction(service.owner) as connection:
+        await update_chain(connection, ETHEREUM, {"head_height": 500})
+    for start_height in (500 + START_AHEAD_MAX + 1, 1_700_000_000, 2**53 - 1):
+        answer = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": start_height})
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/watches/0/start_height")
+        assert "newest known block of ethereum, 500" in answer.json["errors"][0]["detail"]
+    answer = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 2**53})
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/watches/0/start_height")
+    assert (await service.ask("GET", "/v1/watches")).json["data"] == []
+    nearest = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 500 + START_AHEAD_MAX})
+    assert nearest.status == 200
+
+
+async def test_on_a_chain_that_nobody_has_seen_any_start_height_is_taken_and_loses_nothing(service: Service) -> None:
+    await with_chain(service, tip=None)
+    answer = await watch(service, {"chain": "ethereum", "address": TEXT, "start_height": 1_700_000_000})
+    [row] = answer.json["data"]
+    assert row["covered_from_height"] is None
+    async with transaction(service.owner) as connection:
+        await set_tip(connection, 9)
+    assert (await service.ask("GET", f"/v1/watches/{row['id']}")).json["covered_from_height"] == 1
 
 
 async def test_a_deleted_watch_keeps_its_history_and_can_be_made_again(service: Service) -> None:
@@ -266,13 +294,13 @@ async def test_watches_that_are_there_are_answered_when_a_block_comes_in_between
     async with transaction(service.owner) as follower:
         await set_tip(follower, 123)
         rows = [
-            {"chain": "ethereum", "address": address(n), "start_height": s} for n, s in ((1, 1), (2, None), (3, 900))
+            {"chain": "ethereum", "address": address(n), "start_height": s} for n, s in ((1, 1), (2, None), (3, 300))
         ]
         asked = asyncio.create_task(watch(service, *rows, rows[1]))
         await until_waiting(follower, 1)
     data = (await asked).json["data"]
     assert data[0] == {**there, "status": "exists"}
-    assert [row["covered_from_height"] for row in data[1:]] == [124, 900, 124]
+    assert [row["covered_from_height"] for row in data[1:]] == [124, 300, 124]
     assert [row["status"] for row in data[1:]] == ["active", "active", "exists"]
     for row in data[1:3]:
         seen = (await service.ask("GET", f"/v1/watches/{row['id']}")).json
