@@ -52,7 +52,7 @@ from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import AGREE, BY_HAND, goes_first, may_claim
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
-from ledger.endpoint_pace import allowance_of, charge, paced
+from ledger.endpoint_pace import allowance_of, charge, pace_of_endpoint, paced
 from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
@@ -180,11 +180,21 @@ _stored_health = case(
 # What is pending to one that was paused a moment ago is still being held; what was deleted is claimed to be discarded.
 _is_stopped = and_(endpoints.c.state != EndpointState.ACTIVE.value, endpoints.c.deleted_at.is_(None))
 
-_is_due = and_(
-    is_in(deliveries, DeliveryState.PENDING),
-    deliveries.c.due_at <= _now,
-    or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now),
-)
+_is_free = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now)
+_turn = deliveries.c.tenant_id, deliveries.c.endpoint_id, deliveries.c.priority, deliveries.c.due_at
+
+
+def _is_due_to(endpoint: FromClause, priority: int) -> ColumnElement[bool]:
+    """Due to one endpoint; to be read in the order of `_turn`. Compared as rows, which leaves one index that has that order.
+    By equalities Postgres may read the due deliveries of everybody, in the order of time, to find those of one."""
+    of_priority: ColumnElement[int] = bindparam(None, priority, literal_execute=True)
+    place = endpoint.c.tenant_id, endpoint.c.endpoint_id, of_priority
+    return and_(
+        is_in(deliveries, DeliveryState.PENDING),
+        tuple_(*_turn[:3]) >= tuple_(*place),
+        tuple_(*_turn) <= tuple_(*place, _now),
+        _is_free,
+    )
 
 
 def _seconds(name: str) -> ColumnElement[Any]:
@@ -208,10 +218,21 @@ def _of(found: FromClause) -> ColumnElement[bool]:
     return and_(endpoints.c.tenant_id == found.c.tenant_id, endpoints.c.id == found.c.endpoint_id)
 
 
+def _joined(found: FromClause, *columns: ColumnElement[Any]) -> FromClause:
+    """The endpoint of each row that was found, looked up by its key. OFFSET 0 as above: where there are few endpoints
+    Postgres would rather go through all of them, and through all that was found for each."""
+    return (
+        select(*columns).select_from(endpoints).where(_of(found)).offset(literal_column("0")).correlate(found).lateral()
+    )
+
+
+_is_left_alone = or_(_is_stopped, breaker.is_resting(endpoints)).label("is_left_alone")
+
+_fresh_endpoint = _joined(_fresh, _stored_health.label("health"), _is_left_alone)
 _FRESH = Direct(
-    select(_fresh, _stored_health)
-    .select_from(_fresh.join(endpoints, _of(_fresh)))
-    .where(not_(or_(_is_stopped, breaker.is_resting(endpoints))))
+    select(_fresh, _fresh_endpoint.c.health)
+    .select_from(_fresh.join(_fresh_endpoint, true()))
+    .where(not_(_fresh_endpoint.c.is_left_alone))
 )
 
 
@@ -239,32 +260,37 @@ _walked = select(_walk()).limit(bindparam("limit", type_=Integer)).subquery("wal
 
 
 def _has_due(priority: int) -> ColumnElement[bool]:
-    is_of = and_(deliveries.c.tenant_id == _walked.c.tenant_id, deliveries.c.endpoint_id == _walked.c.endpoint_id)
-    of_priority = deliveries.c.priority == bindparam(None, priority, literal_execute=True)
-    return select(literal(1)).where(is_of, of_priority, _is_due).correlate(_walked).exists()
+    due = select(literal(1)).where(_is_due_to(_walked, priority)).order_by(*_turn).limit(1)
+    return due.correlate(_walked).scalar_subquery().is_not(None)
 
 
-_is_ready = case(
-    (or_(_is_stopped, breaker.is_resting(endpoints)), False),
-    else_=or_(_has_due(LIVE_PRIORITY), _has_due(LATE_PRIORITY)),
-).label("is_ready")
+_swept = _joined(_walked, _stored_health.label("health"), _is_left_alone)
+_is_ready = case((_swept.c.is_left_alone, False), else_=or_(_has_due(LIVE_PRIORITY), _has_due(LATE_PRIORITY))).label(
+    "is_ready"
+)
 _sweep = (
-    select(_walked, _stored_health, _is_ready)
-    .select_from(_walked.join(endpoints, _of(_walked)))
+    select(_walked, _swept.c.health, _is_ready)
+    .select_from(_walked.join(_swept, true()))
     .order_by(_walked.c.tenant_id, _walked.c.endpoint_id)
 )
 _SWEEP = Direct(_sweep)
 
 _rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())
-_allowance = allowance_of(_rooms)
 _room = case(
-    (or_(_is_stopped, breaker.is_resting(endpoints)), 0),
+    (_is_left_alone, 0),
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
     else_=_rooms.c.room,
 )
+_asked = _joined(_rooms, _room.label("room"), pace_of_endpoint.label("max_per_s"))
+_allowance = allowance_of(_rooms, _asked.c.max_per_s)
 _placed = (
-    select(_rooms.c.tenant_id, _rooms.c.endpoint_id, paced(_room, _allowance).label("room"), endpoints.c.max_per_s)
-    .select_from(_rooms.join(endpoints, _of(_rooms)).outerjoin(_allowance, true()))
+    select(
+        _rooms.c.tenant_id,
+        _rooms.c.endpoint_id,
+        paced(_asked.c.room, _asked.c.max_per_s, _allowance).label("room"),
+        _asked.c.max_per_s,
+    )
+    .select_from(_rooms.join(_asked, true()).outerjoin(_allowance, true()))
     .cte("placed")
 )
 
@@ -273,15 +299,8 @@ def _due_at_priority(priority: int) -> Select[Any]:
     """What is due to one endpoint, the oldest first: read in the order of the index, and no further than its room."""
     due = (
         select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
-        .where(
-            deliveries.c.tenant_id == _placed.c.tenant_id,
-            deliveries.c.endpoint_id == _placed.c.endpoint_id,
-            deliveries.c.priority == bindparam(None, priority, literal_execute=True),
-            _is_due,
-            may_claim(deliveries),
-            ~_blocking.correlate(deliveries).exists(),
-        )
-        .order_by(deliveries.c.due_at)
+        .where(_is_due_to(_placed, priority), may_claim(deliveries), ~_blocking.correlate(deliveries).exists())
+        .order_by(*_turn)
         .limit(_placed.c.room)
         .with_for_update(skip_locked=True)
         .correlate(_placed)
@@ -322,9 +341,10 @@ _claim = (
     .cte("claimed")
 )
 
+_claimed_endpoint = _joined(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None).label("is_gone"))
 _claim_with_urls = (
-    select(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None))
-    .join(endpoints, and_(endpoints.c.tenant_id == _claim.c.tenant_id, endpoints.c.id == _claim.c.endpoint_id))
+    select(_claim, _claimed_endpoint.c.url, _claimed_endpoint.c.is_gone)
+    .select_from(_claim.join(_claimed_endpoint, true()))
     .add_cte(charge(_placed, _claim).cte("charged"))
 )
 

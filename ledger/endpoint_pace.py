@@ -51,28 +51,31 @@ async def set_pace(connection: AsyncConnection, tenant_id: TenantId, endpoint_id
     await connection.execute(insert(endpoint_paces).values(row).on_conflict_do_nothing())
 
 
-def allowance_of(queue: FromClause) -> FromClause:
-    """How many may be claimed now of an endpoint that has a limit, one row at most: none where it has no limit, or another
-    claim is at it. The row is locked until the commit."""
+pace_of_endpoint = case((endpoints.c.deleted_at.is_(None), endpoints.c.max_per_s))
+"""The limit that an endpoint's claims keep to, null where there is none: what is owed to a deleted one is not sent."""
+
+
+def allowance_of(queue: FromClause, max_per_s: ColumnElement[int | None]) -> FromClause:
+    """How many may be claimed now of an endpoint of `queue` that has a limit, one row at most: none where it has no limit,
+    or another claim is at it. The row is locked until the commit."""
     ahead_s = func.extract("epoch", func.greatest(endpoint_paces.c.paced_until, func.now()) - func.now())
-    number = func.floor((BURST_S - cast(ahead_s, Double)) * endpoints.c.max_per_s)
+    number = func.floor((BURST_S - cast(ahead_s, Double)) * max_per_s)
     return (
         select(cast(func.greatest(number, 0), Integer).label("number"))
         .where(
-            endpoints.c.max_per_s.is_not(None),
+            max_per_s.is_not(None),
             endpoint_paces.c.tenant_id == queue.c.tenant_id,
             endpoint_paces.c.endpoint_id == queue.c.endpoint_id,
         )
         .with_for_update(key_share=True, skip_locked=True, of=endpoint_paces)
-        .correlate(queue, endpoints)
+        .correlate_except(endpoint_paces)
         .lateral("allowance")
     )
 
 
-def paced(room: ColumnElement[int], allowance: FromClause) -> ColumnElement[int]:
-    """Of the room for an endpoint, what its pace allows. What is owed to a deleted one is not sent."""
-    is_paced = and_(endpoints.c.max_per_s.is_not(None), endpoints.c.deleted_at.is_(None))
-    return case((is_paced, func.least(room, func.coalesce(allowance.c.number, 0))), else_=room)
+def paced(room: ColumnElement[int], max_per_s: ColumnElement[int | None], allowance: FromClause) -> ColumnElement[int]:
+    """Of the room for an endpoint, what its pace allows."""
+    return case((max_per_s.is_not(None), func.least(room, func.coalesce(allowance.c.number, 0))), else_=room)
 
 
 def charge(placed: FromClause, claimed: FromClause) -> UpdateBase:

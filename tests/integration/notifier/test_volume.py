@@ -73,6 +73,7 @@ async def full(post: Post) -> Post:
 
 async def test_a_claim_reads_by_index(full: Post) -> None:
     async with transaction(full.engine) as connection:
+        await connection.execute(claims.READ_BY_INDEX.statement)
         plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
     assert "ix_deliveries_turn" in plan
     assert "ix_deliveries_lane" in plan
@@ -155,6 +156,26 @@ async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool
     assert "ix_deliveries_due" in fresh
     assert sweep.count("ix_deliveries_turn") >= 3
     assert "Seq Scan on deliveries" not in fresh + sweep
+
+
+async def test_what_others_are_owed_is_not_read_where_little_is_due(post: Post) -> None:
+    """By their number, to read all that is due to anybody looks cheap: it would be read for each endpoint, the bad ones'
+    retries with it, and each endpoint for each that is owed anything."""
+    for number in range(60):
+        async with running_receiver() as receiver:
+            endpoint_id = await post.add_endpoint(receiver)
+        await fill(post, endpoint_id, number=30, state="delivered", lanes=30, first_position=1 + 30 * number)
+    await post.execute("ANALYZE")
+    await fill(post, endpoint_id, number=100, state="pending", lanes=100, first_position=10_000)
+    async with transaction(post.engine) as connection:
+        await connection.execute(claims.READ_BY_INDEX.statement)
+        claim = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
+        place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
+        sweep = await plan_of(connection, claims._SWEEP.statement, place)
+    for plan in (claim[claim.index("CTE due") : claim.index("CTE claimed")], sweep):
+        assert "ix_deliveries_turn" in plan
+        assert "ix_deliveries_due" not in plan
+        assert "Join Filter" not in plan
 
 
 async def test_a_claim_reads_lanes_one_by_one_however_much_one_endpoint_is_owed(post: Post) -> None:
