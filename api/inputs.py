@@ -68,7 +68,13 @@ def scope_named(chains: Sequence[ChainRow], name: str) -> str | None:
 
 def unknown_chain(chains: Sequence[ChainRow], name: str) -> str:
     """The sentence for a chain that is not there."""
-    return f"there is no chain {name[:60]!r}; there are: {', '.join(chain.slug for chain in chains) or 'none yet'}"
+    if name == EVM_SCOPE:
+        return f"evm stands for all EVM chains, and for watches only; there are: {_names(chains)}"
+    return f"there is no chain {name[:60]!r}; there are: {_names(chains)}"
+
+
+def _names(chains: Sequence[ChainRow]) -> str:
+    return ", ".join(chain.slug for chain in chains) or "none yet"
 
 
 def address_given(text: str, pointer: str) -> bytes:

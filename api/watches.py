@@ -26,6 +26,7 @@ from ledger.watches import (
     find_watch,
     insert_watches,
     list_watches,
+    scopes_for,
     watch_document,
 )
 
@@ -90,7 +91,8 @@ async def create_watches(call: Call[None, NewWatches]) -> WatchAnswers:
 
     Watches 1 to 10,000 addresses: all of them, or none when one row is not valid. Each answered row says from which
     block it is covered. With a `start_height` in the past a backfill reads those blocks; `watch.activated` tells when it is
-    complete. An address that you watch already on that chain is answered as it is, with status `exists`."""
+    complete. An address that you watch already on that chain is answered as it is, with status `exists`. Of a watch for
+    one chain and one for `evm` on the same address the first has the entries of that chain: each transfer is told once."""
     chains = await list_chains(call.connection)
     # In a thread: ten thousand checksums would keep every other request, and the locks it holds, waiting.
     asked = await asyncio.to_thread(_read_rows, call.body.watches, chains)
@@ -171,7 +173,8 @@ def _depth(value: object) -> int:
 async def list_my_watches(call: Call[WatchQuery, None]) -> Page[WatchDocument]:
     """List watches
 
-    Live watches, the newest first. `chain=evm` lists the ones for all EVM chains."""
+    Live watches, the newest first. With `chain` the ones that are for that chain: its own, and those for all EVM chains,
+    which `chain=evm` lists alone."""
     chains = await list_chains(call.connection)
     query = call.query
     scope = scope_named(chains, query.chain) if query.chain is not None else None
@@ -181,7 +184,7 @@ async def list_my_watches(call: Call[WatchQuery, None]) -> Page[WatchDocument]:
     rows = await list_watches(
         call.connection,
         call.tenant_id,
-        scope=scope,
+        scopes=scopes_for(scope) if scope is not None else None,
         address=address_given(query.address, "/address") if query.address is not None else None,
         reference=query.reference,
         after=WatchId(str(after[0])) if after else None,

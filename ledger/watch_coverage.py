@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import Address, hex_of
 from ledger.backfills import find_covered_from, lowered
-from ledger.chains import EVM_SCOPE
 from ledger.coverage import CoverageRange, Gap, find_coverage, gaps_of, list_listed_assets, list_readings
 from ledger.documents import (
     CoverageDocument,
@@ -33,7 +32,7 @@ from ledger.model import ChainRow
 from ledger.rereading import find_job_coverage
 from ledger.schema import watches
 from ledger.states import ENDED_STATES
-from ledger.watches import is_in_scope
+from ledger.watches import scopes_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ async def find_covering_watches(
     """The live watches on an address that are for this chain, the oldest first: of a tenant, or, for the operator, of all.
 
     Of all it is one of the statements that cross tenants."""
-    scopes = [scope for scope in (chain.chain_id, EVM_SCOPE) if is_in_scope(chain, scope)]
+    scopes = scopes_for(chain.chain_id)
     statement = select(
         watches.c.tenant_id, watches.c.id, watches.c.start_height, watches.c.covered_from, watches.c.backfill_job_id
     ).where(watches.c.address == address, watches.c.scope.in_(scopes), watches.c.deleted_at.is_(None))

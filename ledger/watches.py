@@ -122,6 +122,11 @@ def watch_document(row: WatchRow, chains: Sequence[ChainRow], *, is_known: bool 
     )
 
 
+def scopes_for(scope: str) -> list[str]:
+    """The scopes of the watches that are for a chain: its own and, where it is an EVM chain, the one for all of them."""
+    return [scope, EVM_SCOPE] if scope.startswith("eip155:") else [scope]
+
+
 def is_in_scope(chain: ChainRow, scope: str) -> bool:
     """True when a watch of that scope is for this chain."""
     return chain.chain_id == scope or (scope == EVM_SCOPE and chain.chain_id.startswith("eip155:"))
@@ -432,7 +437,7 @@ async def list_watches(
     connection: AsyncConnection,
     tenant_id: TenantId,
     *,
-    scope: str | None = None,
+    scopes: Collection[str] | None = None,
     address: Address | None = None,
     reference: str | None = None,
     after: WatchId | None = None,
@@ -440,8 +445,8 @@ async def list_watches(
 ) -> list[WatchRow]:
     """Live watches, the newest first, from the one after `after` on."""
     statement: Select[Any] = select(*_columns).where(watches.c.tenant_id == tenant_id, watches.c.deleted_at.is_(None))
-    if scope is not None:
-        statement = statement.where(watches.c.scope == scope)
+    if scopes is not None:
+        statement = statement.where(watches.c.scope.in_(scopes))
     if address is not None:
         statement = statement.where(watches.c.address == address)
     if reference is not None:

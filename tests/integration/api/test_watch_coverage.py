@@ -125,3 +125,30 @@ async def test_a_watch_deleted_and_made_again_keeps_history_and_tells_each_depos
     deposits = (await service.ask("GET", "/v1/deposits")).json["data"]
     assert {row["block"]["height"] for row in deposits} == {2, 3}
     assert {row["block"]["height"]: row["watch"]["id"] for row in deposits} == {2: first["id"], 3: second["id"]}
+
+
+async def test_a_chains_own_watch_has_its_deposits_before_the_one_for_all_evm_chains(service: Service) -> None:
+    """And the other has them where the own one does not cover: each payment is told once, and none is lost."""
+    chain = FakeChain()
+    chain.mine()
+    follower = await make_follower(service, chain)
+    await follower.converge()
+    row = {"address": "0x" + ADDRESSES[0].hex()}
+    rows = [
+        {**row, "chain": "evm", "reference": "all"},
+        {**row, "chain": "local", "reference": "own", "start_height": 3},
+    ]
+    own = (await service.ask("POST", "/v1/watches", {"watches": rows})).json["data"][1]
+    for height in range(1, 5):
+        chain.mine(payment(f"at {height}", ADDRESSES[0]))
+    await follower.converge()
+    assert (await service.ask("DELETE", f"/v1/watches/{own['id']}")).status == 204
+    chain.mine(payment("at 5", ADDRESSES[0]))
+    await follower.converge()
+
+    async def _heights(**query: object) -> list[int]:
+        page = (await service.ask("GET", "/v1/deposits", query=query)).json
+        return sorted(row["block"]["height"] for row in page["data"])
+
+    assert (await _heights(reference="own"), await _heights(reference="all")) == ([3, 4], [1, 2, 5])
+    assert await _heights(address=row["address"]) == [1, 2, 3, 4, 5]

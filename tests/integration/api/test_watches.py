@@ -202,17 +202,22 @@ async def test_watches_are_found_by_address_chain_and_reference(service: Service
         {"chain": "ethereum", "address": address(1), "reference": "r1"},
         {"chain": "second", "address": address(1), "reference": "r2"},
         {"chain": "evm", "address": address(2), "reference": "r2"},
+        {"chain": "evm", "address": address(1), "reference": "r3"},
     )
 
     async def found(**query: object) -> set[tuple[str, str]]:
         rows = (await service.ask("GET", "/v1/watches", query=query)).json["data"]
         return {(row["chain"], row["address"]) for row in rows}
 
-    assert await found(address=address(1)) == {("ethereum", address(1)), ("second", address(1))}
-    assert await found(chain="second") == {("second", address(1))}
-    assert await found(chain="evm") == {("evm", address(2))}
+    for_all = {("evm", address(1)), ("evm", address(2))}
+    assert await found(address=address(1)) == {(chain, address(1)) for chain in ("ethereum", "second", "evm")}
+    assert await found(chain="second") == {("second", address(1)), *for_all}  # who watches all chains watches this one
+    assert await found(chain="second", address=address(1)) == {("second", address(1)), ("evm", address(1))}
+    assert await found(chain="evm") == for_all
     assert await found(reference="r2") == {("second", address(1)), ("evm", address(2))}
     assert await found(reference="r1", chain=SECOND) == set()
+    refused = await service.ask("GET", "/v1/deposits", query={"chain": "evm"})
+    assert "evm stands for all EVM chains" in refused.json["errors"][0]["detail"]
     refused = await service.ask("GET", "/v1/watches", query={"chain": "nowhere"})
     assert (refused.status, refused.json["errors"][0]["pointer"]) == (422, "/chain")
 

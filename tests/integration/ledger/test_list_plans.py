@@ -113,7 +113,7 @@ def deliveries_by(**wanted: Any) -> Callable[[AsyncConnection], Awaitable[Any]]:
 
 def watches_by(**wanted: Any) -> Callable[[AsyncConnection], Awaitable[Any]]:  # noqa: ANN401
     """A page of watches."""
-    nothing = {"scope": None, "address": None, "reference": None, "after": None}
+    nothing = {"scopes": None, "address": None, "reference": None, "after": None}
     return lambda connection: list_watches(connection, TENANT, **{**nothing, **wanted}, limit=PAGE)
 
 
@@ -150,6 +150,7 @@ LISTS = {
     "deliveries that are exhausted": (deliveries_by(state=DeliveryState.EXHAUSTED), 0),
     "watches": (watches_by(), PAGE),
     "watches, a later page": (watches_by(after=WatchId(f"wat_{ENTRIES // 2:09}")), PAGE),
+    "watches of a chain": (watches_by(scopes=["eip155:1", "evm"]), PAGE),
     "watches by address": (watches_by(address=(77).to_bytes(20, "big")), 1),
     "watches by reference": (watches_by(reference="order-77"), 1),
 }
