@@ -15,8 +15,9 @@ from api.problems import not_found
 from api.routes import Call, Route, StatusCall
 from ledger.chains import list_chains
 from ledger.documents import DepositDocument, WithdrawalDocument
+from ledger.entry_lists import EntryFilter, list_entries
 from ledger.ids import EntryId, Side
-from ledger.listing import EntryFilter, describe_entries, find_entry, list_entries, list_events, place_of_entry
+from ledger.listing import describe_entries, find_entry, list_events
 from ledger.states import EntryState
 
 AnyEntry = DepositDocument | WithdrawalDocument
@@ -85,11 +86,9 @@ async def _list(call: Call[EntryQuery, None], side: Side) -> Page[AnyEntry]:
     wanted = await _filter_of(call, side)
     list_name = f"{side}s by {'detection' if wanted.updated_since is None else 'change'}"
     after = place_after(call, list_name, call.query.cursor)
-    found = await list_entries(call.connection, call.tenant_id, wanted, after=after, limit=call.query.limit + 1)
-    page = found[: call.query.limit]
-    is_last = len(found) <= call.query.limit
-    following = None if is_last else cursor_at(call, list_name, place_of_entry(page[-1], wanted))
-    return Page(await describe_entries(call.connection, page), following)
+    page = await list_entries(call.connection, call.tenant_id, wanted, after=after, limit=call.query.limit)
+    following = None if page.next_place is None else cursor_at(call, list_name, page.next_place)
+    return Page(await describe_entries(call.connection, page.entries), following)
 
 
 async def _filter_of(call: Call[EntryQuery, None], side: Side) -> EntryFilter:

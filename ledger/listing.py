@@ -12,10 +12,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, case, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, case, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chains.model import Address, ChainId, TransactionHash
 from ledger import breaker
 from ledger.chains import list_assets, list_chains
 from ledger.cursors import Place, microseconds_of, moment_of
@@ -24,23 +23,8 @@ from ledger.entries import find_labels
 from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
 from ledger.model import Entry
 from ledger.rows import entry_from
-from ledger.schema import attempts, deliveries, endpoints, entries, events, tenants, watches
-from ledger.states import DeliveryState, EntryState
-
-
-@dataclass(frozen=True, slots=True)
-class EntryFilter:
-    """Which entries of one side a reader wants; None admits all."""
-
-    side: Side
-    chain_id: ChainId | None = None
-    address: Address | None = None
-    reference: str | None = None
-    state: EntryState | None = None
-    asset_id: str | None = None
-    transaction_hash: TransactionHash | None = None
-    updated_since: datetime | None = None
-    """With it the list is in order of change, the oldest first; without, of detection, the newest first."""
+from ledger.schema import attempts, deliveries, endpoints, entries, events, tenants
+from ledger.states import DeliveryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +72,6 @@ class AttemptDocument(msgspec.Struct, frozen=True, tag_field="object", tag="atte
     outcome: str
     error: str | None
     response_excerpt: str | None
-
-
-def place_of_entry(entry: Entry, wanted: EntryFilter) -> Place:
-    """Where an entry stands in the list that the filter orders."""
-    moment = entry.detected_at if wanted.updated_since is None else entry.updated_at
-    return (microseconds_of(moment), entry.id)
-
-
-async def list_entries(
-    connection: AsyncConnection, tenant_id: TenantId, wanted: EntryFilter, *, after: Place | None = None, limit: int
-) -> list[Entry]:
-    """A page of the tenant's entries, in the order that `EntryFilter` says."""
-    statement = _filtered(select(entries), tenant_id, wanted)
-    moment = entries.c.detected_at if wanted.updated_since is None else entries.c.updated_at
-    position = tuple_(moment, entries.c.id)
-    place = None if after is None else tuple_(_moment(after), str(after[1]))
-    if wanted.updated_since is None:
-        statement = statement.order_by(moment.desc(), entries.c.id.desc())
-        statement = statement if place is None else statement.where(position < place)
-    else:
-        statement = statement.where(moment >= wanted.updated_since).order_by(moment, entries.c.id)
-        statement = statement if place is None else statement.where(position > place)
-    return [entry_from(row) for row in await connection.execute(statement.limit(limit))]
-
-
-def _filtered(statement: Select[Any], tenant_id: TenantId, wanted: EntryFilter) -> Select[Any]:
-    equal = {
-        entries.c.chain_id: wanted.chain_id,
-        entries.c.address: wanted.address,
-        entries.c.state: wanted.state.value if wanted.state else None,
-        entries.c.asset_id: wanted.asset_id,
-        entries.c.transaction_hash: wanted.transaction_hash,
-    }
-    statement = statement.where(entries.c.tenant_id == tenant_id, entries.c.side == wanted.side.value)
-    statement = statement.where(*(column == value for column, value in equal.items() if value is not None))
-    if wanted.reference is None:
-        return statement
-    named = select(watches.c.id).where(watches.c.tenant_id == tenant_id, watches.c.reference == wanted.reference)
-    return statement.where(entries.c.watch_id.in_(named))
 
 
 def _moment(place: Place) -> datetime:

@@ -1,5 +1,5 @@
 """The tables, in the order in which data flows through them: chain, block, watch, entry, event, delivery, attempt. Keys and
-the audit log are in `ledger/schema_access.py`, jobs in `ledger/schema_jobs.py`.
+the audit log are in `ledger/schema_access.py`, jobs in `ledger/schema_jobs.py`, lists' indexes in `ledger/schema_lists.py`.
 
 The indexing protocol in short. A follower locks its chain's row, matches the addresses of a block against `watches`,
 writes `entries`, `events` and `deliveries`, the block's row and the checkpoint (`chains.tip_*`), and commits: all or
@@ -41,6 +41,7 @@ from ledger import schema_jobs as schema_jobs
 from ledger.columns import AMOUNT, CHURNING, TIME, iff, one_of
 from ledger.columns import metadata as metadata
 from ledger.ids import Side
+from ledger.schema_lists import ENTRY_LISTS
 from ledger.states import (
     SETTLED_STATES,
     BlockState,
@@ -55,7 +56,6 @@ from ledger.states import (
 )
 
 _LIVE = text("deleted_at IS NULL")
-_NOT_FINAL = text("state <> 'finalized'")
 
 chains = Table(
     "chains",
@@ -316,14 +316,7 @@ entries = Table(
     Index("ix_entries_confirm", "chain_id", "confirm_height", postgresql_where=text("state = 'detected'")),
     Index("ix_entries_open", "chain_id", "block_height", postgresql_where=text("state IN ('detected', 'confirmed')")),
     Index("ix_entries_lost", "chain_id", "transfer_id", postgresql_where=text("state IN ('reorged', 'reversed')")),
-    Index("ix_entries_list", "tenant_id", "side", "detected_at", "id"),
-    Index("ix_entries_updated", "tenant_id", "side", "updated_at", "id"),
-    Index("ix_entries_asset", "tenant_id", "side", "asset_id", "detected_at", "id"),
-    # Nearly all entries are finalized: the list itself finds those.
-    Index("ix_entries_state", "tenant_id", "side", "state", "detected_at", "id", postgresql_where=_NOT_FINAL),
-    Index("ix_entries_address", "tenant_id", "address", "detected_at"),
-    Index("ix_entries_hash", "tenant_id", "transaction_hash"),
-    Index("ix_entries_watch", "tenant_id", "watch_id", "detected_at"),
+    *ENTRY_LISTS,
     one_of("side", Side),
     one_of("state", EntryState),
     one_of("disposition", Disposition),

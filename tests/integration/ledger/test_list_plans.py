@@ -1,10 +1,11 @@
-"""Lists of the API read what they answer and little more, at volume, as the API's role and by its own statements."""
+"""Lists of the API read what they answer and little more, at volume, as the API's role and by its own statements. Those of
+entries are in `test_entry_lists.py`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,48 +13,32 @@ from sqlalchemy import text
 from sqlalchemy.event import listen, remove
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.cursors import Place, microseconds_of
 from ledger.database import connect, connect_api, transaction
-from ledger.ids import Side, TenantId, WatchId
-from ledger.listing import DeliveryFilter, EntryFilter, list_deliveries, list_entries, list_events
-from ledger.states import DeliveryState, EntryState
+from ledger.ids import TenantId, WatchId
+from ledger.listing import DeliveryFilter, list_deliveries, list_events
+from ledger.states import DeliveryState
 from ledger.tenancy import speak_for
 from ledger.watches import list_watches
 
 TENANT = TenantId("ten_big")
-ENTRIES = 20_000
-RARE = 1_000
-"""Every so many is of the rare asset, and every so many, between them, is not finalized."""
+EVENTS = 20_000
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 PAGE = 100
 ROWS_MAX = 5 * PAGE
 """Rows that a page may look at."""
 
 _FILL = f"""
-INSERT INTO chains (chain_id, slug, profile, livemode, native_asset_id, proof, tip_height, tip_hash, agreed_height)
-VALUES ('eip155:1', 'one', 'ethereum', true, 'coin', 'roots', 100000, '\\x01', 100000);
-INSERT INTO assets (asset_id, chain_id, symbol, decimals, kind)
-VALUES ('coin', 'eip155:1', 'ETH', 18, 'native'), ('rare', 'eip155:1', 'RARE', 18, 'fungible');
 INSERT INTO tenants (id, name, created_at) VALUES ('{TENANT}', 'big', now());
 INSERT INTO endpoints (tenant_id, id, url, created_at, updated_at) VALUES ('{TENANT}', 'ep_1', 'x', now(), now());
 INSERT INTO watches (tenant_id, id, scope, address, reference, covered_from, created_at)
 SELECT '{TENANT}', 'wat_' || lpad(n::text, 9, '0'), 'evm', decode(lpad(to_hex(n), 40, '0'), 'hex'), 'order-' || n, '{{}}',
-       now() FROM generate_series(0, {ENTRIES}) n;
-INSERT INTO entries (tenant_id, id, side, state, sequence, origin, chain_id, asset_id, amount_atomic, address, transfer_id,
-                     transaction_hash, locator_kind, locator_path, block_height, block_hash, block_at, proof, agreed_by,
-                     policy, credit_at, confirm_height, watch_id, detected_at, confirmed_at, finalized_at, updated_at)
-SELECT '{TENANT}', 'dep_' || n, 'deposit', CASE WHEN n % {RARE} = 1 THEN 'detected' ELSE 'finalized' END, 1, 'live',
-       'eip155:1', CASE WHEN n % {RARE} = 0 THEN 'rare' ELSE 'coin' END, 1, decode(lpad(to_hex(n), 40, '0'), 'hex'),
-       'tr_' || n, decode(lpad(to_hex(n), 64, '0'), 'hex'), 'native', '', n, '\\x01', now(), 'roots', 1, 'p', '12', n + 11,
-       'wat_' || lpad(n::text, 9, '0'), '{NOW}'::timestamptz + n * interval '1 second', now(),
-       CASE WHEN n % {RARE} = 1 THEN NULL ELSE now() END, '{NOW}'::timestamptz + n * interval '1 second'
-FROM generate_series(1, {ENTRIES}) n;
+       now() FROM generate_series(0, {EVENTS}) n;
 INSERT INTO events (tenant_id, id, feed_position, type, subject, sequence, body, created_at)
-SELECT '{TENANT}', 'evt_' || n, n, 'deposit.detected', 'dep_' || n, 1, '', now() FROM generate_series(1, {ENTRIES}) n;
+SELECT '{TENANT}', 'evt_' || n, n, 'deposit.detected', 'dep_' || n, 1, '', now() FROM generate_series(1, {EVENTS}) n;
 INSERT INTO deliveries (tenant_id, id, event_id, event_type, event_created_at, feed_position, endpoint_id, subject, priority,
                         state, due_at, created_at, settled_at)
 SELECT '{TENANT}', 'del_' || n, 'evt_' || n, 'deposit.detected', now(), n, 'ep_1', 'dep_' || n, 0, 'delivered', now(),
-       '{NOW}'::timestamptz + n * interval '1 second', now() FROM generate_series(1, {ENTRIES}) n;
+       '{NOW}'::timestamptz + n * interval '1 second', now() FROM generate_series(1, {EVENTS}) n;
 """
 
 
@@ -99,13 +84,6 @@ async def rows_looked_at(engine: AsyncEngine, ask: Callable[[AsyncConnection], A
     return len(answered), round(taken)
 
 
-def entries_by(after: Place | None = None, **wanted: Any) -> Callable[[AsyncConnection], Awaitable[Any]]:  # noqa: ANN401
-    """A page of deposits."""
-    nothing = dict.fromkeys(EntryFilter.__dataclass_fields__)
-    filter_ = EntryFilter(**{**nothing, "side": Side.DEPOSIT, **wanted})
-    return lambda connection: list_entries(connection, TENANT, filter_, after=after, limit=PAGE)
-
-
 def deliveries_by(**wanted: Any) -> Callable[[AsyncConnection], Awaitable[Any]]:  # noqa: ANN401
     """A page of deliveries."""
     return lambda connection: list_deliveries(connection, TENANT, DeliveryFilter(**wanted), limit=PAGE)
@@ -117,31 +95,9 @@ def watches_by(**wanted: Any) -> Callable[[AsyncConnection], Awaitable[Any]]:  #
     return lambda connection: list_watches(connection, TENANT, **{**nothing, **wanted}, limit=PAGE)
 
 
-def nth_moment(number: int) -> datetime:
-    """When the entry of that number was detected."""
-    return NOW + timedelta(seconds=number)
-
-
-MIDDLE = (microseconds_of(nth_moment(ENTRIES // 2)), f"dep_{ENTRIES // 2}")
-
 LISTS = {
-    "deposits": (entries_by(), PAGE),
-    "deposits, page 100": (entries_by(MIDDLE), PAGE),
-    "by address": (entries_by(address=(77).to_bytes(20, "big")), 1),
-    "by an address without any": (entries_by(address=b"\xff" * 20), 0),
-    "by reference": (entries_by(reference="order-77"), 1),
-    "by transaction": (entries_by(transaction_hash=(77).to_bytes(32, "big")), 1),
-    "by a common state": (entries_by(state=EntryState.FINALIZED), PAGE),
-    "by a rare state": (entries_by(state=EntryState.DETECTED), ENTRIES // RARE),
-    "by a state that none is in": (entries_by(state=EntryState.DROPPED), 0),
-    "by a common asset": (entries_by(asset_id="coin"), PAGE),
-    "by a rare asset": (entries_by(asset_id="rare"), ENTRIES // RARE),
-    "by an asset without any": (entries_by(asset_id="none"), 0),
-    "since the middle": (entries_by(updated_since=nth_moment(ENTRIES // 2)), PAGE),
-    "since the middle, page 2": (entries_by(MIDDLE, updated_since=nth_moment(100)), PAGE),
-    "since now": (entries_by(updated_since=nth_moment(ENTRIES + 1)), 0),
     "feed": (lambda connection: list_events(connection, TENANT, limit=PAGE), PAGE),
-    "feed from the middle": (lambda connection: list_events(connection, TENANT, after=ENTRIES // 2, limit=PAGE), PAGE),
+    "feed from the middle": (lambda connection: list_events(connection, TENANT, after=EVENTS // 2, limit=PAGE), PAGE),
     "events of one": (lambda connection: list_events(connection, TENANT, subject="dep_77", limit=PAGE), 1),
     "deliveries": (deliveries_by(), PAGE),
     "deliveries of an event": (deliveries_by(event_id="evt_77"), 1),
@@ -149,7 +105,7 @@ LISTS = {
     "deliveries of an endpoint": (deliveries_by(endpoint_id="ep_1"), PAGE),
     "deliveries that are exhausted": (deliveries_by(state=DeliveryState.EXHAUSTED), 0),
     "watches": (watches_by(), PAGE),
-    "watches, a later page": (watches_by(after=WatchId(f"wat_{ENTRIES // 2:09}")), PAGE),
+    "watches, a later page": (watches_by(after=WatchId(f"wat_{EVENTS // 2:09}")), PAGE),
     "watches of a chain": (watches_by(scopes=["eip155:1", "evm"]), PAGE),
     "watches by address": (watches_by(address=(77).to_bytes(20, "big")), 1),
     "watches by reference": (watches_by(reference="order-77"), 1),

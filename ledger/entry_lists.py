@@ -1,0 +1,306 @@
+"""Pages of entries, each read by an index that fits what is asked for, whatever Postgres believes of the table.
+
+What a reader asks for may be frequent, or rare, or two frequent things that never meet. Statistics tell the first two apart,
+mostly, and the third never. So the way to a page is chosen here, and is one of two.
+
+- A *set* is read whole and sorted: the entries of one transaction, or those of one address or reference where a look ahead
+  finds that they are few.
+- A *walk* follows an index in the list's own order, from where the page before ended. What the index does not hold is
+  compared row by row, for at most `LOOKED_MAX` rows. Then the page ends, short as it is, and its `next_place` is where the
+  walk stood still.
+
+So no page looks at more than a bounded number of rows, and `next_place` alone says whether there may be more. That an answer
+may be short, and even empty, is what AIP-158 (google.aip.dev/158) has of pages too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BindParameter,
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    null,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import ColumnCollection
+
+from chains.model import Address, ChainId, TransactionHash
+from ledger.cursors import Place, microseconds_of, moment_of
+from ledger.ids import Side, TenantId
+from ledger.model import Entry
+from ledger.rows import entry_from
+from ledger.schema import entries, watches
+from ledger.states import EntryState
+
+LOOKED_MAX = 10_000
+"""Rows that a page may look at: ten of the largest pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of one side a reader wants; None admits all."""
+
+    side: Side
+    chain_id: ChainId | None = None
+    address: Address | None = None
+    reference: str | None = None
+    state: EntryState | None = None
+    asset_id: str | None = None
+    transaction_hash: TransactionHash | None = None
+    updated_since: datetime | None = None
+    """With it the list is in order of change, the oldest first; without, of detection, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    """Entries in the list's order. `next_place` is None where there are no more; only that says so, not their number."""
+
+    entries: list[Entry]
+    next_place: Place | None
+
+
+_Columns = ColumnCollection[str, Any]
+_Condition = Callable[[_Columns], ColumnElement[bool]]
+_Statement = Select[Any]
+
+_IS_PAGE, _IS_END = false().label("is_end"), true().label("is_end")
+
+_HELD = (("watch",), ("address",), ("state", "asset"), ("state", "chain"), ("asset",), ("chain",), ("state",))
+"""Conditions that an index holds in order of detection, the narrowest first. What is finalized is nearly everything: no
+index of `state` has it, and every list comes by it soon."""
+
+_HELD_BY_CHANGE = (("asset",), ("chain",), ("state",))
+"""The same in order of change."""
+
+_WHOSE = ("watch", "address", "reference")
+"""Of these there are few entries, nearly always: without an index in the list's order they are looked for as a set first."""
+
+_SETS = (*_WHOSE, "state", "asset", "chain")
+"""What may be rare enough to be read whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One page of one tenant. `conditions` are by name: `watch` where the reference is that of one watch, else `reference`;
+    `final` for the state that nearly every entry is in, `state` for any other."""
+
+    tenant_id: TenantId
+    side: Side
+    conditions: Mapping[str, _Condition]
+    reference: str | None
+    since: datetime | None
+    after: Place | None
+    limit: int
+
+    @property
+    def moment(self) -> str:
+        """The column that the list is ordered by, before the id."""
+        return "detected_at" if self.since is None else "updated_at"
+
+    def admits(self, columns: _Columns, *held: str) -> list[ColumnElement[bool]]:
+        """The conditions but for the `held` ones."""
+        return [condition(columns) for name, condition in self.conditions.items() if name not in held]
+
+    def is_ahead(self, columns: _Columns) -> list[ColumnElement[bool]]:
+        """Behind the page before, in the list's order."""
+        moment, found = columns[self.moment], []
+        if self.since is not None:
+            found.append(moment >= self.since)
+        if self.after is not None:
+            position = tuple_(moment, columns.id)
+            place = tuple_(moment_of(int(self.after[0])), str(self.after[1]))
+            found.append(position < place if self.since is None else position > place)
+        return found
+
+    def order(self, columns: _Columns) -> list[ColumnElement[Any]]:
+        """The list's order."""
+        both = (columns[self.moment], columns.id)
+        return [column.desc() if self.since is None else column for column in both]
+
+    def of_tenant(self, *held: str) -> _Statement:
+        """The tenant's entries of the side that fit the `held` conditions."""
+        statement = select(entries).where(entries.c.tenant_id == self.tenant_id, entries.c.side == self.side.value)
+        return statement.where(*(self.conditions[name](entries.c) for name in held))
+
+
+async def list_entries(
+    connection: AsyncConnection, tenant_id: TenantId, wanted: EntryFilter, *, after: Place | None = None, limit: int
+) -> EntryPage:
+    """A page of at most `limit` of the tenant's entries, in the order that `EntryFilter` says, from behind `after` on."""
+    if _excludes_everything(wanted):
+        return EntryPage([], None)
+    conditions = await _conditions_of(connection, tenant_id, wanted)
+    asked = _Asked(tenant_id, wanted.side, conditions, wanted.reference, wanted.updated_since, after, limit)
+    if "transaction" in conditions:
+        return await _read(connection, asked, _set(asked, "transaction"))
+    held = _held_by_index(asked)
+    likely = [] if held and held[0] in _WHOSE else [name for name in _WHOSE if name in conditions]
+    if rare := await _find_rare(connection, asked, likely):
+        return await _read(connection, asked, _set(asked, rare))
+    page = await _read(connection, asked, _walk(asked, *held))
+    if len(page.entries) == limit or page.next_place is None:
+        return page
+    others = [name for name in _SETS if name in conditions and name not in likely]
+    rare = await _find_rare(connection, asked, others)
+    return page if rare is None else await _read(connection, asked, _set(asked, rare))
+
+
+async def _read(connection: AsyncConnection, asked: _Asked, statement: _Statement) -> EntryPage:
+    rows = (await connection.execute(statement)).all()
+    found = [entry_from(row) for row in rows if not row.is_end]
+    if len(found) > asked.limit:
+        return EntryPage(found[: asked.limit], _place_at(rows[asked.limit - 1], asked))
+    return EntryPage(found, next((_place_at(row, asked) for row in rows if row.is_end), None))
+
+
+def _place_at(row: Row[Any], asked: _Asked) -> Place:
+    return (microseconds_of(row._mapping[asked.moment]), row.id)
+
+
+async def _conditions_of(
+    connection: AsyncConnection, tenant_id: TenantId, wanted: EntryFilter
+) -> dict[str, _Condition]:
+    """What an entry has to be."""
+    conditions: dict[str, _Condition] = {}
+    if wanted.asset_id is not None:
+        conditions["asset"] = _is("asset_id", wanted.asset_id)
+    if wanted.chain_id is not None and wanted.asset_id is None:
+        conditions["chain"] = _is("chain_id", wanted.chain_id)
+    if wanted.state is not None:
+        is_final = wanted.state is EntryState.FINALIZED
+        conditions["final" if is_final else "state"] = _is("state", _in_text(wanted.state.value))
+    if wanted.address is not None:
+        conditions["address"] = _is("address", wanted.address)
+    if wanted.transaction_hash is not None:
+        conditions["transaction"] = _is("transaction_hash", wanted.transaction_hash)
+    if wanted.reference is not None:
+        two = list(await connection.scalars(_named(tenant_id, wanted.reference).limit(_in_text(2))))
+        several = _has_reference(tenant_id, wanted.reference)
+        conditions |= {"watch": _is("watch_id", two[0])} if len(two) == 1 else {"reference": several}
+    return conditions
+
+
+def _excludes_everything(wanted: EntryFilter) -> bool:
+    """True for an asset of another chain. An asset's name begins with its chain's (CAIP-19), so an asset and its own chain
+    say no more than the asset."""
+    if wanted.chain_id is None or wanted.asset_id is None:
+        return False
+    return not wanted.asset_id.startswith(f"{wanted.chain_id}/")
+
+
+def _in_text(value: str | int) -> BindParameter[Any]:
+    """A value in the statement's own text. With a parameter, a plan for all parameters could not tell that an index has this
+    state, and would be made for pages of a tenth of the table."""
+    return bindparam(None, value, literal_execute=True)
+
+
+def _is(name: str, value: object) -> _Condition:
+    return lambda columns: columns[name] == value
+
+
+def _named(tenant_id: TenantId, reference: str | None) -> Select[tuple[str]]:
+    """Of a range that is one value, since that has an order: to find two of what looks frequent, Postgres would begin at the
+    table's start, and they may all be at its end."""
+    is_it = watches.c.reference.between(reference, reference)
+    return select(watches.c.id).where(watches.c.tenant_id == tenant_id, is_it).order_by(watches.c.reference)
+
+
+def _has_reference(tenant_id: TenantId, reference: str) -> _Condition:
+    """By one look at each entry's own watch: the watches of that name may be many."""
+
+    def _of_watch(columns: _Columns) -> ColumnElement[bool]:
+        own = select(watches.c.reference).where(watches.c.tenant_id == tenant_id, watches.c.id == columns.watch_id)
+        return own.scalar_subquery() == reference
+
+    return _of_watch
+
+
+def _held_by_index(asked: _Asked) -> tuple[str, ...]:
+    """The conditions that an index in the list's order holds."""
+    known = _HELD if asked.since is None else _HELD_BY_CHANGE
+    return next((held for held in known if asked.conditions.keys() >= set(held)), ())
+
+
+async def _find_rare(connection: AsyncConnection, asked: _Asked, names: Sequence[str]) -> str | None:
+    """The first of these conditions that few entries fit."""
+    for name in names:
+        if (await connection.execute(select(_are_few(asked, name)))).scalar_one():
+            return name
+    return None
+
+
+def _are_few(asked: _Asked, name: str) -> ColumnElement[bool]:
+    """Whether a look ahead, by index alone and no further than `LOOKED_MAX`, sees the end of them."""
+    some = select(literal(1)).select_from(_everything(asked, name)).limit(_in_text(LOOKED_MAX + 1)).subquery()
+    few = select(func.count()).select_from(some).scalar_subquery() <= LOOKED_MAX
+    if name == "reference":
+        names = _named(asked.tenant_id, asked.reference).limit(_in_text(LOOKED_MAX + 1)).subquery()
+        few_names = select(func.count()).select_from(names).scalar_subquery() <= LOOKED_MAX
+        return case((few_names, few), else_=false())
+    return few
+
+
+def _everything(asked: _Asked, name: str) -> FromClause:
+    """All entries that fit one condition. OFFSET 0 keeps Postgres from another way to them."""
+    if name != "reference":
+        return asked.of_tenant(name).offset(_in_text(0)).subquery("looked")
+    named = _named(asked.tenant_id, asked.reference).subquery("named")
+    own = asked.of_tenant().where(entries.c.watch_id == named.c.id).offset(_in_text(0)).lateral("own")
+    return select(own).select_from(named.join(own, true())).subquery("looked")
+
+
+def _set(asked: _Asked, name: str) -> _Statement:
+    """The page from what fits one condition, read whole."""
+    looked = _everything(asked, name).c
+    admitted = (*asked.admits(looked, name), *asked.is_ahead(looked))
+    return select(*looked, _IS_PAGE).where(*admitted).order_by(*asked.order(looked)).limit(_in_text(asked.limit + 1))
+
+
+def _walk(asked: _Asked, *held: str) -> _Statement:
+    """The page by an index that has the list's order and holds the `held` conditions."""
+    walk = asked.of_tenant(*held).where(*asked.is_ahead(entries.c)).order_by(*asked.order(entries.c))
+    if not asked.conditions.keys() - set(held):
+        return walk.add_columns(_IS_PAGE).limit(_in_text(asked.limit + 1))
+    looked = walk.limit(_in_text(LOOKED_MAX)).subquery("looked").c
+    page = (
+        select(*looked)
+        .where(*asked.admits(looked, *held))
+        .order_by(*asked.order(looked))
+        .limit(_in_text(asked.limit + 1))
+    )
+    return _with_end(asked, page.cte("page"), walk)
+
+
+def _with_end(asked: _Asked, page: CTE, walk: _Statement) -> _Statement:
+    """The page, and where it is not full, the last of the rows that were looked at, if they were as many as a page may look
+    at. Both are of one snapshot: found by a later statement, that row would be another whenever somebody wrote meanwhile."""
+    is_short = select(func.count()).select_from(page).scalar_subquery() <= asked.limit
+    names = ("id", asked.moment)
+    place = [column if column.name in names else cast(null(), column.type).label(column.name) for column in entries.c]
+    end = (
+        walk.with_only_columns(*place, _IS_END)
+        .where(is_short)
+        .offset(_in_text(LOOKED_MAX - 1))
+        .limit(_in_text(1))
+        .subquery("last")
+    )
+    both = union_all(select(page, _IS_PAGE), select(end)).subquery("found")
+    return select(both).order_by(both.c.is_end, *asked.order(both.c))
