@@ -7,6 +7,7 @@ text its secrets of ours, and a complaint about a request that is not HTTP the r
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -39,7 +40,7 @@ def configure_logs(*, is_verbose: bool = False, stream: TextIO | None = None) ->
     # Ours are rendered and written at once: by way of the standard library a line costs five times as much.
     structlog.configure(
         processors=[*shared, _renderer(stream)],
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=_LinesFactory(stream),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,  # a stream that was given earlier may be closed by now
     )
@@ -55,6 +56,54 @@ def configure_logs(*, is_verbose: bool = False, stream: TextIO | None = None) ->
     root.setLevel(level)
     for chatty in ("aiohttp.access", "alembic", "apscheduler"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class _Lines:
+    """The lines of one turn of the event loop in one write, at its end: a dispatcher tells of two hundred attempts at once,
+    and to write each by itself took as long as to render it. What is wrong is told at once, with all before it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: list[str] = []
+        self._writing_loop: asyncio.AbstractEventLoop | None = None
+        """The one that will write what waits."""
+
+    def info(self, line: str) -> None:
+        """Soon; at once where no loop runs."""
+        self._waiting.append(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write()
+            return
+        if loop is not self._writing_loop:
+            self._writing_loop = loop
+            loop.call_soon(self._write)
+
+    debug = msg = info
+
+    def error(self, line: str) -> None:
+        """Now."""
+        self._waiting.append(line)
+        self._write()
+
+    warning = critical = fatal = failure = exception = error
+
+    def _write(self) -> None:
+        lines, self._waiting, self._writing_loop = self._waiting, [], None
+        if lines:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+
+
+class _LinesFactory:
+    """One writer for all who log, whose lines keep their order."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._lines = _Lines(stream)
+
+    def __call__(self, *_arguments: object) -> _Lines:
+        return self._lines
 
 
 def _renderer(stream: TextIO) -> Processor:

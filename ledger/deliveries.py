@@ -8,14 +8,14 @@ only a worker that knows both can settle: one that comes back late, from another
 What waits behind a failed one is moved to its next attempt: it could not go earlier, and each claim would have to look at
 it in vain. A merchant that is down for an hour leaves many such rows, and they must not slow what others are owed.
 
-Locks are taken in one order: endpoints, then deliveries. Deleting an endpoint does the same.
+Locks are taken in one order: endpoints, then deliveries by their keys. Deleting an endpoint does the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -30,9 +30,13 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    literal,
     literal_column,
+    not_,
+    or_,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -51,8 +55,11 @@ GONE_STATUS_CODE = 410
 """The receiver says that nothing will ever be taken there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+HEALTH_INTERVAL = timedelta(seconds=1)
+"""How old the time of an endpoint's last acceptance may be, while it accepts all that it is asked."""
+
+
+class Settlement(msgspec.Struct, frozen=True):
     """What became of a claimed delivery. `delay` is the wait before the next attempt of one that stays pending."""
 
     claimed: Claimed
@@ -68,8 +75,7 @@ class Settlement:
     """The request says nothing of the endpoint: it was we who broke it off."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(msgspec.Struct, frozen=True):
     """One HTTP request, as it is stored."""
 
     started_at: datetime
@@ -208,19 +214,44 @@ _health = recordset(
     status_code=SmallInteger(),
     error=Text(),
     has_failed=Boolean(),
+    may_move=Boolean(),
 )
 _is_of_health = and_(endpoints.c.tenant_id == _health.c.tenant_id, endpoints.c.id == _health.c.id)
 
+# What there is to note of one that does well, as it did before, is when it did so last: that may be a moment old. Such a row
+# is neither written nor locked, or else workers would stand in each other's way wherever they tell the same endpoints.
+_does_well = and_(
+    _health.c.has_accepted,
+    _health.c.failures == 0,
+    endpoints.c.failures_consecutive == 0,
+    endpoints.c.gone_answers == 0,
+    endpoints.c.failing_since.is_(None),
+    endpoints.c.rests_until.is_(None),
+    endpoints.c.last_error.is_(None),
+    endpoints.c.last_status_code == _health.c.status_code,
+    endpoints.c.last_accepted_at == endpoints.c.last_attempt_at,
+    endpoints.c.last_accepted_at > func.now() - HEALTH_INTERVAL,
+)
+_says_nothing_new = and_(not_(_health.c.may_move), or_(not_(_health.c.was_asked), _does_well))
+_told = (
+    select(endpoints.c.tenant_id, endpoints.c.id)
+    .where(_is_of_health, _says_nothing_new.is_(true()))
+    .correlate(_health)
+    .lateral("told")
+)
 # Before any delivery. What somebody else has locked is left for later, and nobody waits: another worker that settles is
 # through in a moment, but one that stands still, or an owner who deletes an endpoint that is owed much, is not.
 _locked = (
     select(endpoints.c.tenant_id, endpoints.c.id)
-    .where(_is_of_health)
+    .where(_is_of_health, _says_nothing_new.is_not(true()))
     .correlate(_health)
     .with_for_update(key_share=True, skip_locked=True)
     .lateral("locked")
 )
-_lock_endpoints = select(_locked.c.tenant_id, _locked.c.id).select_from(_health.join(_locked, true()))
+_lock_endpoints = union_all(
+    select(_told.c.tenant_id, _told.c.id, literal(False)).select_from(_health.join(_told, true())),
+    select(_locked.c.tenant_id, _locked.c.id, literal(True)).select_from(_health.join(_locked, true())),
+)
 
 _earlier = case((_health.c.has_accepted, None), else_=endpoints.c.failing_since)
 _failing = {
@@ -272,33 +303,59 @@ async def settle_deliveries(
     With `commits` it is the end of its `direct_transaction`."""
     health = _health_rows(settlements)
     locked = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, {"health_rows": as_json(health)}))
-    mine = {(row[0], row[1]) for row in locked}
+    mine = {(row[0], row[1]): row[2] for row in locked}
     now = [one for one in settlements if (one.claimed.tenant_id, one.claimed.endpoint_id) in mine]
     left = [one for one in settlements if (one.claimed.tenant_id, one.claimed.endpoint_id) not in mine]
     if not now:
         return Settled(set(), left)
     parameters = {
-        "asked_rows": as_json([_asked_row(settlement) for settlement in now]),
-        "health_rows": as_json([one for one in health if (one.tenant_id, one.id) in mine]),
+        # By their keys, as a deletion goes over them: who locks rows in one order waits, and is not waited for.
+        "asked_rows": as_json(sorted(map(_asked_row, now), key=_KEY_OF_ROW)),
+        "health_rows": as_json([one for one in health if mine.get((one.tenant_id, one.id))]),
     }
     rows = (await run_together(connection, (_SETTLE, parameters), commits=commits))[-1]
     return Settled({DeliveryId(row[0]) for row in rows}, left)
 
 
-def _asked_row(settlement: Settlement) -> dict[str, object]:
+class _Asked(msgspec.Struct):
+    """One row of the statement that settles."""
+
+    tenant_id: TenantId
+    id: DeliveryId
+    token: str
+    attempts: int
+    state: DeliveryState
+    delay_s: float
+    given_back: int
+    fault: Fault | None
+    was: DeliveryState = DeliveryState.PENDING
+    started_at: datetime | None = None
+    duration_ms: int | None = None
+    status_code: int | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+    response_excerpt: str | None = None
+
+
+_KEY_OF_ROW = attrgetter("tenant_id", "id")
+
+
+def _asked_row(settlement: Settlement) -> _Asked:
     claimed, attempt = settlement.claimed, settlement.attempt
-    row: dict[str, object] = {
-        "tenant_id": claimed.tenant_id,
-        "id": claimed.id,
-        "token": claimed.lease_token,
-        "was": DeliveryState.PENDING,
-        "attempts": claimed.attempts,
-        "state": settlement.state,
-        "delay_s": settlement.delay.total_seconds() if settlement.delay else 0,
-        "given_back": int(settlement.is_given_back),
-        "fault": settlement.fault,
-    }
-    return row if attempt is None else row | {name: getattr(attempt, name) for name in _MADE}
+    row = _Asked(
+        claimed.tenant_id,
+        claimed.id,
+        claimed.lease_token,
+        claimed.attempts,
+        settlement.state,
+        settlement.delay.total_seconds() if settlement.delay else 0.0,
+        int(settlement.is_given_back),
+        settlement.fault,
+    )
+    if attempt is not None:
+        for name in _MADE:
+            setattr(row, name, getattr(attempt, name))
+    return row
 
 
 class _Health(msgspec.Struct):
@@ -316,6 +373,8 @@ class _Health(msgspec.Struct):
     error: str | None = None
     has_failed: bool = False
     """The last that was asked of it, and not for a fault of ours."""
+    may_move: bool = False
+    """What waits behind one of its deliveries may be moved, which only who holds the endpoint's lock does."""
 
 
 def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
@@ -324,6 +383,7 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
     for settlement in settlements:
         key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
         health = found.setdefault(key, _Health(*key))
+        health.may_move |= settlement.claimed.attempts > 1 or settlement.delay is not None
         if settlement.attempt is None or settlement.fault is not None or settlement.is_blameless:
             continue
         health.was_asked = True

@@ -243,13 +243,20 @@ async def delete_endpoint(
     )
     if found.rowcount == 0:
         return None
-    discarded = await connection.execute(
-        update(deliveries)
+    owed = (
+        select(deliveries.c.id)
         .where(
             deliveries.c.tenant_id == tenant_id,
             deliveries.c.endpoint_id == endpoint_id,
             deliveries.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value)),
         )
+        .order_by(deliveries.c.id)  # as who settles them does: two that lock rows in different orders wait for ever
+        .with_for_update()
+        .cte("owed")
+    )
+    discarded = await connection.execute(
+        update(deliveries)
+        .where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == owed.c.id)
         # Without its lease token an attempt under way cannot settle what its owner gave up.
         .values(state=DeliveryState.DISCARDED.value, settled_at=now, lease_token=None, leased_until=None)
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-_PREFIXES = ("whsec_", "whsk_", "cb_live_")
 _TOKEN = re.compile(r"(?:whsec_|whsk_|cb_live_)[^\s\"'<>]+")
 """To the next space or quote, whatever is between: it may be escaped for HTML, JSON or a URL."""
 
@@ -17,4 +16,6 @@ HIDDEN = "***"
 
 def hide_secrets(text: str) -> str:
     """`text` with `***` in the place of each endpoint secret, private key and API key of ours."""
-    return _TOKEN.sub(HIDDEN, text) if any(prefix in text for prefix in _PREFIXES) else text
+    # Looked for one by one: every field of every line in the log comes by here.
+    is_clean = "whsec_" not in text and "whsk_" not in text and "cb_live_" not in text
+    return text if is_clean else _TOKEN.sub(HIDDEN, text)

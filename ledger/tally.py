@@ -69,7 +69,10 @@ class Tally:
 
     def note(self, key: Key, ended_at: datetime, duration_ms: int, *, is_accepted: bool) -> None:
         """Count an attempt."""
-        window = self._windows.setdefault((key, _began_at(ended_at)), Window())
+        place = key, _began_at(ended_at)
+        window = self._windows.get(place)
+        if window is None:
+            window = self._windows[place] = Window()
         window.attempts += 1
         window.accepted += is_accepted
         window.durations[min(bisect_left(DURATION_BOUNDS_MS, duration_ms), len(DURATION_BOUNDS_MS) - 1)] += 1

@@ -37,7 +37,7 @@ import structlog
 
 from ledger.claims import START, Claimed, claim_to_send, find_fresh, find_owed
 from ledger.database import UNAVAILABLE, Connection, Engine, transaction
-from ledger.deliveries import Settlement, extend_leases, settle_deliveries
+from ledger.deliveries import Settled, Settlement, extend_leases, settle_deliveries
 from ledger.direct import direct_transaction
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
@@ -102,7 +102,7 @@ SETTLE_INTERVAL_S = 0.015
 """How long outcomes gather before they are settled together."""
 
 LOCKED_REST_S = 0.5
-"""How long nothing more is sent to an endpoint whose row was locked when something was to be settled: outcomes that cannot
+"""How long nothing more is sent to an endpoint whose row stays locked when something is to be settled: outcomes that cannot
 be settled must not become so many that nothing is claimed for anybody."""
 
 LOCKED_RETRY_S = 0.05
@@ -110,6 +110,12 @@ LOCKED_RETRY_S = 0.05
 
 SETTLE_MAX = 200
 """Outcomes of one settling: their deliveries are locked while it lasts."""
+
+SETTLERS = 2
+"""Settlings at once: one waits for the disk, the other for Postgres."""
+
+SETTLE_BESIDE = SETTLE_MAX // 2
+"""Outcomes that are worth a second settling beside the first."""
 
 IDLE_INTERVAL_S = 0.5
 """Pause of an idle dispatcher between two looks at the queue that nobody hinted at: what a lost hint costs, and how late a
@@ -170,6 +176,11 @@ class Dispatcher:
         self.is_moving = False
         """Exchanges ended since the last claim."""
         self.results: list[Result] = []
+        """What is to be settled."""
+        self.settling: list[Result] = []
+        """What is being settled."""
+        self.locked_since: dict[Key, float] = {}
+        """Endpoints whose rows others had locked when something was to be settled, and since when."""
         self.is_settling_late = False
         """The last settling failed."""
         self.tally = Tally()
@@ -181,7 +192,8 @@ class Dispatcher:
         """Deliver until `stop` is set; then let what is in flight end and settle it. A fault of ours in any part ends
         the whole: a process that sends but cannot settle would send everything again and again."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._settle_until_over())
+            for _ in range(SETTLERS):
+                group.create_task(self._settle_until_over())
             helpers = [
                 group.create_task(listen(self.engine, self._hint)),
                 group.create_task(self._wake_at(stop)),
@@ -247,7 +259,7 @@ class Dispatcher:
 
     def _can_settle(self) -> bool:
         """Who cannot say what became of deliveries claims no more: it might claim the same again, and send it once more."""
-        return not self.is_settling_late and len(self.results) < UNSETTLED_MAX
+        return not self.is_settling_late and len(self.results) + len(self.settling) < UNSETTLED_MAX
 
     def _is_short(self) -> bool:
         """Whether little of what was claimed still waits: claims are to be few and large."""
@@ -361,11 +373,12 @@ class Dispatcher:
             await asyncio.sleep(HEARTBEAT_S)
             before = time.monotonic() - HEARTBEAT_S
             old = [exchange for exchange in self.exchanges if exchange.began_at <= before]
-            if old or self.results:
+            if old or self.results or self.settling:
                 await self._keep(old)
 
     async def _keep(self, exchanges: Sequence[Exchange]) -> None:
-        claims = [exchange.waiting.claimed for exchange in exchanges] + [claimed for claimed, _ in self.results]
+        known = *self.settling, *self.results
+        claims = [exchange.waiting.claimed for exchange in exchanges] + [claimed for claimed, _ in known]
         try:
             async with transaction(self.engine) as connection:
                 kept = await extend_leases(connection, claims, self.lease_s)
@@ -392,13 +405,15 @@ class Dispatcher:
 
     async def _settle_until_over(self) -> None:
         while not self.is_over or self.results:
-            await asyncio.sleep(SETTLE_INTERVAL_S)
-            if self.results:
+            if len(self.results) < SETTLE_MAX:
+                await asyncio.sleep(SETTLE_INTERVAL_S)
+            if self.results and (not self.settling or len(self.results) >= SETTLE_BESIDE):
                 await self._settle()
 
     async def _settle(self) -> None:
-        """Store the outcomes so far in one transaction; they stay in memory until it has happened."""
-        batch = self.results[:SETTLE_MAX]
+        """Store outcomes in one transaction; they stay in memory until it has happened."""
+        batch, self.results = self.results[:SETTLE_MAX], self.results[SETTLE_MAX:]
+        self.settling += batch
         settlements = [settlement_of(claimed, result, self.randomness()) for claimed, result in batch]
         try:
             async with direct_transaction(self.engine) as connection:
@@ -406,28 +421,41 @@ class Dispatcher:
         except (*UNAVAILABLE, OSError) as error:
             log.warning("database unavailable", error=str(error).splitlines()[0])
             self.is_settling_late = True
+            self._take_back(batch, batch)
             await asyncio.sleep(DATABASE_RETRY_S)
             return
         self.is_settling_late = False
         left = {id(settlement.claimed) for settlement in settled.left}
-        self.results = self.results[len(batch) :] + [one for one in batch if id(one[0]) in left]
-        for settlement in settled.left:
-            key = (settlement.claimed.tenant_id, settlement.claimed.endpoint_id)
-            self.isolation.leave_alone(key, time.monotonic() + LOCKED_REST_S)
-        if left:
-            await asyncio.sleep(LOCKED_RETRY_S)
-        else:
-            self.wake.set()
+        self._take_back(batch, [one for one in batch if id(one[0]) in left])
+        self._note_locked(batch, settled)
+        self.wake.set()
         done = [
             (*one, settlement) for one, settlement in zip(batch, settlements, strict=True) if id(one[0]) not in left
         ]
         self._report(done, len(done) - len(settled.ids))
+        if left:
+            await asyncio.sleep(LOCKED_RETRY_S)
+
+    def _take_back(self, batch: Sequence[Result], unsettled: Sequence[Result]) -> None:
+        """These are being settled no more, and some of them still have to be."""
+        ended = {id(one) for one in batch}
+        self.settling = [one for one in self.settling if id(one) not in ended]
+        self.results += unsettled
+
+    def _note_locked(self, batch: Sequence[Result], settled: Settled) -> None:
+        """Leave alone whose row others have locked: for a moment, or longer if it is longer than a settling takes."""
+        now, locked = time.monotonic(), {(one.claimed.tenant_id, one.claimed.endpoint_id) for one in settled.left}
+        for key in {(claimed.tenant_id, claimed.endpoint_id) for claimed, _ in batch} - locked:
+            self.locked_since.pop(key, None)
+        for key in locked:
+            is_stuck = now - self.locked_since.setdefault(key, now) >= LOCKED_RETRY_S
+            self.isolation.leave_alone(key, now + (LOCKED_REST_S if is_stuck else LOCKED_RETRY_S))
 
     def _report(self, done: Sequence[tuple[Claimed, AttemptResult | Unsent, Settlement]], lost: int) -> None:
         """Count what was settled, and look again whom it stood before."""
-        for claimed, result, settlement in done:
+        for claimed, _, _ in done:
             self.isolation.look_again((claimed.tenant_id, claimed.endpoint_id))
-            report(claimed, result, settlement)
+        report(done)
         told = [(claimed, result) for claimed, result, _ in done if not isinstance(result, Unsent)]
         tally_attempts(
             self.tally, [(one, result) for one, result in told if result.error is not AttemptError.ABANDONED]

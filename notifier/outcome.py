@@ -8,8 +8,8 @@ things that are mended an hour later. Refused is what no retry can mend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from ledger.states import Fault, Outcome
 
@@ -54,8 +54,7 @@ FAULTS = {AttemptError.BAD_HEADER: Fault.BAD_HEADER, AttemptError.UNSIGNABLE: Fa
 """Those of them that are ours: nothing was asked of the receiver, and it has failed at nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """An attempt's outcome and the error that is stored with it."""
 
     outcome: Outcome

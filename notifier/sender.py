@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+import msgspec
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from yarl import URL
 
@@ -71,8 +72,7 @@ class SendRequest:
     """Live secrets of the endpoint, the newest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptResult:
+class AttemptResult(msgspec.Struct, frozen=True):
     """What became of one attempt, as it is stored."""
 
     started_at: datetime
@@ -235,18 +235,25 @@ def _judged_url(text: str, policy: EndpointPolicy) -> URL:
 async def _read_start(response: aiohttp.ClientResponse, received: bytearray) -> None:
     """Read until the end or a limit; there the connection is closed, since the rest would be in its way. The status has
     decided: what is read is only shown."""
+    content = response.content
+    if content.is_eof():  # all of it came with the status, as with most receivers: nothing to wait for
+        received += content.read_nowait(EXCHANGE_BYTES_MAX)
+    else:
+        await _read_what_comes(content, received)
+    if not content.at_eof():
+        response.close()
+
+
+async def _read_what_comes(content: aiohttp.StreamReader, received: bytearray) -> None:
     try:
         async with asyncio.timeout(READ_BODY_S):
             while len(received) < EXCHANGE_BYTES_MAX:
-                chunk = await response.content.read(EXCHANGE_BYTES_MAX - len(received))
+                chunk = await content.read(EXCHANGE_BYTES_MAX - len(received))
                 if not chunk:
                     return
                 received += chunk
     except TimeoutError:
-        response.close()
         return
-    if not response.content.at_eof():
-        response.close()
 
 
 _ERRORS: tuple[tuple[type[BaseException], AttemptError], ...] = (

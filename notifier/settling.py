@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from enum import Enum, auto
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from ledger.claims import Claimed
 from ledger.deliveries import AttemptRow, Settlement
@@ -89,25 +90,27 @@ _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
 _DELIVERIES_BY_OUTCOME = {outcome: DELIVERIES.labels(outcome.value) for outcome in Outcome}
 
 
-def report(claimed: Claimed, result: AttemptResult | Unsent, settlement: Settlement) -> None:
+def report(done: Iterable[tuple[Claimed, AttemptResult | Unsent, Settlement]]) -> None:
     """Count and log what was settled."""
-    if settlement.state is DeliveryState.EXHAUSTED:
-        DELIVERIES_EXHAUSTED.inc()
-    if settlement.fault is not None:
-        DELIVERY_FAULTS.labels(settlement.fault.value).inc()
-        log.error("delivery could not be sent", delivery=claimed.id, fault=settlement.fault.value)
-    if not isinstance(result, Unsent):
-        _report_attempt(claimed, result)
+    told = log.bind()  # once: else it is made anew for each line
+    for claimed, result, settlement in done:
+        if settlement.state is DeliveryState.EXHAUSTED:
+            DELIVERIES_EXHAUSTED.inc()
+        if settlement.fault is not None:
+            DELIVERY_FAULTS.labels(settlement.fault.value).inc()
+            told.error("delivery could not be sent", delivery=claimed.id, fault=settlement.fault.value)
+        if not isinstance(result, Unsent):
+            _report_attempt(told, claimed, result)
 
 
-def _report_attempt(claimed: Claimed, result: AttemptResult) -> None:
+def _report_attempt(told: FilteringBoundLogger, claimed: Claimed, result: AttemptResult) -> None:
     _DELIVERIES_BY_OUTCOME[result.outcome].inc()
     ATTEMPT_DURATION.observe(result.duration_ms / 1000)
     if result.error is not None:
         ATTEMPT_ERRORS.labels(result.error.value).inc()
     if result.outcome is Outcome.ACCEPTED:
         DELIVERY_LATENCY.observe(max(0.0, time.time() - claimed.event_created_at.timestamp()))
-    log.info(
+    told.info(
         "attempt finished",
         endpoint=claimed.endpoint_id,
         event_id=claimed.event_id,

@@ -213,6 +213,36 @@ async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
     assert len(receiver.requests) == 2
 
 
+async def test_a_settling_that_takes_long_keeps_its_leases_and_holds_no_other_up(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notifier.dispatcher.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("notifier.dispatcher.SETTLE_BESIDE", 1)
+    end, settle, slow = asyncio.Event(), settle_deliveries, list[Settlement]()
+
+    async def settle_slowly_at_first(
+        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False
+    ) -> Settled:
+        if not slow:
+            slow.extend(settlements)
+            await end.wait()
+        return await settle(connection, settlements, commits=commits)
+
+    monkeypatch.setattr("notifier.dispatcher.settle_deliveries", settle_slowly_at_first)
+    async with post.dispatching() as [dispatcher], running_receiver() as receiver:
+        await post.add_endpoint(receiver)
+        first = await post.record("dep_1")
+        await post.wait_until("it is being settled", lambda _: len(dispatcher.settling) == 1)
+        second = await post.record("dep_2")
+        await post.wait_until("the next is settled", lambda rows: [row.state for row in rows].count("delivered") == 1)
+        assert (await post.delivery(second)).state == "delivered"
+        lease = (await post.delivery(first)).leased_until
+        await post.wait_until("the lease is extended", lambda rows: rows[0].leased_until > lease)
+        end.set()
+        await post.wait_for_states(delivered=2)
+    assert len(receiver.requests) == 2
+
+
 async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_burning_attempts(post: Post) -> None:
     async with running_receiver() as receiver, post.dispatching():
         await post.add_endpoint(receiver)

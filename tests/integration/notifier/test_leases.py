@@ -7,10 +7,10 @@ import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from ledger.claims import Claimed
 from ledger.database import transaction
@@ -253,3 +253,54 @@ async def test_kill_9_under_load_loses_nothing_and_keeps_order(post: Post, recei
     async with post.dispatching():
         await post.wait_for_states(delivered=subjects * sequences)
     assert_all_told(receiver, subjects=subjects, sequences=sequences)
+
+
+async def test_workers_that_settle_for_an_endpoint_that_does_well_are_in_nobodys_way(
+    post: Post, receiver: Receiver
+) -> None:
+    await post.record_all([(f"dep_{number}", 1) for number in range(3)])
+    first, second, third = await claim(post, "a")
+    await settle(post, "a", settled(first, DeliveryState.DELIVERED))
+    lately = "last_accepted_at = now() + interval '1 hour', last_attempt_at = now() + interval '1 hour'"
+    assert await post.execute(f"UPDATE endpoints SET {lately}") == 1
+    async with transaction(post.engine) as earlier, transaction(post.engine) as later:
+        for connection, one in ((earlier, second), (later, third)):
+            done = await settle_deliveries(connection, [settled(one, DeliveryState.DELIVERED)])
+            assert (done.ids, done.left) == ({one.id}, [])
+
+
+async def test_what_is_new_of_an_endpoint_is_noted_and_the_rest_each_second(post: Post, receiver: Receiver) -> None:
+    await post.record_all([(f"dep_{number}", 1) for number in range(5)])
+    first, second, third, fourth, fifth = await claim(post, "a")
+    is_old = "last_accepted_at < now() - interval '1 minute'"
+    age = (
+        "UPDATE endpoints SET last_accepted_at = now() - interval '1 hour', last_attempt_at = now() - interval '1 hour'"
+    )
+
+    await settle(post, "a", settled(first, DeliveryState.DELIVERED))
+    assert await post.execute(age) == 1
+    await settle(post, "a", settled(second, DeliveryState.DELIVERED))
+    assert await post.execute(f"SELECT 1 FROM endpoints WHERE {is_old}") == 0
+    await settle(post, "a", settled(third, DeliveryState.PENDING, timedelta(minutes=1)))
+    assert await post.execute("SELECT 1 FROM endpoints WHERE failures_consecutive = 1") == 1
+    await settle(post, "a", settled(fourth, DeliveryState.DELIVERED))
+    assert await post.execute("SELECT 1 FROM endpoints WHERE failures_consecutive = 0 AND failing_since IS NULL") == 1
+    other = settled(fifth, DeliveryState.DELIVERED)
+    assert other.attempt is not None
+    await settle(post, "a", replace(other, attempt=replace(other.attempt, status_code=204)))
+    assert await post.execute("SELECT 1 FROM endpoints WHERE last_status_code = 204") == 1
+
+
+async def test_who_settles_and_who_deletes_take_locks_in_one_order(post: Post, receiver: Receiver) -> None:
+    """Neither waits for what the other has while the other waits for it."""
+    await post.record_all([(f"dep_{number}", 1) for number in range(40)])
+    first, *claimed = await claim(post, "a", 40)
+    await settle(post, "a", settled(first, DeliveryState.DELIVERED))
+
+    async def delete() -> int | None:
+        async with transaction(post.engine) as connection:
+            return await delete_endpoint(connection, TENANT, first.endpoint_id, datetime.now(UTC))
+
+    backwards = [settled(one, DeliveryState.DELIVERED) for one in reversed(claimed)]
+    deleted, ids = await asyncio.gather(delete(), settle(post, "a", *backwards))
+    assert (deleted, len(ids)) in {(39, 0), (0, 39)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -70,3 +71,43 @@ def test_a_request_that_is_not_http_is_told_by_the_kind_of_its_fault(out: String
         ("failed", "BadHttpMessage"),
     ]
     assert "somebodys-token" not in out.getvalue()
+
+
+def events_of(out: StringIO) -> list[str]:
+    """What was written so far."""
+    return [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+
+
+async def test_what_is_told_in_one_turn_of_the_loop_is_written_at_its_end(out: StringIO) -> None:
+    log = structlog.get_logger()
+    log.info("one")
+    structlog.get_logger().info("two")
+    assert events_of(out) == []
+    await asyncio.sleep(0)
+    assert events_of(out) == ["one", "two"]
+
+
+async def test_what_is_wrong_is_written_at_once_after_what_was_told_before(out: StringIO) -> None:
+    log = structlog.get_logger()
+    log.info("one")
+    log.warning("two")
+    assert events_of(out) == ["one", "two"]
+    log.info("three")
+    log.error("four")
+    assert events_of(out) == ["one", "two", "three", "four"]
+    await asyncio.sleep(0)
+    assert len(events_of(out)) == 4
+
+
+def test_a_loop_that_ends_keeps_no_line_back(out: StringIO) -> None:
+    async def tell(event: str) -> None:
+        structlog.get_logger().info(event)
+
+    asyncio.run(tell("one"))
+    assert events_of(out) == ["one"]
+    unfinished = asyncio.new_event_loop()
+    unfinished.run_until_complete(tell("two"))
+    unfinished.close()
+    asyncio.run(tell("three"))
+    structlog.get_logger().info("four")
+    assert events_of(out) == ["one", "two", "three", "four"]
