@@ -69,15 +69,15 @@ async def _kill_after_send(play: Play) -> None:
 
 
 async def _kill_after_response(play: Play) -> None:
-    """The answer has come; the db transaction that would settle it is open and not at its COMMIT."""
+    """The answer has been read, and nothing of it is settled: somebody else has the endpoint's row meanwhile."""
     hold = play.target.hold(Stage.BEFORE_ANSWER)
     await play.write()
     await hold.until_reached()
-    row = "SELECT FROM deliveries WHERE endpoint_id = :endpoint AND event_id = :event FOR UPDATE"
-    async with play.world.holding(row, endpoint=play.target.endpoint_id, event=hold.event_id) as holder:
+    row = "SELECT FROM endpoints WHERE id = :endpoint FOR NO KEY UPDATE"
+    async with play.world.holding(row, endpoint=play.target.endpoint_id):
         pid = play.sender(hold.peer_port)
         hold.release()
-        await play.world.until_waiting(NOTIFIER, holder)
+        await play.until_left(hold.peer_port)
         token = await play.kill(pid)
     await play.outlive(token)
     await play.until_settled([play.target])
