@@ -49,8 +49,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
+from ledger.agreement import has_agreed
 from ledger.bulk import recordset
-from ledger.by_hand import AGREE, BY_HAND, goes_first, may_claim
+from ledger.by_hand import BY_HAND, agree_on, goes_first, may_claim
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
 from ledger.endpoint_pace import allowance_of, charge, pace_of_endpoint, paced
 from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
@@ -276,7 +277,7 @@ _SWEEP = Direct(_sweep)
 
 _rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())
 _room = case(
-    (_is_left_alone, 0),
+    (or_(_is_left_alone, not_(has_agreed(_rooms.c.endpoint_id))), 0),
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
     else_=_rooms.c.room,
 )
@@ -361,7 +362,7 @@ _bodies = (
     .where(events.c.created_at.between(bindparam("first"), bindparam("last")))
 )
 
-_AGREE = Direct(select(*AGREE))
+_AGREE = Direct(agree_on(_rooms))
 _CLAIM = Direct(_claim_with_urls)
 _EVENT_ID, _EVENT_CREATED_AT, _ENDPOINT_ID, _OF_CLAIM = 2, 3, 4, 11
 """Places in a claim's row; the last is the first of its endpoint's."""
@@ -420,8 +421,9 @@ _WAITS_FOR_NO_DISK = Direct(select(func.set_config("synchronous_commit", "off", 
 
 async def _lease(connection: AsyncConnection, rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> Rows:
     wanted = [{"tenant_id": one.tenant_id, "endpoint_id": one.endpoint_id, "room": one.room} for one in rooms]
-    parameters = {"lease_s": lease_s, "token": token, "rooms_rows": as_json(wanted)}
-    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, {}), (_CLAIM, parameters))
+    rooms_rows = {"rooms_rows": as_json(wanted)}
+    parameters = {"lease_s": lease_s, "token": token, **rooms_rows}
+    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, rooms_rows), (_CLAIM, parameters))
 
 
 def _bodies_steps(rows: Rows) -> tuple[Step, Step]:

@@ -4,6 +4,7 @@
     |-- CheckpointMoved        start the cycle again: another follower committed first; nothing was written
     |-- StoryConflict          stop and look: an entry changed under the chain's lock, which must not be possible
     |-- JobTaken               stop working on it: a job was cancelled, or another process has it; nothing was written
+    |-- ClaimUnfinished        try again later: a worker stands still while it claims; nothing was put into its lanes
     |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
     |-- NameTaken              refuse the input: the name is in use
     |-- NoSuchHeights          refuse the input: heights that we have not read, or the higher one first
@@ -39,6 +40,10 @@ class StoryConflict(LedgerError):
 
 class JobTaken(LedgerError):
     """A job is not this process's any more: it was cancelled, has ended, or its lease went to another."""
+
+
+class ClaimUnfinished(LedgerError):
+    """A claim of an endpoint is half done, and does not end: its worker stands still."""
 
 
 class UnknownName(LedgerError):

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.endpoints import EndpointRow
+from ledger.errors import ClaimUnfinished
 from ledger.holding import Only, Task
 from ledger.ids import EndpointId, TenantId
 from ledger.jobs import JobRow, end_job, progress_job, release_job, take_next
@@ -35,6 +36,9 @@ BACKLOG_MAX = 2_000
 
 BACKLOG_PAUSE = timedelta(seconds=1)
 
+CLAIM_PAUSE = timedelta(seconds=1)
+"""Before a job comes again that met a worker which stands still in the middle of a claim."""
+
 ENDPOINT_DELETED = "its endpoint was deleted"
 
 
@@ -46,6 +50,14 @@ async def claim_recovery(connection: AsyncConnection, now: datetime) -> JobRow |
 
 async def step_recovery(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
     """Do a job's next batch, and give it back or end it. Raises `JobTaken` where it is not the caller's any more."""
+    try:
+        async with connection.begin_nested():
+            return await _step(connection, job, now)
+    except ClaimUnfinished as error:
+        return await release_job(connection, job, now, str(error), CLAIM_PAUSE)
+
+
+async def _step(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
     if job.request["task"] == Task.RECOVER.value:
         return await _recover(connection, job, now)
     endpoint = await lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])

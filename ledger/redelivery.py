@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.agreement import keep_claims_away
 from ledger.breaker import end_rest
 from ledger.bulk import copy_rows
 from ledger.by_hand import BY_HAND
@@ -98,13 +99,13 @@ async def send_again(
     connection: AsyncConnection, endpoint: EndpointRow, rows: Sequence[Mapping[Any, Any]], now: datetime
 ) -> int:
     """Another delivery for each of these, in its place in its lane, unless its event is owed or was accepted by a later
-    one. The endpoint is locked."""
+    one. The endpoint is locked. Raises `ClaimUnfinished`."""
     if not rows:
         return 0
     states = await _states_of(connection, rows[0]["tenant_id"], endpoint, [row["event_id"] for row in rows])
     settled = {DeliveryState.DELIVERED.value, *OPEN_STATES}
     once = {row["event_id"]: row for row in rows if not states[row["event_id"]] & settled}
-    await copy_rows(connection, deliveries, [_copy_of(row, endpoint, now) for row in once.values()])
+    await _put_in_lanes(connection, endpoint, list(once.values()), now)
     return len(once)
 
 
@@ -116,14 +117,23 @@ async def deliver_again(
     now: datetime,
 ) -> int:
     """Owe the endpoint those of these events that are wanted, after what is new and in their places in their lanes; returns
-    how many. The endpoint is locked."""
+    how many. The endpoint is locked. Raises `ClaimUnfinished`."""
     if not told:
         return 0
     states = await _states_of(connection, told[0].tenant_id, endpoint, [event.id for event in told])
     wanted = [event for event in told if _is_wanted(only, event, endpoint, states.get(event.id, set()))]
-    await copy_rows(connection, deliveries, [_copy_of(_row_of(event), endpoint, now) for event in wanted])
+    await _put_in_lanes(connection, endpoint, [_row_of(event) for event in wanted], now)
     mark_news(connection)
     return len(wanted)
+
+
+async def _put_in_lanes(
+    connection: AsyncConnection, endpoint: EndpointRow, rows: Sequence[Mapping[Any, Any]], now: datetime
+) -> None:
+    """Another delivery for each, in its place: perhaps before one that a claim is just taking, which is to end first."""
+    if rows:
+        await keep_claims_away(connection, endpoint.id)
+        await copy_rows(connection, deliveries, [_copy_of(row, endpoint, now) for row in rows])
 
 
 async def _states_of(

@@ -12,10 +12,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, bindparam, func, literal, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.agreement import keep_claims_away
 from ledger.by_hand import BY_HAND
 from ledger.endpoints import EndpointRow
 from ledger.hints import mark_news
 from ledger.holding import Held, Task
+from ledger.ids import EndpointId
 from ledger.jobs import JobRow, end_job, progress_job, release_job
 from ledger.redelivery import OPEN_STATES, send_again
 from ledger.schema import deliveries, events
@@ -29,7 +31,7 @@ IN_FLIGHT_PAUSE = timedelta(seconds=1)
 
 
 async def turn_over(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
-    """Hold what is pending, or let go what is held: the next batch. The endpoint is locked."""
+    """Hold what is pending, or let go what is held: the next batch. The endpoint is locked. Raises `ClaimUnfinished`."""
     if job.request["task"] == Task.HOLD.value:
         return await _hold(connection, job, now)
     rows = (await connection.execute(_next_held(job))).all()
@@ -92,6 +94,8 @@ async def _release(connection: AsyncConnection, held: Held, rows: Sequence[Row[A
     if held is Held.DISCARD:
         await _write(connection, rows, state=DeliveryState.DISCARDED.value, settled_at=now)
         return
+    # One that failed often enough to be overtaken is due again, and a claim may be taking the one behind it.
+    await keep_claims_away(connection, EndpointId(rows[0].endpoint_id))
     older = await _find_superseded(connection, rows) if held is Held.LATEST else set()
     superseded = [row for row in rows if row.id in older]
     await _write(connection, superseded, state=DeliveryState.SUPERSEDED.value, settled_at=now)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.claims import Claimed
 from ledger.database import database_now, transaction
 from ledger.deliveries import Settlement, settle_deliveries
-from ledger.ids import DeliveryId, EventId
+from ledger.ids import DeliveryId, EndpointId, EventId
 from ledger.redelivery import redeliver
 from ledger.states import DeliveryState
 from tests.fakes.claiming import claim_any
@@ -28,7 +28,7 @@ TOKEN = "t"
 async def told(post: Post) -> AsyncIterator[EventId]:
     """The first event of `dep_1`, which its endpoint has accepted."""
     async with running_receiver() as receiver:
-        await post.add_endpoint(receiver)
+        await post.add_endpoint(receiver, ["deposit.detected"])
     event_id = await post.record("dep_1", 1)
     await post.execute("UPDATE deliveries SET state = 'delivered', settled_at = now()")
     yield event_id
@@ -112,18 +112,29 @@ async def test_two_of_one_lane_go_one_after_the_other(post: Post, told: EventId)
 
 async def test_it_is_claimed_only_while_nobody_else_claims_and_keeps_nobody_waiting(post: Post, told: EventId) -> None:
     """A claim that has not committed may hold the lane's first, and nobody sees it."""
+    stranger = await other_endpoint(post)
+    await post.record("dep_2", 1)
     async with transaction(post.engine) as early:
-        assert await claim_in(early, "early") == []
+        assert len(await claim_in(early, "early")) == 1
         made = await by_hand(post, told)
-        other = await post.record("dep_2", 1)
+        other = await post.record("dep_3", 1)
         assert [one.event_id for one in await claim(post)] == [other]
-        async with transaction(post.engine) as others:
-            await others.execute(text("SELECT 1"))
     async with transaction(post.engine) as alone:
         assert [one.id for one in await claim_in(alone, "alone")] == [made]
-        await post.record("dep_1", 2)
-        third = await post.record("dep_3", 1)
-        assert [one.event_id for one in await claim(post)] == [third]
+        await post.record("dep_4", 1)
+        news = await post.record("dep_5", 1, "deposit.confirmed")
+        assert [(one.event_id, one.endpoint_id) for one in await claim(post)] == [(news, stranger)]
+
+
+async def other_endpoint(post: Post) -> EndpointId:
+    """One that shares no lock with the first, and is told of something else."""
+    async with running_receiver() as receiver:
+        while True:
+            made = await post.add_endpoint(receiver, ["deposit.confirmed"])
+            if await post.execute("SELECT 1 FROM endpoints GROUP BY hashtext(id) & 63") == 2:
+                return made
+            await post.execute("DELETE FROM endpoint_secrets WHERE endpoint_id = :id", id=made)
+            await post.execute("DELETE FROM endpoints WHERE id = :id", id=made)
 
 
 async def test_many_workers_never_have_two_of_one_lane_under_way(post: Post, told: EventId) -> None:
