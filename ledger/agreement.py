@@ -72,7 +72,8 @@ def is_alone(endpoint_id: ColumnElement[str]) -> ColumnElement[bool]:
 
 
 def _has_lock(setting: str, endpoint_id: ColumnElement[str]) -> ColumnElement[bool]:
-    return _lock_of(endpoint_id) == func.any(cast(func.current_setting(setting), ARRAY(Integer)))
+    locks = cast(func.nullif(func.current_setting(setting, True), ""), ARRAY(Integer))  # none before it agreed
+    return func.coalesce(_lock_of(endpoint_id) == func.any(locks), False)
 
 
 async def keep_claims_away(connection: AsyncConnection, endpoint_id: EndpointId) -> None:
