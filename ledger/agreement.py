@@ -72,8 +72,9 @@ def is_alone(endpoint_id: ColumnElement[str]) -> ColumnElement[bool]:
 
 
 def _has_lock(setting: str, endpoint_id: ColumnElement[str]) -> ColumnElement[bool]:
-    locks = cast(func.nullif(func.current_setting(setting, True), ""), ARRAY(Integer))  # none before it agreed
-    return func.coalesce(_lock_of(endpoint_id) == func.any(locks), False)
+    """Read once in a statement, not for each row; there are none before the transaction agreed."""
+    read = select(cast(func.nullif(func.current_setting(setting, True), ""), ARRAY(Integer))).scalar_subquery()
+    return func.coalesce(_lock_of(endpoint_id) == func.any(cast(read, ARRAY(Integer))), False)
 
 
 async def keep_claims_away(connection: AsyncConnection, endpoint_id: EndpointId) -> None:
