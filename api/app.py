@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from api import (
     chains,
@@ -22,6 +23,7 @@ from api import (
 )
 from api.answering import answer
 from api.callers import Network
+from api.heads import go_on_later
 from api.health import OPENAPI, PAGE
 from api.limits import RPS_PER_KEY, Limits
 from api.middleware import answer_safely
@@ -87,13 +89,19 @@ def create_app(
     app[OPENAPI] = msgspec.json.encode(document)
     app[PAGE] = render_page(document).encode()
     for route in routes:
-        app.router.add_route(route.method, route.path.replace("{id}", _ID), _handler_of(route))
+        _add(app, route.method, route.path.replace("{id}", _ID), _handler_of(route))
     for open_route in open_routes:
-        app.router.add_route(open_route.method, open_route.path, open_route.handler)
+        _add(app, open_route.method, open_route.path, open_route.handler)
     app.cleanup_ctx.append(_hear_news)
     app.on_shutdown.append(_stop_waiting)
     app.on_cleanup.append(_stop_reading)
     return app
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    """Where there is GET there is HEAD (RFC 9110, section 9.1): the same answer, of which the library sends the head."""
+    for one in ("GET", "HEAD") if method == "GET" else (method,):
+        app.router.add_route(one, path, handler, expect_handler=go_on_later)
 
 
 def _handler_of(route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -58,6 +58,7 @@ class Connection(web.RequestHandler):
             max_line_size=bounds.line_bytes,
             max_field_size=bounds.line_bytes,
             max_headers=bounds.headers,
+            auto_decompress=False,  # a compressed body is refused by its route, whatever codings this machine can read
         )
         self._bounds = bounds
         self._crowds = crowds
@@ -158,10 +159,7 @@ class Connection(web.RequestHandler):
         else:
             CONNECTIONS_CUT.labels("no_http").inc()
             refused = Refused(Code.BAD_REQUEST, "this is no HTTP/1.1 that can be read; send well-formed headers")
-        status, headers, body = _problem(refused)
-        answer = web.Response(status=status, body=body, headers=headers)
-        answer.force_close()
-        return answer
+        return answer_to_head(refused)
 
     def cut(self, reason: str) -> None:
         """End the connection now, whatever waits to be taken."""
@@ -203,6 +201,14 @@ class Connection(web.RequestHandler):
             self._patience = None
         else:
             self._patience = asyncio.get_running_loop().call_later(limit_s, give_up, *words)
+
+
+def answer_to_head(refused: Refused) -> web.Response:
+    """The answer to a request of which no more than the head is looked at: it is the connection's last."""
+    status, headers, body = _problem(refused)
+    answer = web.Response(status=status, body=body, headers=headers)
+    answer.force_close()
+    return answer
 
 
 def _peer_of(transport: asyncio.Transport | None) -> str | None:

@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 
 from api.metrics import REQUEST_DURATION, REQUESTS
 from api.problems import CODE_OF_STATUS, KINDS, MEDIA_TYPE, Code, Refused, problem_document
-from api.reading import BODY_BYTES_MAX
+from api.reading import BODY_TOO_LARGE
 from ledger.database import UNAVAILABLE
 
 HEADERS = {
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 _DETAIL_OF_CODE = {
     Code.NOT_FOUND: "there is nothing at this path; the routes are listed in /openapi.json",
     Code.METHOD_NOT_ALLOWED: "the path is right, the method is not; the Allow header names the ones that are",
-    Code.BODY_TOO_LARGE: f"the body has more than {BODY_BYTES_MAX} bytes; send it in parts",
+    Code.BODY_TOO_LARGE: BODY_TOO_LARGE,
 }
 
 

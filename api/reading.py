@@ -11,10 +11,14 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
+from api.heads import awaits_leave
 from api.problems import Code, FieldProblem, Refused
+from api.repeated import escaped, repeated_name
 
 BODY_BYTES_MAX = 5 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
+
+BODY_TOO_LARGE = f"the body has more than {BODY_BYTES_MAX} bytes; send it in parts"
 
 BODY_DEPTH_MAX = 64
 
@@ -32,6 +36,10 @@ async def read_body(request: web.Request) -> bytes:
     """The body's bytes, bounded in size and time. Raises `Refused`."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refused(Code.UNSUPPORTED_MEDIA_TYPE, "the body is compressed; send it as it is")
+    if (request.content_length or 0) > BODY_BYTES_MAX:
+        raise Refused(Code.BODY_TOO_LARGE, BODY_TOO_LARGE)
+    if awaits_leave(request):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             body = await request.read()
@@ -56,11 +64,15 @@ def decode_body(body: bytes, type_: Any) -> Any:  # noqa: ANN401 (the type is th
     if _is_too_deep(body):
         raise Refused(Code.INVALID_JSON, f"the body is nested more than {BODY_DEPTH_MAX} levels deep")
     try:
-        return msgspec.json.decode(body or b"{}", type=type_)
+        read = msgspec.json.decode(body or b"{}", type=type_)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(Code.INVALID_JSON, f"the body is not JSON: {_plain(error)}") from None
+    repeated = repeated_name(body or b"{}")
+    if repeated is not None:
+        raise Refused(Code.INVALID_REQUEST, f"{repeated.pointer}: {repeated.detail}", errors=[repeated])
+    return read
 
 
 def _is_too_deep(body: bytes) -> bool:
@@ -126,14 +138,9 @@ def _invalid(message: str) -> Refused:
     """A refusal from a sentence of msgspec, such as "Expected `str`, got `int` - at `$.watches[17].address`"."""
     match = _PATH.match(message)
     detail, path = (match["detail"], match["path"] or "") if match else (message, "")
-    pointer = "".join(f"/{_escaped(step['name'] or step['index'] or '*')}" for step in _STEP.finditer(path))
+    pointer = "".join(f"/{escaped(step['name'] or step['index'] or '*')}" for step in _STEP.finditer(path))
     named = _NAMED_FIELD.search(detail)
     if named:
-        pointer += f"/{_escaped(named['name'])}"
+        pointer += f"/{escaped(named['name'])}"
     said = f"{pointer}: {detail}" if pointer else detail
     return Refused(Code.INVALID_REQUEST, said, errors=[FieldProblem(pointer, detail)])
-
-
-def _escaped(step: str) -> str:
-    """A step of a JSON pointer (RFC 6901, section 3)."""
-    return step.replace("~", "~0").replace("/", "~1")

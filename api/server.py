@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
 from aiohttp import web
 
 from api.callers import Network
-from api.connections import Bounds, Connection
+from api.connections import Bounds, Connection, answer_to_head
 from api.crowds import Crowds
+from api.heads import refusal_of
+from api.metrics import CONNECTIONS_CUT
+
+RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long requests under way may take to end; long polls end at once."""
@@ -34,6 +38,7 @@ async def serving(
     await runner.setup()
     try:
         server = cast(web.Server, runner.server)
+        server.request_handler = _looking_at_heads(server.request_handler)
         crowds: Crowds[Connection] = Crowds(bounds.connections, bounds.connections_of_address)
         listener = await asyncio.get_running_loop().create_server(
             lambda: Connection(server, bounds, crowds, trusted_proxies), host, port
@@ -45,3 +50,14 @@ async def serving(
             listener.close()
     finally:
         await runner.cleanup()
+
+
+def _looking_at_heads(answer: RequestHandler) -> RequestHandler:
+    async def _look(request: web.BaseRequest) -> web.StreamResponse:
+        refused = refusal_of(request)
+        if refused is None:
+            return await answer(request)
+        CONNECTIONS_CUT.labels("no_http").inc()
+        return answer_to_head(refused)
+
+    return _look
