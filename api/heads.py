@@ -7,7 +7,7 @@ be what we do.
 
 from __future__ import annotations
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import web
 
 from api.problems import Code, Refused
 
@@ -22,7 +22,7 @@ def refusal_of(request: web.BaseRequest) -> Refused | None:
 
 
 def _wrong_with(request: web.BaseRequest) -> str | None:
-    if request.version not in (HttpVersion10, HttpVersion11):
+    if request.version not in ((1, 0), (1, 1)):
         return "this is no HTTP/1.1; send it as that"
     headers = request.headers
     for name in _ONCE:
@@ -37,7 +37,7 @@ def _wrong_with(request: web.BaseRequest) -> str | None:
 
 def awaits_leave(request: web.BaseRequest) -> bool:
     """Whether the client sends its body only when it is told to go on (RFC 9110, section 10.1.1)."""
-    return request.version == HttpVersion11 and "Expect" in request.headers
+    return request.version == (1, 1) and "Expect" in request.headers
 
 
 async def go_on_later(_: web.Request) -> None:
