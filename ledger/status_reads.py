@@ -23,20 +23,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
 from sqlalchemy import Text, and_, bindparam, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chains.model import AssetKind
 from ledger.database import UNAVAILABLE, transaction
-from ledger.direct import Direct, sqlalchemy_errors
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document
 from ledger.ids import EntryId, KeyId, Side
 from ledger.keys import KEY_COLUMNS, KeyRow, find_key_by_id, key_from, touch_key
 from ledger.model import AssetRow, ChainStanding, Entry, WatchLabel
+from ledger.pipelines import Pipeline, Prepared, Row, Step
 from ledger.rows import ENTRY_COLUMNS, entry_of
 from ledger.schema import assets, chains, entries, watches
 from ledger.tenancy import SETTING, speak_for
@@ -46,9 +44,6 @@ TOGETHER_MAX = 100
 
 LAST_QUESTION_LIMIT_S = 5.0
 """How long a question may take that is under way when the process ends."""
-
-KEPT_S = 60.0
-"""How long the connection is kept from its pool."""
 
 _STANDING = (
     "chain_id",
@@ -63,19 +58,29 @@ _STANDING = (
 _ASSET = ("asset_id", "chain_id", "symbol", "decimals", "kind", "contract")
 _LABEL = ("id", "reference", "metadata")
 
+_PLANNING = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Settings of the transaction: each row is looked up by its primary key. Left to itself Postgres plans anew each time, which
+takes three times as long as answering, and it may remember how small the tables were once."""
+
 _found = find_key_by_id(bindparam("key_id", type_=Text), "found")
 _nobody = select(literal(1)).subquery("nobody")
-_find_key = Direct(
+_find_key = Prepared(
     select(
         *(_found.c[name] for name in KEY_COLUMNS),
         func.clock_timestamp(),
         func.set_config(SETTING, func.coalesce(_found.c.tenant_id, ""), True),
+        *(func.set_config(name, value, True) for name, value in _PLANNING.items()),
     ).select_from(_nobody.outerjoin(_found, literal(True)))
 )
 """One row, also where there is no such key: then for nobody."""
 
 _whose = find_key_by_id(bindparam("key_id", type_=Text), "whose")
-_find_entries = Direct(
+_find_entries = Prepared(
     select(
         *(entries.c[name] for name in ENTRY_COLUMNS),
         *(chains.c[name] for name in _STANDING),
@@ -91,6 +96,7 @@ _find_entries = Direct(
     )
 )
 _PARTS = [len(ENTRY_COLUMNS), len(_STANDING), len(_ASSET), len(_LABEL)]
+_ID_AT = ENTRY_COLUMNS.index("id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ class StatusRead:
     """What one request gets: the key as its row stands, and the entry where its tenant has one of that id."""
 
     key: KeyRow | None
-    row: tuple[Any, ...] | None
+    row: Row | None
 
     def entry(self, side: Side) -> StoredEntry | None:
         """The entry, if it is of this side."""
@@ -144,8 +150,7 @@ class StatusReads:
         self._engine = engine
         self._waiting: list[_Asked] = []
         self._working: asyncio.Task[None] | None = None
-        self._connection: AsyncConnection | None = None
-        self._kept_until = 0.0
+        self._pipeline = Pipeline(engine)
         self._is_closed = False
         self._touching: set[KeyId] = set()
 
@@ -177,12 +182,11 @@ class StatusReads:
         while self._waiting:
             self._waiting.pop().answer.cancel()
         if self._working is not None:
-            # Not cancelled: the driver would go on to wait for the answers to a pipeline that was not sent to its end.
             await asyncio.wait([self._working], timeout=LAST_QUESTION_LIMIT_S)
-        if self._working is not None and self._connection is not None:
-            await (await self._driver()).close()
+        if self._working is not None:
+            self._working.cancel()
             await asyncio.wait([self._working])
-        await self._give_back()
+        await self._pipeline.give_back()
 
     async def _work(self) -> None:
         while self._waiting:
@@ -193,21 +197,22 @@ class StatusReads:
     async def _answer(self, together: Sequence[_Asked]) -> None:
         try:
             found = await self._find(together)
+            for asked, read in zip(together, found, strict=True):
+                if not asked.answer.done():
+                    asked.answer.set_result(read)
         except Exception as error:  # noqa: BLE001 - whatever it is, each who asked raises it
             for asked in together:
                 if not asked.answer.done():
                     asked.answer.set_exception(error)
-            return
-        for asked, read in zip(together, found, strict=True):
-            if not asked.answer.done():
-                asked.answer.set_result(read)
+        finally:
+            for asked in together:
+                asked.answer.cancel()  # of no effect on those that have been told
 
     async def _find(self, together: Sequence[_Asked]) -> list[StatusRead]:
-        was_kept = self._connection is not None
+        was_kept = self._pipeline.is_kept
         try:
             return await self._ask(together)
         except UNAVAILABLE:
-            await self._drop()
             if self._is_closed or not was_kept:
                 raise
         return await self._ask(together)
@@ -216,54 +221,12 @@ class StatusReads:
         wanted: dict[KeyId, list[EntryId]] = {}
         for asked in together:
             wanted.setdefault(asked.key_id, []).append(asked.entry_id)
-        driver = await self._driver()
-        with sqlalchemy_errors():
-            async with driver.pipeline():
-                cursors = [
-                    (
-                        key_id,
-                        await _start(driver, _find_key, {"key_id": key_id}),
-                        await _start(driver, _find_entries, {"key_id": key_id, "entry_ids": entry_ids}),
-                    )
-                    for key_id, entry_ids in wanted.items()
-                ]
-            found = {key_id: await _read(key, rows) for key_id, key, rows in cursors}
+        steps: list[Step] = []
+        for key_id, entry_ids in wanted.items():
+            steps.append((_find_key, {"key_id": key_id}))
+            steps.append((_find_entries, {"key_id": key_id, "entry_ids": entry_ids}))
+        results = await self._pipeline.run(steps)
+        found: dict[KeyId, tuple[KeyRow | None, dict[EntryId, Row]]] = {}
+        for key_id, [key], rows in zip(wanted, results[::2], results[1::2], strict=True):
+            found[key_id] = key_from(key[: len(KEY_COLUMNS) + 1]), {row[_ID_AT]: row for row in rows}
         return [StatusRead(found[asked.key_id][0], found[asked.key_id][1].get(asked.entry_id)) for asked in together]
-
-    async def _driver(self) -> psycopg.AsyncConnection[Any]:
-        """The connection as its driver has it: each statement that is not in a pipeline would be a transaction."""
-        now = asyncio.get_running_loop().time()
-        if self._connection is not None and now >= self._kept_until:
-            await self._give_back()
-        if self._connection is None:
-            connection = await self._engine.connect()
-            self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            self._kept_until = now + KEPT_S
-        driver: psycopg.AsyncConnection[Any] | None = (await self._connection.get_raw_connection()).driver_connection
-        if driver is None:
-            raise RuntimeError("the connection has been closed by its pool")
-        return driver
-
-    async def _give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-
-    async def _drop(self) -> None:
-        if self._connection is not None:
-            await self._connection.invalidate()
-        await self._give_back()
-
-
-async def _start(
-    driver: psycopg.AsyncConnection[Any], statement: Direct, parameters: dict[str, object]
-) -> psycopg.AsyncCursor[Any]:
-    return await driver.execute(statement.text(), statement.with_parameters(parameters), prepare=True, binary=True)
-
-
-async def _read(
-    key: psycopg.AsyncCursor[Any], rows: psycopg.AsyncCursor[Any]
-) -> tuple[KeyRow | None, dict[str, tuple[Any, ...]]]:
-    [found] = await key.fetchall()
-    id_at = ENTRY_COLUMNS.index("id")
-    return key_from(found[:-1]), {row[id_at]: row for row in await rows.fetchall()}
