@@ -6,15 +6,15 @@ in a transaction of its own: three milliseconds of this process for one row. So 
 - *One question to Postgres is under way at a time.* Who asks meanwhile waits for its end and then goes with all others who
   wait. An idle process asks at once and for one; the busier it is, the more go together, and the less each of them costs.
 - *One round trip.* For each key among those who ask there are two statements: one finds the key and lets the transaction
-  speak for its tenant, the other reads all entries that were asked for by it. They are sent together and between two
-  sync messages, which makes them one transaction (PostgreSQL, "Pipeline Mode").
+  speak for its tenant, the other reads all entries that were asked for by it. They are sent together, as one transaction
+  (`ledger/pipelines.py`).
 - *Nothing is remembered.* A key is read anew by each question, so that one that was revoked is of no use from the next one
   on. What was read for a key that turns out to be none is thrown away: it is the same work for all of them.
 - *Both walls stand.* The statement names the key's tenant, found by the key, and runs under the policies for that tenant
   (`ledger/tenancy.py`). An unknown key speaks for nobody, whoever was spoken for before it.
 
 The connection is kept between questions, and given back to its pool once a minute: what was learned there meanwhile (that
-Postgres is gone, or has become a standby) is learned here. One that fails was perhaps cut off while it was idle, so its
+Postgres is gone, or has become a standby) is learned here. One that fails was perhaps cut off while nobody asked, so the
 question is asked once more on another.
 """
 
