@@ -54,6 +54,9 @@ OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
 _ID = "{id:[0-9A-Za-z_]{1,100}}"
 """No id has other characters, so anything else is 404 without a question to the ledger."""
 
+_CHAIN = "{chain:[0-9A-Za-z_:-]{1,100}}"
+"""Likewise for slugs and CAIP-2 names."""
+
 
 def create_app(
     *,
@@ -89,7 +92,8 @@ def create_app(
     app[OPENAPI] = msgspec.json.encode(document)
     app[PAGE] = render_page(document).encode()
     for route in routes:
-        _add(app, route.method, route.path.replace("{id}", _ID), _handler_of(route))
+        path = route.path.replace("{id}", _ID).replace("{chain}", _CHAIN)
+        _add(app, route.method, path, _handler_of(route))
     for open_route in open_routes:
         _add(app, open_route.method, open_route.path, open_route.handler)
     app.cleanup_ctx.append(_hear_news)

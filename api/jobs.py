@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -9,15 +10,25 @@ from msgspec import Meta
 
 from api.auditing import audit
 from api.inputs import AddressText, ChainName, Height, address_given, chain_named
+from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
 from ledger.chains import list_chains
 from ledger.database import Connection
 from ledger.errors import NoSuchHeights
 from ledger.ids import JobId
-from ledger.jobs import JobDocument, JobRow, cancel_job, find_job, job_document
+from ledger.jobs import JobDocument, JobRow, cancel_job, find_job, job_document, list_jobs
 from ledger.replays import NewReplay, create_replay
-from ledger.states import JobState
+from ledger.states import JobKind, JobState
+
+_LIST = "jobs"
+
+
+class JobQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which jobs; all that are given must fit."""
+
+    kind: JobKind | None = None
+    state: JobState | None = None
 
 
 class ReplayInput(
@@ -54,12 +65,31 @@ async def create_my_replay(call: Call[None, ReplayInput]) -> JobDocument:
     return job_document(job, chain.slug)
 
 
+async def list_my_jobs(call: Call[JobQuery, None]) -> Page[JobDocument]:
+    """List jobs
+
+    The newest first: the way to a job whose id was in an answer that got lost."""
+    query = call.query
+    after = place_after(call, _LIST, query.cursor)
+    rows = await list_jobs(
+        call.connection,
+        call.tenant_id,
+        kind=query.kind,
+        state=query.state,
+        after=JobId(str(after[0])) if after else None,
+        limit=query.limit + 1,
+    )
+    page = rows[: query.limit]
+    following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > query.limit else None
+    return Page(await _described(call.connection, page), following)
+
+
 async def get_job(call: Call[None, None]) -> JobDocument:
     """Get a job
 
     A backfill of your watches by its `backfill_job_id`, and what recovers your deliveries; for the
     operator also replays, and backfills of listed assets."""
-    return await _described(call.connection, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
+    return await _found(call.connection, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
 
 
 async def cancel_my_job(call: Call[None, None]) -> JobDocument:
@@ -72,25 +102,34 @@ async def cancel_my_job(call: Call[None, None]) -> JobDocument:
         raise Refused(Code.JOB_ENDED, f"the job has ended: it is {job.state}; there is nothing left to cancel")
     if job is not None and job.ended_at == call.now:
         await audit(call, "job.cancelled", job.id)
-    return await _described(call.connection, job)
+    return await _found(call.connection, job)
 
 
-async def _described(connection: Connection, job: JobRow | None) -> JobDocument:
+async def _found(connection: Connection, job: JobRow | None) -> JobDocument:
     if job is None:
         raise not_found("job")
-    slugs = {chain.chain_id: chain.slug for chain in await list_chains(connection)}
-    return job_document(job, None if job.chain_id is None else slugs[job.chain_id])
+    [described] = await _described(connection, [job])
+    return described
 
+
+async def _described(connection: Connection, rows: Sequence[JobRow]) -> list[JobDocument]:
+    slugs = {chain.chain_id: chain.slug for chain in await list_chains(connection)}
+    return [job_document(row, None if row.chain_id is None else slugs[row.chain_id]) for row in rows]
+
+
+_OTHER_SCOPES = ("replays:write", "endpoints:write")
+"""Who may ask for a job may look at jobs."""
 
 ROUTES = (
     Route("POST", "/v1/replays", "replays:write", create_my_replay, status=202, is_operators=True),
-    Route("GET", "/v1/jobs/{id}", "watches:read", get_job, other_scopes=("replays:write", "endpoints:write")),
+    Route("GET", "/v1/jobs", "watches:read", list_my_jobs, other_scopes=_OTHER_SCOPES),
+    Route("GET", "/v1/jobs/{id}", "watches:read", get_job, other_scopes=_OTHER_SCOPES),
     Route(
         "POST",
         "/v1/jobs/{id}/cancel",
         "watches:write",
         cancel_my_job,
         problems=(Code.JOB_ENDED,),
-        other_scopes=("replays:write", "endpoints:write"),
+        other_scopes=_OTHER_SCOPES,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -151,10 +151,21 @@ def _access(route: Route) -> str:
     return f" Scope: {scopes}, in a key of the operator." if route.is_operators else f" Scope: {scopes}."
 
 
+_PATH_PARAMETERS: Mapping[str, Json] = {
+    "id": {"schema": {"type": "string", "pattern": "^[0-9A-Za-z_]+$"}},
+    "chain": {
+        "description": "A chain's slug, or its CAIP-2 name",
+        "schema": {"type": "string", "pattern": "^[0-9A-Za-z_:-]+$"},
+    },
+}
+
+
 def _path_parameters(route: Route) -> list[Json]:
-    if "{id}" not in route.path:
-        return []
-    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[0-9A-Za-z_]+$"}}]
+    return [
+        {"name": name, "in": "path", "required": True, **described}
+        for name, described in _PATH_PARAMETERS.items()
+        if f"{{{name}}}" in route.path
+    ]
 
 
 def _query_parameters(route: Route, schemas: dict[str, Json]) -> list[Json]:
@@ -204,7 +215,7 @@ def _codes_of(route: Route) -> list[Code]:
     codes = [*_EVERYWHERE, *route.problems]
     if "cursor" in getattr(route.query, "__struct_fields__", ()):
         codes += _WITH_CURSOR
-    if "{id}" in route.path:
+    if "{" in route.path:
         codes += _WITH_ID
     if route.body is not type(None):
         codes += _WITH_BODY

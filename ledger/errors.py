@@ -8,6 +8,8 @@
     |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
     |-- NameTaken              refuse the input: the name is in use
     |-- NoSuchHeights          refuse the input: heights that we have not read, or the higher one first
+    |-- NotHalted              refuse the input: there is no halt to lift
+    |-- NoSuchBranch           refuse the input: no reorg that was halted for grows out of that height
     |-- BadAddress             refuse the input: no address, or a wrong checksum (ledger/addresses.py)
     |-- InvalidCursor          refuse the input: a cursor that was not ours, or not for this list (ledger/cursors.py)
     |-- TooManySecrets         refuse the input: as many secrets are valid as may be (ledger/endpoint_secrets.py)
@@ -60,6 +62,14 @@ class NoSuchHeights(LedgerError):
     def __init__(self, part: Literal["chain", "from", "to"], message: str) -> None:
         super().__init__(message)
         self.part = part
+
+
+class NotHalted(LedgerError):
+    """The chain is not halted: there is nothing to resume."""
+
+
+class NoSuchBranch(LedgerError):
+    """A reorg below finality cannot be accepted down to that height."""
 
 
 class SchemaBehind(LedgerError):

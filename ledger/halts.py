@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 
 from msgspec.structs import replace
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.audit import record_audit
-from ledger.chains import update_chain
+from ledger.chains import chain_state_of, update_chain
+from ledger.coverage import find_kept_at_or_below
 from ledger.documents import ChainNoticeDocument
+from ledger.errors import NoSuchBranch, NotHalted
 from ledger.events import record_event
 from ledger.ids import OPS_TENANT
 from ledger.model import ChainRow
@@ -31,9 +34,19 @@ async def resume_chain(
     connection: AsyncConnection, chain: ChainRow, accept_reorg_to: int | None, actor: str, now: datetime
 ) -> None:
     """Lift a halt. With `accept_reorg_to` the follower may, once, undo finalized blocks above that height. Recorded in
-    the audit log. The caller holds the chain's lock."""
-    values = {"state": ChainState.STOPPED.value, "reason": None, "accepted_reorg_height": accept_reorg_to}
-    await update_chain(connection, chain.chain_id, values)
+    the audit log. The caller holds the chain's lock. Raises `NotHalted` and `NoSuchBranch`."""
+    if chain.state is not ChainState.HALTED:
+        raise NotHalted(f"{chain.slug} is not halted (it is {chain_state_of(chain, now)}); there is nothing to resume")
+    if accept_reorg_to is not None:
+        if accept_reorg_to >= (chain.finalized_height or chain.tip_height or 0):
+            raise NoSuchBranch(
+                f"it must be below what {chain.slug} holds as final ({chain.finalized_height}); give the last block that"
+                " both branches share"
+            )
+        await require_known_block(connection, chain, accept_reorg_to)
+    is_lifted = (await connection.execute(select(func.chainbell_lift_halt(chain.chain_id, accept_reorg_to)))).scalar()
+    if not is_lifted:
+        raise RuntimeError(f"{chain.slug}: the halt could not be lifted under the chain's lock")
     detail = {"halted_for": chain.reason, "accept_reorg_to": accept_reorg_to}
     await record_audit(
         connection,
@@ -46,6 +59,18 @@ async def resume_chain(
     )
     notice = replace(notice_of(chain), halted_for=chain.reason, accept_reorg_to=accept_reorg_to)
     await tell_operator(connection, chain, "chain.resumed", notice, now)
+
+
+async def require_known_block(connection: AsyncConnection, chain: ChainRow, height: int) -> None:
+    """A branch grows out of a block whose hash we know; far below finality few are kept. Raises `NoSuchBranch`."""
+    kept = await find_kept_at_or_below(connection, chain.chain_id, height)
+    first_height = chain.first_height or 0
+    if height >= first_height and kept != height:
+        nearest = first_height - 1 if kept is None else kept
+        raise NoSuchBranch(
+            f"the hash of that block of ours is not kept any more; give {nearest}, below it, and the blocks above that both"
+            " branches share are read again and stay as they are"
+        )
 
 
 def notice_of(chain: ChainRow) -> ChainNoticeDocument:

@@ -54,8 +54,8 @@ class JobRow:
 
 
 class JobDocument(msgspec.Struct, frozen=True, tag_field="object", tag="job"):
-    """Long work. `done` of `total` (null until it is known) counts blocks, or deliveries; `result` is what it has come to so
-    far. `reason` says why it failed, or what it waits for."""
+    """Long work. `done` of `total` (null until it is known) counts blocks, or events or deliveries that were looked at;
+    `result` is what it has come to so far. `reason` says why it failed, or what it waits for."""
 
     id: str
     kind: str
@@ -137,6 +137,27 @@ async def find_job(connection: AsyncConnection, tenant_id: TenantId, job_id: Job
     statement = select(*_columns).where(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
     row = (await connection.execute(statement)).first()
     return None if row is None else _job_from(row)
+
+
+async def list_jobs(
+    connection: AsyncConnection,
+    tenant_id: TenantId,
+    *,
+    kind: JobKind | None = None,
+    state: JobState | None = None,
+    after: JobId | None = None,
+    limit: int,
+) -> list[JobRow]:
+    """Jobs of the tenant, the newest first: ids are in the order of time."""
+    statement = select(*_columns).where(jobs.c.tenant_id == tenant_id)
+    if kind is not None:
+        statement = statement.where(jobs.c.kind == kind.value)
+    if state is not None:
+        statement = statement.where(jobs.c.state == state.value)
+    if after is not None:
+        statement = statement.where(jobs.c.id < after)
+    rows = await connection.execute(statement.order_by(jobs.c.id.desc()).limit(limit))
+    return [_job_from(row) for row in rows]
 
 
 async def cancel_job(connection: AsyncConnection, tenant_id: TenantId, job_id: JobId, now: datetime) -> JobRow | None:

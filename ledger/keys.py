@@ -39,6 +39,7 @@ SCOPES = (
     "deliveries:read",
     "deliveries:write",
     "chains:read",
+    "chains:write",
     "replays:write",
 )
 """Every scope there is. A key may also be granted `<resource>:*`, or `*` for all."""

@@ -5,7 +5,7 @@ What a worker has leased settles as it is, and is looked at again after everythi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,21 +26,58 @@ from ledger.states import DeliveryState, JobState
 BATCH = 500
 """Deliveries that one transaction handles: some ten milliseconds of locks."""
 
+COUNTED_MAX = 10_000
+"""So many deliveries are counted before the work begins; of more, the total is known when it ends."""
+
 IN_FLIGHT_PAUSE = timedelta(seconds=1)
 """Between two looks at what is in flight at a pause."""
 
 
 async def turn_over(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
     """Hold what is pending, or let go what is held: the next batch. The endpoint is locked. Raises `ClaimUnfinished`."""
+    if not job.done and job.total is None:
+        job = await progress_job(connection, job, now, total=await _count(connection, job))
     if job.request["task"] == Task.HOLD.value:
         return await _hold(connection, job, now)
     rows = (await connection.execute(_next_held(job))).all()
     if rows:
-        await _release(connection, Held(job.request["held"]), rows, now)
-        job = await progress_job(connection, job, now, done=job.done + len(rows))
+        came_to = await _release(connection, Held(job.request["held"]), rows, now)
+        job = await _progress(connection, job, now, len(rows), came_to)
         return await release_job(connection, job, now)
     if job.request["held"] == Held.ALL.value:
         return await _send_exhausted(connection, job, endpoint, now)
+    return await _end(connection, job, now)
+
+
+async def _count(connection: AsyncConnection, job: JobRow) -> int | None:
+    """How many deliveries there are to look at; None for more than are counted."""
+    states = [DeliveryState.PENDING] if job.request["task"] == Task.HOLD.value else [DeliveryState.HELD]
+    if job.request.get("held") == Held.ALL.value:
+        states.append(DeliveryState.EXHAUSTED)
+    counted = 0
+    for state in states:
+        found = select(literal(1)).where(*_in_state(job, state)).limit(COUNTED_MAX + 1 - counted)
+        counted += (await connection.execute(select(func.count()).select_from(found.subquery()))).scalar_one()
+    return counted if counted <= COUNTED_MAX else None
+
+
+async def _progress(
+    connection: AsyncConnection,
+    job: JobRow,
+    now: datetime,
+    looked_at: int,
+    came_to: Mapping[str, int],
+    **values: object,
+) -> JobRow:
+    """Add a batch to what the job has come to. There may be more than were counted: what was in flight has settled."""
+    result = {**job.result, **{name: job.result.get(name, 0) + number for name, number in came_to.items()}}
+    done = job.done + looked_at
+    total = None if job.total is None else max(job.total, done)
+    return await progress_job(connection, job, now, done=done, total=total, result=result, **values)
+
+
+async def _end(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
+    job = await progress_job(connection, job, now, total=job.done)
     return await end_job(connection, job, JobState.DONE, now)
 
 
@@ -80,20 +117,23 @@ async def _hold(connection: AsyncConnection, job: JobRow, now: datetime) -> JobR
     """What is in flight is looked at again, until it has settled."""
     rows = (await connection.execute(_next_pending(job))).all()
     await _write(connection, rows, state=DeliveryState.HELD.value, lease_token=None, leased_until=None)
-    job = await progress_job(connection, job, now, done=job.done + len(rows))
+    job = await _progress(connection, job, now, len(rows), {"held": len(rows)})
     if rows:
         return await release_job(connection, job, now)
     in_flight = select(literal(1)).where(*_in_state(job, DeliveryState.PENDING)).limit(1)
     if (await connection.execute(in_flight)).first() is not None:
         return await release_job(connection, job, now, pause=IN_FLIGHT_PAUSE)
-    return await end_job(connection, job, JobState.DONE, now)
+    return await _end(connection, job, now)
 
 
-async def _release(connection: AsyncConnection, held: Held, rows: Sequence[Row[Any]], now: datetime) -> None:
+async def _release(
+    connection: AsyncConnection, held: Held, rows: Sequence[Row[Any]], now: datetime
+) -> Mapping[str, int]:
+    """Returns how many were sent, superseded and discarded: those of these that may be."""
     mark_news(connection)
     if held is Held.DISCARD:
         await _write(connection, rows, state=DeliveryState.DISCARDED.value, settled_at=now)
-        return
+        return {"discarded": len(rows)}
     # One that failed often enough to be overtaken is due again, and a claim may be taking the one behind it.
     await keep_claims_away(connection, EndpointId(rows[0].endpoint_id))
     older = await _find_superseded(connection, rows) if held is Held.LATEST else set()
@@ -101,6 +141,7 @@ async def _release(connection: AsyncConnection, held: Held, rows: Sequence[Row[A
     await _write(connection, superseded, state=DeliveryState.SUPERSEDED.value, settled_at=now)
     sent = [row for row in rows if row.id not in older]
     await _write(connection, sent, state=DeliveryState.PENDING.value, due_at=now)
+    return {"sent": len(sent), "superseded": len(superseded)} if held is Held.LATEST else {"sent": len(sent)}
 
 
 async def _send_exhausted(connection: AsyncConnection, job: JobRow, endpoint: EndpointRow, now: datetime) -> JobRow:
@@ -108,10 +149,10 @@ async def _send_exhausted(connection: AsyncConnection, job: JobRow, endpoint: En
     sent = await send_again(connection, endpoint, [row._mapping for row in rows], now)
     mark_news(connection)
     cursor = {"after": [rows[-1].created_at.isoformat(), rows[-1].id]} if rows else dict(job.cursor)
-    job = await progress_job(connection, job, now, done=job.done + sent, cursor=cursor)
+    job = await _progress(connection, job, now, len(rows), {"sent": sent}, cursor=cursor)
     if len(rows) == BATCH:
         return await release_job(connection, job, now)
-    return await end_job(connection, job, JobState.DONE, now)
+    return await _end(connection, job, now)
 
 
 async def _write(connection: AsyncConnection, rows: Sequence[Row[Any]], **values: Any) -> None:  # noqa: ANN401

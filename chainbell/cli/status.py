@@ -15,13 +15,12 @@ from chainbell.cli.context import context_of
 from chainbell.errors import UsageError
 from ledger.audit import COMMAND_LINE
 from ledger.chains import chain_state_of, list_chains, lock_chain
-from ledger.coverage import find_kept_at_or_below
 from ledger.database import database_now
 from ledger.deliveries import count_deliveries
 from ledger.documents import ChainDocument, chain_document
+from ledger.errors import NoSuchBranch, NotHalted
 from ledger.halts import resume_chain
 from ledger.model import ChainRow
-from ledger.states import ChainState
 
 _COLOURS = {"following": "green", "catching_up": "yellow", "holding": "yellow", "halted": "red", "stopped": "dim"}
 
@@ -87,33 +86,17 @@ def resume(
     async def _work(connection: AsyncConnection) -> None:
         row = find_row(await list_chains(connection), chain)
         locked, now = await lock_chain(connection, row.chain_id)
-        if locked.state is not ChainState.HALTED:
-            raise UsageError(f"{chain} is not halted (it is {chain_state_of(locked, now)}); there is nothing to resume")
-        if accept_reorg_to is not None and accept_reorg_to >= (locked.finalized_height or locked.tip_height or 0):
-            raise UsageError(
-                f"--accept-reorg-to {accept_reorg_to}: it must be below what {chain} holds as final"
-                f" ({locked.finalized_height}); give the last block that both branches share"
-            )
-        if accept_reorg_to is not None:
-            await _require_known_block(connection, locked, accept_reorg_to)
-        await resume_chain(connection, locked, accept_reorg_to, COMMAND_LINE, now)
+        try:
+            await resume_chain(connection, locked, accept_reorg_to, COMMAND_LINE, now)
+        except NotHalted as error:
+            raise UsageError(str(error)) from None
+        except NoSuchBranch as error:
+            raise UsageError(f"--accept-reorg-to {accept_reorg_to}: {error}") from None
 
     ours = context_of(context)
     in_transaction(ours, _work)
     row = {"chain": chain, "resumed": True, "accept_reorg_to": accept_reorg_to}
     ours.print_object(row, f"{chain} is resumed")
-
-
-async def _require_known_block(connection: AsyncConnection, chain: ChainRow, height: int) -> None:
-    """A branch grows out of a block whose hash we know; far below finality few are kept."""
-    kept = await find_kept_at_or_below(connection, chain.chain_id, height)
-    first_height = chain.first_height or 0
-    if height >= first_height and kept != height:
-        nearest = first_height - 1 if kept is None else kept
-        raise UsageError(
-            f"--accept-reorg-to {height}: the hash of that block of ours is not kept any more; give {nearest}, below it, and"
-            " the blocks above that both branches share are read again and stay as they are"
-        )
 
 
 def find_row(chains: list[ChainRow], slug: str) -> ChainRow:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from ledger import releasing
 from ledger.database import transaction
 from ledger.ids import OPS_TENANT
 from ledger.schema import deliveries, events
@@ -35,6 +36,9 @@ async def test_a_pause_holds_what_is_pending_and_what_comes(service: Service, mo
     await work(service)
     assert await states(service) == {"held": 6}
     assert {row["attempts"] for row in await listed(service, state="held")} == {0}
+    [job] = (await service.ask("GET", "/v1/jobs", query={"kind": "recover"})).json["data"]
+    assert (job["request"]["task"], job["state"], job["result"]) == ("hold", "done", {"held": 5})
+    assert (job["done"], job["total"]) == (5, 5)
     again = await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {"reason": "other"})
     assert again.json["state_reason"] == "moving"
     assert await told_to_ops(service) == ["endpoint.paused"]
@@ -67,15 +71,19 @@ async def in_feed_order(service: Service, subject: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("held", "expected"),
+    ("held", "expected", "result"),
     [
-        ("all", {"pending": 4, "exhausted": 1}),
-        ("latest", {"pending": 2, "superseded": 1, "exhausted": 1}),
-        ("discard", {"discarded": 3, "exhausted": 1}),
+        ("all", {"pending": 4, "exhausted": 1}, {"sent": 4}),
+        ("latest", {"pending": 2, "superseded": 1, "exhausted": 1}, {"sent": 2, "superseded": 1}),
+        ("discard", {"discarded": 3, "exhausted": 1}, {"discarded": 3}),
     ],
 )
 async def test_a_resumption_does_with_what_was_held_what_is_asked(
-    service: Service, monkeypatch: pytest.MonkeyPatch, held: str, expected: dict[str, int]
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    held: str,
+    expected: dict[str, int],
+    result: dict[str, int],
 ) -> None:
     set_batch(monkeypatch, 2)
     endpoint = await create(service)
@@ -86,10 +94,15 @@ async def test_a_resumption_does_with_what_was_held_what_is_asked(
     await work(service)
     answer = await service.ask("POST", f"/v1/endpoints/{endpoint}/resume", {"held": held})
     assert (answer.status, answer.json["state"], answer.json["state_reason"]) == (200, "active", None)
+    path, total = f"/v1/jobs/{answer.json['job_id']}", sum(result.values())
+    await recover_once(service.owner)
+    begun = (await service.ask("GET", path)).json
+    assert (begun["done"], begun["total"], sum(begun["result"].values())) == (2, total, 2)
     await work(service)
     assert await states(service) == expected
-    job = (await service.ask("GET", f"/v1/jobs/{answer.json['job_id']}")).json
-    assert (job["kind"], job["state"]) == ("recover", "done")
+    job = (await service.ask("GET", path)).json
+    assert (job["kind"], job["state"], job["done"], job["total"]) == ("recover", "done", total, total)
+    assert job["result"] == result
     assert await told_to_ops(service) == ["endpoint.paused", "endpoint.resumed"]
     if held == "latest":
         superseded, *_ = await listed(service, state="superseded")
@@ -148,6 +161,21 @@ async def test_a_recovery_delivers_what_is_asked_for_once(
     await work(service)
     job = (await service.ask("GET", f"/v1/jobs/{repeated.json['id']}")).json
     assert job["result"]["redelivered"] == 0
+
+
+async def test_of_more_than_are_counted_the_total_is_known_in_the_end(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_batch(monkeypatch, 2)
+    monkeypatch.setattr(releasing, "COUNTED_MAX", 2)
+    endpoint = await create(service)
+    await tell(service, "dep_1", "dep_2", "dep_3")
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    await recover_once(service.owner)
+    seen = [(await service.ask("GET", "/v1/jobs")).json["data"][0]]
+    await work(service)
+    seen += (await service.ask("GET", "/v1/jobs")).json["data"]
+    assert [(job["state"], job["done"], job["total"]) for job in seen] == [("running", 2, None), ("done", 3, 3)]
 
 
 async def test_a_cancelled_recovery_does_nothing_more(service: Service) -> None:

@@ -148,3 +148,24 @@ async def test_a_job_that_has_ended_is_not_cancelled(service: Service, state: Jo
     told = (await service.ask("GET", f"/v1/jobs/{job_id}")).json
     assert (told["state"], told["reason"]) == (state, reason)
     assert await audited(service, job_id) == []
+
+
+async def test_a_job_whose_answer_got_lost_is_found_in_the_list(service: Service, ops: str) -> None:
+    made = [(await service.ask("POST", "/v1/replays", REPLAY, key=ops)).json for _ in range(5)]
+    await service.ask("POST", f"/v1/jobs/{made[1]['id']}/cancel", key=ops)
+    newest = sorted((job["id"] for job in made), reverse=True)  # ids of one millisecond are in no order
+    page = (await service.ask("GET", "/v1/jobs?limit=3", key=ops)).json
+    rest = (await service.ask("GET", "/v1/jobs", query={"limit": 3, "cursor": page["next_cursor"]}, key=ops)).json
+    assert [job["id"] for job in (*page["data"], *rest["data"])] == newest
+    assert (rest["next_cursor"], rest["data"][0]["chain"], rest["data"][0]["request"]["to"]) == (None, "ethereum", 20)
+    for query, found in (
+        ({"state": "cancelled"}, [made[1]["id"]]),
+        ({"kind": "backfill"}, []),
+        ({"kind": "replay", "state": "queued"}, [job for job in newest if job != made[1]["id"]]),
+    ):
+        answer = await service.ask("GET", "/v1/jobs", query=query, key=ops)
+        assert [job["id"] for job in answer.json["data"]] == found
+    assert (await service.ask("GET", "/v1/jobs")).json == {"data": [], "next_cursor": None}
+    job_id = await backfill_of(service)
+    assert [job["id"] for job in (await service.ask("GET", "/v1/jobs")).json["data"]] == [job_id]
+    assert (await service.ask("GET", "/v1/jobs?kind=hold")).json["errors"][0]["pointer"] == "/kind"

@@ -91,7 +91,7 @@ async def test_every_foreign_id_is_404_and_every_list_has_ones_own_only(service:
             body = BODIES.get(route.name, {}) if route.method in ("POST", "PATCH") else None
             answer = await service.ask(route.method, path, body, key=stranger)
             assert (answer.status, answer.json["code"]) == (404, "not_found"), route.name
-        for collection in ids.keys() - {"jobs"}:
+        for collection in ids:
             answer = await service.ask("GET", f"/v1/{collection}", key=stranger)
             assert (answer.status, answer.json["data"]) == (200, []), collection
         assert found["statements"] > 0
@@ -111,7 +111,7 @@ async def test_without_both_walls_a_stranger_sees_all(service: Service) -> None:
         for route, path in with_ids(ids):
             if route.method == "GET":
                 assert (await service.ask("GET", path, key=stranger)).status == 200, route.name
-        for collection in ids.keys() - {"jobs"}:
+        for collection in ids:
             assert (await service.ask("GET", f"/v1/{collection}", key=stranger)).json["data"], collection
 
 

@@ -11,8 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import indexer.coverage
 import ledger.coverage
-from chainbell.cli.status import _require_known_block
-from chainbell.errors import UsageError
 from chains.model import AssetId, ChainId, TraceProof
 from indexer.coverage import Compression, Readings, kept_blocks_of
 from indexer.follower import Extended, Halted, Reorged
@@ -20,7 +18,8 @@ from ledger.chains import find_chain, lock_chain, update_chain
 from ledger.coverage import CoverageRange, Gap, find_coverage, find_gaps, list_readings
 from ledger.database import transaction
 from ledger.documents import CoverageGapDocument, coverage_document
-from ledger.halts import resume_chain
+from ledger.errors import NoSuchBranch
+from ledger.halts import require_known_block, resume_chain
 from ledger.schema import blocks, coverage, entries
 from ledger.spent_nonces import SpentNonce, insert_spent_nonces
 from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain, address, payment
@@ -295,7 +294,6 @@ async def _fork_below_finality(made: Ledger, ancestor: int) -> None:
 async def _resume(made: Ledger, accepted: int) -> None:
     async with transaction(made.engine) as connection:
         chain, now = await lock_chain(connection, CHAIN_ID)
-        await _require_known_block(connection, chain, accepted)
         await resume_chain(connection, chain, accepted, "test", now)
 
 
@@ -333,18 +331,18 @@ async def test_a_person_is_told_where_a_branch_can_grow(grown: Ledger, asked: in
     await compress_all(grown)
     chain = await grown.row()
     async with transaction(grown.engine) as connection:
-        with pytest.raises(UsageError, match=f"--accept-reorg-to {asked}: .* give {nearest}, below it"):
-            await _require_known_block(connection, chain, asked)
-        await _require_known_block(connection, chain, nearest)
-        await _require_known_block(connection, chain, 51)
+        with pytest.raises(NoSuchBranch, match=f"give {nearest}, below it"):
+            await require_known_block(connection, chain, asked)
+        await require_known_block(connection, chain, nearest)
+        await require_known_block(connection, chain, 51)
 
 
 async def test_all_that_was_followed_can_be_replaced(grown: Ledger) -> None:
     await compress_all(grown)
     async with transaction(grown.engine) as connection:
         await connection.execute(text("DELETE FROM blocks WHERE height < 16"))  # as where the first is no anchor
-        with pytest.raises(UsageError, match=r"--accept-reorg-to 2: .* give -1, below it"):
-            await _require_known_block(connection, await find_chain(connection, CHAIN_ID), 2)
+        with pytest.raises(NoSuchBranch, match="give -1, below it"):
+            await require_known_block(connection, await find_chain(connection, CHAIN_ID), 2)
     grown.chain.blocks.clear()
     grown.chain.mine(count=62, salt="another")
     assert isinstance(await grown.converge(), Halted)
