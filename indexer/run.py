@@ -12,6 +12,7 @@ import structlog
 
 from indexer.coverage import Compression, kept_blocks_of
 from indexer.follower import Extended, Follower
+from indexer.metrics import count_from_zero
 from indexer.pacing import RETRY_INTERVAL_S, Pacer
 from indexer.timing import PollTimer
 from indexer.watchkeeping import Watchkeeper
@@ -40,6 +41,7 @@ async def follow(
     """
     timer = PollTimer(poll_interval_s, block_time_s)
     slug = follower.course.slug
+    count_from_zero(slug)
     while not stop.is_set():
         try:
             async with leadership(engine, "follow", follower.followed.chain_id) as leader:

@@ -146,6 +146,8 @@ def housekeeping(engine: Engine) -> Iterator[None]:
 def _running(engine: Engine, jobs: tuple[tuple[Job, timedelta], ...]) -> Iterator[None]:
     scheduler = AsyncIOScheduler(timezone=UTC)
     for job, interval in jobs:
+        for outcome in ("done", "failed"):
+            HOUSEKEEPING.labels(job.__name__, outcome)  # present at 0, as what others alert on is
         scheduler.add_job(
             _guarded,
             "interval",

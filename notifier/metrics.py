@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from ledger.states import Fault, Outcome
+from notifier.outcome import AttemptError
+
 DELIVERIES = Counter(
     "chainbell_deliveries_total",
     "Attempts that were settled, by outcome: accepted, retryable or refused",
@@ -77,3 +80,11 @@ PARTITION_DAYS = Gauge(
     ["table"],
     multiprocess_mode="livemostrecent",
 )
+
+# Present at 0 from the start: a rate over a series that is born at 1 misses the first.
+for outcome in Outcome:
+    DELIVERIES.labels(outcome.value)
+for fault in Fault:
+    DELIVERY_FAULTS.labels(fault.value)
+for error in AttemptError:
+    ATTEMPT_ERRORS.labels(error.value)

@@ -25,7 +25,7 @@ from chains.errors import BlockNotFound, ChainError, ChainHolds, NodeUnavailable
 from chains.model import Slug
 from chains.node.errors import NodeError, NodeLacks, NodeTimeout, NodeUnproven
 from chains.node.health import Upstream
-from chains.node.metrics import PROOF_FAILURES
+from chains.node.metrics import PROOF_FAILURES, count_proofs_from_zero
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -57,6 +57,7 @@ class Pool:
         self._admit = admit
         self._clock = clock
         self._chance = chance
+        count_proofs_from_zero(chain, [upstream.name for upstream in self.upstreams])
 
     async def first_answer(
         self,
