@@ -409,14 +409,9 @@ async def claim_to_send(
     if not rows:
         return [], {}
     keys = sorted({(TenantId(row[0]), EndpointId(row[_ENDPOINT_ID])) for row in rows})
-    steps: tuple[Step, ...] = (_WAITS_FOR_NO_DISK, {}), *_bodies_steps(rows), live_secrets_step(keys)
+    steps: tuple[Step, ...] = *_bodies_steps(rows), live_secrets_step(keys)
     *_, bodies, secrets = await run_together(connection, *steps, commits=True)
     return _with_bodies(rows, bodies), open_secrets(box, secrets)
-
-
-# A claim that a crash of Postgres takes back is made again: its receiver may then have an event twice, with the same id, as
-# after any crash. What came of it, which must not be lost, is committed later, and takes the claim to the disk with it.
-_WAITS_FOR_NO_DISK = Direct(select(func.set_config("synchronous_commit", "off", True)))
 
 
 async def _lease(connection: AsyncConnection, rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> Rows:
