@@ -409,8 +409,7 @@ async def claim_to_send(
     if not rows:
         return [], {}
     keys = sorted({(TenantId(row[0]), EndpointId(row[_ENDPOINT_ID])) for row in rows})
-    steps: tuple[Step, ...] = *_bodies_steps(rows), live_secrets_step(keys)
-    *_, bodies, secrets = await run_together(connection, *steps, commits=True)
+    *_, bodies, secrets = await run_together(connection, *_bodies_steps(rows), live_secrets_step(keys), commits=True)
     return _with_bodies(rows, bodies), open_secrets(box, secrets)
 
 

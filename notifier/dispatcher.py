@@ -54,7 +54,7 @@ from notifier.tallying import keep_tally, tally_attempts
 
 log = structlog.get_logger()
 
-REFILL_AT = 3 / 8
+REFILL_AT = 1 / 2
 """How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
 its turns with all that is being sent."""
 

@@ -190,9 +190,12 @@ class Isolation:
         soon can. Endpoints share what there is; who had a turn is at the end of the line."""
         ahead = 1 + AHEAD if is_moving else 1
         free = {
-            health: min(CLAIM_MAX, self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1))
-            - self.taken[health]
-            - self.waiting[health]
+            health: min(
+                CLAIM_MAX,
+                self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1)
+                - self.taken[health]
+                - self.waiting[health],
+            )
             for health in EndpointHealth
         }
         self.looked_again.clear()

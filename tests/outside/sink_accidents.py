@@ -13,7 +13,7 @@ from ledger.events import NewEvent
 from tests.fakes.sink import Hold, Stage
 from tests.outside.sink_proof import Play
 from tests.outside.sink_writer import APPLICATION as WRITER
-from tests.outside.sockets import TcpState, send_buffer_bytes
+from tests.outside.sockets import TcpState, connections_to, send_buffer_bytes
 
 NOTIFIER = "chainbell notify"
 READ_AHEAD_BYTES = 1024 * 1024
@@ -69,19 +69,40 @@ async def _kill_after_send(play: Play) -> None:
 
 
 async def _kill_after_response(play: Play) -> None:
-    """The answer has been read, and nothing of it is settled: somebody else has the endpoint's row meanwhile."""
+    """The answer has come, to the notifier's machine, and nothing that would settle it has been sent."""
     hold = play.target.hold(Stage.BEFORE_ANSWER)
     await play.write()
     await hold.until_reached()
-    row = "SELECT FROM endpoints WHERE id = :endpoint FOR NO KEY UPDATE"
-    async with play.world.holding(row, endpoint=play.target.endpoint_id):
-        pid = play.sender(hold.peer_port)
-        hold.release()
-        await play.until_left(hold.peer_port)
-        token = await play.kill(pid)
+    pid = play.sender(hold.peer_port)
+    os.kill(pid, signal.SIGSTOP)
+    hold.release()
+
+    async def has_come() -> bool:
+        answered = [row for row in connections_to(play.target.port) if row.local_port == hold.peer_port]
+        return any(row.unread_bytes > 0 for row in answered)
+
+    await play.world.installation.until("the answer has come", has_come)
+    token = await play.kill(pid)
     await play.outlive(token)
     await play.until_settled([play.target])
     assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)] > 1
+
+
+async def _kill_while_settling(play: Play) -> None:
+    """What settles it is under way, with its COMMIT behind it: whether that happens without its sender or not, the event
+    comes again only if it was not settled."""
+    hold = play.target.hold(Stage.BEFORE_ANSWER)
+    await play.write()
+    await hold.until_reached()
+    row = "SELECT FROM deliveries WHERE endpoint_id = :endpoint AND event_id = :event FOR UPDATE"
+    async with play.world.holding(row, endpoint=play.target.endpoint_id, event=hold.event_id) as holder:
+        pid = play.sender(hold.peer_port)
+        hold.release()
+        await play.world.until_waiting(NOTIFIER, holder)
+        token = await play.kill(pid)
+    await play.outlive(token)
+    await play.until_settled([play.target])
+    assert play.came(hold.event_id) == 1 + play.lost[play.target_key(hold.event_id)]
 
 
 async def _kill_at_commit(play: Play) -> None:
@@ -246,6 +267,7 @@ POINTS: Mapping[str, Callable[[Play], Awaitable[None]]] = {
     "killed while sending": _kill_while_sending,
     "killed after send": _kill_after_send,
     "killed after the response": _kill_after_response,
+    "killed while it settles": _kill_while_settling,
     "killed at COMMIT": _kill_at_commit,
     "writer killed during fan-out": _kill_during_fan_out,
     "frozen, and settled by another": _freeze_until_settled_by_another,

@@ -150,14 +150,6 @@ class Play:
         assert pid is not None, f"no notifier has port {peer_port}"
         return pid
 
-    async def until_left(self, peer_port: int) -> None:
-        """Return when the notifier has closed the connection from this port, as it does when it has read the answer."""
-
-        async def is_left() -> bool:
-            return self.owner(lambda row: row.local_port == peer_port) is None
-
-        await self.world.installation.until("the answer has been read", is_left)
-
     async def kill(self, pid: int) -> str:
         """`kill -9` of a notifier that has leased the target's delivery; its token."""
         token = await self.token()

@@ -23,6 +23,8 @@ class Connection(NamedTuple):
     state: str
     local_port: int
     remote_port: int
+    unread_bytes: int
+    """What has come for the process and was not read by it."""
     inode: int
 
 
@@ -33,8 +35,9 @@ def connections_to(port: int) -> list[Connection]:
 
 def _connections() -> Iterator[Connection]:
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, state, *_, inode = line.split()[:10]
-        yield Connection(state, int(local.split(":")[1], 16), int(remote.split(":")[1], 16), int(inode))
+        _, local, remote, state, queues, *_, inode = line.split()[:10]
+        local_port, remote_port, unread_bytes = (int(text.split(":")[1], 16) for text in (local, remote, queues))
+        yield Connection(state, local_port, remote_port, unread_bytes, int(inode))
 
 
 def send_buffer_bytes() -> int:
