@@ -104,8 +104,10 @@ async def anvil(port: int | None = None, *, extra_args: Sequence[str] = ()) -> A
     `extra_args` are options of the program, e.g. `["--slots-in-an-epoch", "4", "--chain-id", "31338"]`.
     """
     port = port or _free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), *extra_args]
-    with tempfile.TemporaryFile() as output:
+    # Where it keeps old states: it would leave 20 MB in the user's home for each run.
+    kept = tempfile.TemporaryDirectory(prefix="chainbell-anvil-", ignore_cleanup_errors=True)
+    with tempfile.TemporaryFile() as output, kept as cache:
+        options = ["--host", "127.0.0.1", "--port", str(port), "--cache-path", cache, *extra_args]
         process = await asyncio.create_subprocess_exec(
             str(find_anvil()), *options, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,

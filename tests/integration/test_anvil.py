@@ -89,3 +89,14 @@ def test_a_program_that_is_not_there_is_named_with_the_remedy(monkeypatch: pytes
     monkeypatch.setenv("CHAINBELL_ANVIL", str(tmp_path / "anvil"))
     with pytest.raises(AnvilError, match=r"anvil is not a program.*make anvil"):
         find_anvil()
+
+
+def states_below(home: Path) -> list[Path]:
+    return list(home.rglob("anvil-state-*"))
+
+
+async def test_a_node_leaves_nothing_in_the_home_of_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with anvil() as node:
+        await node.mine(1200)  # more states than it keeps in memory
+    assert states_below(tmp_path) == []
