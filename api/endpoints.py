@@ -14,6 +14,7 @@ from api.problems import invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.breaker import end_rest
+from ledger.deleting import delete_endpoint
 from ledger.endpoint_health import glance_at
 from ledger.endpoint_pace import MAX_PER_S_LARGEST
 from ledger.endpoints import (
@@ -21,7 +22,6 @@ from ledger.endpoints import (
     EndpointRow,
     change_endpoint,
     create_endpoint,
-    delete_endpoint,
     endpoint_document,
     find_endpoint,
     list_endpoints,
@@ -192,11 +192,13 @@ async def update_endpoint(call: Call[None, EndpointChange]) -> EndpointDocument:
 async def remove_endpoint(call: Call[None, None]) -> None:
     """Delete an endpoint
 
-    What it is still owed is discarded; its settled deliveries and their attempts stay."""
-    discarded = await delete_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), call.now)
-    if discarded is None:
+    Nothing more is sent to it. What it is still owed is discarded, the first 500 at once and more by a job; its settled
+    deliveries and their attempts stay."""
+    done = await delete_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), call.now)
+    if done is None:
         raise not_found("endpoint")
-    await audit(call, "endpoint.deleted", call.path["id"], discarded=discarded)
+    job_id = done.job.id if done.job else None
+    await audit(call, "endpoint.deleted", call.path["id"], discarded=done.discarded, job=job_id)
 
 
 async def send_test(call: Call[None, TestOrder]) -> TestAnswer:

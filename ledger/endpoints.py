@@ -18,9 +18,9 @@ from ledger.endpoint_health import COUNT_MAX, Glance, OwedDocument, TrafficDocum
 from ledger.endpoint_pace import set_pace
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
-from ledger.schema import deliveries, endpoints, tenants
+from ledger.schema import endpoints
 from ledger.secrets import SecretBox
-from ledger.states import DeliveryState, EndpointHealth, EndpointState
+from ledger.states import EndpointHealth, EndpointState
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,37 +227,3 @@ async def change_endpoint(
     if row is not None and row.max_per_s is not None:
         await set_pace(connection, tenant_id, endpoint_id, now)
     return _endpoint_of(row) if row is not None else None
-
-
-async def delete_endpoint(
-    connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime
-) -> int | None:
-    """Delete an endpoint and give up what it is still owed; returns how many deliveries that were, None when there is
-    no such endpoint. Attempts and settled deliveries stay."""
-    # As a pause does: a fan-out that has read this endpoint commits first, and what it stored is given up too.
-    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
-    found = await connection.execute(
-        update(endpoints)
-        .where(endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, endpoints.c.deleted_at.is_(None))
-        .values(deleted_at=now, updated_at=now)
-    )
-    if found.rowcount == 0:
-        return None
-    owed = (
-        select(deliveries.c.id)
-        .where(
-            deliveries.c.tenant_id == tenant_id,
-            deliveries.c.endpoint_id == endpoint_id,
-            deliveries.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value)),
-        )
-        .order_by(deliveries.c.id)  # as who settles them does: two that lock rows in different orders wait for ever
-        .with_for_update()
-        .cte("owed")
-    )
-    discarded = await connection.execute(
-        update(deliveries)
-        .where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == owed.c.id)
-        # Without its lease token an attempt under way cannot settle what its owner gave up.
-        .values(state=DeliveryState.DISCARDED.value, settled_at=now, lease_token=None, leased_until=None)
-    )
-    return discarded.rowcount

@@ -79,6 +79,15 @@ async def find_failing_endpoints(connection: AsyncConnection, now: datetime) -> 
     return await _find(connection, _unwarned(now))
 
 
+async def is_to_be_stopped(connection: AsyncConnection, key: Key, state: EndpointState, now: datetime) -> bool:
+    """Whether what was found of an endpoint still holds: that it is gone, and to be paused, or dead, and to be disabled. Its
+    row is locked first, so that it stays so until the commit. The tenant is locked already."""
+    is_it = (endpoints.c.tenant_id == key[0], endpoints.c.id == key[1])
+    await connection.execute(select(endpoints.c.id).where(*is_it).with_for_update(key_share=True))
+    wanted = _gone() if state is EndpointState.PAUSED else _dead(now)
+    return (await connection.execute(wanted.where(*is_it))).first() is not None
+
+
 async def warn_of(connection: AsyncConnection, keys: Sequence[Key], now: datetime) -> None:
     """Tell the operator which endpoints will be disabled if they go on failing."""
     told = []

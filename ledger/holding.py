@@ -53,6 +53,8 @@ class Task(StrEnum):
 
     HOLD = "hold"
     RELEASE = "release"
+    DISCARD = "discard"
+    """What a deleted endpoint was owed is given up (`ledger/deleting.py`)."""
     RECOVER = "recover"
 
 
@@ -67,7 +69,7 @@ async def pause_endpoint(
 ) -> tuple[EndpointRow, bool] | None:
     """Pause an endpoint, or disable it; returns its row and whether it changed: one that is not active stays as it is. None
     where there is no such endpoint."""
-    await _lock_tenants(connection, tenant_id)
+    await lock_tenants(connection, tenant_id)
     found = await find_endpoint(connection, tenant_id, endpoint_id)
     if found is None or found.state is not EndpointState.ACTIVE:
         return None if found is None else (found, False)
@@ -81,7 +83,7 @@ async def resume_endpoint(
 ) -> tuple[EndpointRow, JobRow | None] | None:
     """Resume an endpoint; returns its row and the job that sends, supersedes or discards what was held: no job where it was
     active. None where there is no such endpoint."""
-    await _lock_tenants(connection, tenant_id)
+    await lock_tenants(connection, tenant_id)
     found = await find_endpoint(connection, tenant_id, endpoint_id)
     if found is None or found.state is EndpointState.ACTIVE:
         return None if found is None else (found, None)
@@ -99,8 +101,8 @@ async def start_task(
     request: Mapping[str, Any],
     now: datetime,
 ) -> JobRow:
-    """Make the job; without an endpoint a recovery goes over all of the tenant's. A pause and a resumption end what the one
-    before them had not finished: two would work against each other, and the later one goes over everything."""
+    """Make the job; without an endpoint a recovery goes over all of the tenant's. A pause, a resumption and a deletion end
+    what the one before them had not finished: two would work against each other, and the later one goes over everything."""
     if task is not Task.RECOVER:
         await connection.execute(
             update(jobs)
@@ -109,7 +111,7 @@ async def start_task(
                 jobs.c.kind == JobKind.RECOVER.value,
                 jobs.c.state.not_in([state.value for state in ENDED_STATES]),
                 jobs.c.request["endpoint_id"].astext == endpoint_id,
-                jobs.c.request["task"].astext.in_([Task.HOLD.value, Task.RELEASE.value]),
+                jobs.c.request["task"].astext != Task.RECOVER.value,
             )
             .values(state=JobState.CANCELLED.value, ended_at=now, lease_token=None, leased_until=None)
         )
@@ -124,7 +126,8 @@ async def start_task(
     )
 
 
-async def _lock_tenants(connection: AsyncConnection, tenant_id: TenantId) -> None:
+async def lock_tenants(connection: AsyncConnection, tenant_id: TenantId) -> None:
+    """Take the locks of whoever pauses or resumes an endpoint of a tenant, and tells the operator: before the endpoint's."""
     ordered = sorted({tenant_id, OPS_TENANT})
     await connection.execute(
         select(tenants.c.id).where(tenants.c.id.in_(ordered)).order_by(tenants.c.id).with_for_update(key_share=True)

@@ -1,4 +1,5 @@
-"""Jobs about deliveries: what a pause and a resumption go over (`ledger/releasing.py`), and telling again what was told.
+"""Jobs about deliveries: what a pause and a resumption go over (`ledger/releasing.py`), what a deleted endpoint was owed
+(`ledger/deleting.py`), and telling again what was told.
 
 What is told again is one event, an entry's story, or what happened in a range of time; to one endpoint, or to each that the
 tenant has. A job goes over it in batches; each is one transaction with the job's progress, so that a batch happens once
@@ -17,6 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.deleting import discard_next
 from ledger.endpoints import EndpointRow
 from ledger.errors import ClaimUnfinished
 from ledger.holding import Only, Task
@@ -60,6 +62,8 @@ async def step_recovery(connection: AsyncConnection, job: JobRow, now: datetime)
 async def _step(connection: AsyncConnection, job: JobRow, now: datetime) -> JobRow:
     if job.request["task"] == Task.RECOVER.value:
         return await _recover(connection, job, now)
+    if job.request["task"] == Task.DISCARD.value:
+        return await discard_next(connection, job, now)
     endpoint = await lock_endpoint(connection, job.tenant_id, job.request["endpoint_id"])
     if endpoint is None:
         return await end_job(connection, job, JobState.FAILED, now, ENDPOINT_DELETED)

@@ -17,12 +17,19 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from ledger.audit import record_audit
 from ledger.database import Connection, Engine, database_now, transaction
+from ledger.deleting import start_discarding
 from ledger.deliveries import delete_settled_deliveries
 from ledger.endpoint_secrets import delete_expired_secrets
-from ledger.failing import find_dead_endpoints, find_failing_endpoints, find_gone_endpoints, warn_of
-from ledger.holding import pause_endpoint
+from ledger.failing import (
+    Key,
+    find_dead_endpoints,
+    find_failing_endpoints,
+    find_gone_endpoints,
+    is_to_be_stopped,
+    warn_of,
+)
+from ledger.holding import lock_tenants, pause_endpoint
 from ledger.idempotency import delete_old_idempotency_keys
-from ledger.ids import EndpointId, TenantId
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
 from ledger.states import EndpointState
 from ledger.tally import WINDOWS_KEPT, delete_old_windows
@@ -84,18 +91,21 @@ async def judge_endpoints(engine: Engine) -> None:
         now = await database_now(connection)
         gone = [(key, EndpointState.PAUSED, GONE) for key in await find_gone_endpoints(connection)]
         dead = [(key, EndpointState.DISABLED, DEAD) for key in await find_dead_endpoints(connection, now)]
-    for (tenant_id, endpoint_id), state, reason in gone + dead:
+    for key, state, reason in gone + dead:
         async with transaction(engine) as connection:
-            await _stop_endpoint(connection, tenant_id, endpoint_id, state, reason)
+            await stop_endpoint(connection, key, state, reason)
     async with transaction(engine) as connection:
         now = await database_now(connection)
         await warn_of(connection, await find_failing_endpoints(connection, now), now)
 
 
-async def _stop_endpoint(
-    connection: Connection, tenant_id: TenantId, endpoint_id: EndpointId, state: EndpointState, reason: str
-) -> None:
+async def stop_endpoint(connection: Connection, key: Key, state: EndpointState, reason: str) -> None:
+    """Stop an endpoint, unless it has accepted something or was changed since it was found."""
+    tenant_id, endpoint_id = key
     now = await database_now(connection)
+    await lock_tenants(connection, tenant_id)
+    if not await is_to_be_stopped(connection, key, state, now):
+        return
     found = await pause_endpoint(connection, tenant_id, endpoint_id, now, reason=reason, state=state)
     if found is None or not found[1]:
         return
@@ -110,6 +120,14 @@ async def _stop_endpoint(
         detail={"reason": reason},
     )
     log.warning("endpoint stopped", endpoint=endpoint_id, state=state.value, reason=reason)
+
+
+async def discard_leftovers(engine: Engine) -> None:
+    """What a deleted endpoint is still owed, and no job goes over, is given up too."""
+    async with transaction(engine) as connection:
+        found = await start_discarding(connection, await database_now(connection))
+    if found:
+        log.warning("deleted endpoints were owed something", endpoints=list(found))
 
 
 async def forget_secrets(engine: Engine) -> None:
@@ -135,6 +153,7 @@ def housekeeping(engine: Engine) -> Iterator[None]:
         (forget_secrets, timedelta(hours=1)),
         (forget_windows, timedelta(hours=1)),
         (judge_endpoints, timedelta(minutes=5)),
+        (discard_leftovers, timedelta(hours=1)),
         (free_leases, timedelta(minutes=5)),
         (watch_database, timedelta(minutes=1)),
     )

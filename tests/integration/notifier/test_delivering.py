@@ -8,7 +8,7 @@ from collections import defaultdict
 from aiohttp import web
 
 from ledger.database import transaction
-from ledger.endpoints import delete_endpoint
+from ledger.deleting import delete_endpoint
 from notifier.backoff import ATTEMPTS_MAX, SCHEDULE
 from tests.fakes.receiver import Behaviour, Receiver, answer, hang, running_receiver
 from tests.integration.notifier.conftest import PUBLIC_ONLY, TENANT, Post
@@ -232,7 +232,9 @@ async def test_deleting_an_endpoint_while_it_is_told_discards_what_is_under_way(
         await receiver.wait_until("it hangs", lambda: len(receiver.requests) == 1)
         async with transaction(post.engine) as connection:
             delivery = await post.delivery(event_id)
-            assert await delete_endpoint(connection, TENANT, endpoint_id, delivery.created_at) == 1
+            done = await delete_endpoint(connection, TENANT, endpoint_id, delivery.created_at)
+        assert done is not None
+        assert (done.discarded, done.job) == (1, None)
     assert await post.states() == {"discarded": 1}
     assert [row.error for row in await post.attempts(event_id)] == ["timeout"]
 

@@ -8,9 +8,10 @@ from sqlalchemy import Row, select, text
 
 from ledger.database import database_now, transaction
 from ledger.endpoints import change_endpoint, list_endpoints
+from ledger.failing import find_dead_endpoints, is_to_be_stopped
 from ledger.schema import endpoints
 from ledger.states import EndpointState
-from notifier.maintenance import judge_endpoints
+from notifier.maintenance import judge_endpoints, stop_endpoint
 from tests.fakes.receiver import answer, running_receiver
 from tests.integration.notifier.conftest import TENANT, Post
 
@@ -55,6 +56,19 @@ async def test_few_failures_or_few_days_do_not_disable_and_are_warned_of_once(po
 async def test_what_began_to_fail_lately_is_left_alone_however_long_it_was_silent(post: Post) -> None:
     await fail(post, 50, "2 days")
     await judge_endpoints(post.engine)
+    assert await seen(post) == ("active", None, [])
+
+
+async def test_one_that_recovers_while_it_is_judged_is_not_stopped(post: Post) -> None:
+    """It was found dead; before it is its turn to be stopped it accepts something, or its owner changes it."""
+    await fail(post, 20, "6 days")
+    async with transaction(post.engine) as connection:
+        now = await database_now(connection)
+        [key] = await find_dead_endpoints(connection, now)
+        assert await is_to_be_stopped(connection, key, EndpointState.DISABLED, now)
+    await post.execute("UPDATE endpoints SET failures_consecutive = 0, failing_since = NULL")
+    async with transaction(post.engine) as connection:
+        await stop_endpoint(connection, key, EndpointState.DISABLED, "it only failed for five days")
     assert await seen(post) == ("active", None, [])
 
 

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from ledger.claims import Claimed
 from ledger.database import transaction
+from ledger.deleting import delete_endpoint
 from ledger.deliveries import AttemptRow, Settlement, settle_deliveries
-from ledger.endpoints import delete_endpoint
 from ledger.ids import DeliveryId, EndpointId, TenantId
 from ledger.states import DeliveryState, Outcome
 from notifier.dispatcher import Dispatcher
@@ -299,7 +299,8 @@ async def test_who_settles_and_who_deletes_take_locks_in_one_order(post: Post, r
 
     async def delete() -> int | None:
         async with transaction(post.engine) as connection:
-            return await delete_endpoint(connection, TENANT, first.endpoint_id, datetime.now(UTC))
+            done = await delete_endpoint(connection, TENANT, first.endpoint_id, datetime.now(UTC))
+        return done.discarded if done else None
 
     backwards = [settled(one, DeliveryState.DELIVERED) for one in reversed(claimed)]
     deleted, ids = await asyncio.gather(delete(), settle(post, "a", *backwards))

@@ -20,7 +20,7 @@ from tests.integration.notifier.conftest import Post
 
 JOBS = (
     *("make_partitions", "retire", "forget_answers", "forget_secrets", "judge_endpoints"),
-    *("free_leases", "watch_database", "forget_windows"),
+    *("free_leases", "watch_database", "forget_windows", "discard_leftovers"),
 )
 
 
