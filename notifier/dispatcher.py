@@ -26,56 +26,31 @@ again after the lease, which the receiver recognises by its `webhook-id`.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import structlog
 
-from ledger.claims import START, Claimed, claim_to_send, find_fresh, find_owed
-from ledger.database import UNAVAILABLE, Connection, Engine, transaction
+from ledger.claims import Claimed
+from ledger.database import UNAVAILABLE, Engine, transaction
 from ledger.deliveries import Settled, Settlement, extend_leases, settle_deliveries
 from ledger.direct import direct_transaction
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
-from ledger.states import EndpointHealth
 from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
+from notifier.claiming import FAILING_INTERVAL_S, IDLE_INTERVAL_S, Claiming, wait_for_database
 from notifier.errors import LeaseTooShort
-from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key, Waiting
-from notifier.metrics import LEASES_EXPIRED, LEASES_LOST
+from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key
+from notifier.metrics import LEASES_LOST
 from notifier.outcome import AttemptError
 from notifier.sender import AttemptResult, Sender, SendRequest
 from notifier.settling import Result, Unsent, report, settlement_of
 from notifier.tallying import keep_tally, tally_attempts
 
 log = structlog.get_logger()
-
-REFILL_AT = 1 / 2
-"""How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
-its turns with all that is being sent."""
-
-HINTED_INTERVAL_S = 0.02
-"""How long after a look a hint calls for another, even if much is waiting."""
-
-LOOK_INTERVAL_S = 0.1
-"""How often a dispatcher that is awake looks for what became due: retries do, without a hint."""
-
-LOOK_BACK_MAX_S = 60.0
-"""How far back a look goes: what became due earlier, before this process began, say, is for the sweep."""
-
-LATE_COMMIT_S = 0.5
-"""How much of the time before its last look a look covers again: deliveries are due from before their commit. What was
-committed later still is found by the sweep."""
-
-SWEEP_MAX = 500
-"""Endpoints of one step of a sweep: some milliseconds."""
-
-SWEEP_STEP_S = 0.05
-"""Pause between two steps of a sweep; between two sweeps it is the idle interval."""
 
 AHEAD_MAX_S = 1.0
 """How long a claimed delivery may wait for a slot before it is given back: slots that hang must not hold what another
@@ -117,13 +92,6 @@ SETTLERS = 2
 SETTLE_BESIDE = SETTLE_MAX // 2
 """Outcomes that are worth a second settling beside the first."""
 
-IDLE_INTERVAL_S = 0.5
-"""Pause of an idle dispatcher between two looks at the queue that nobody hinted at: what a lost hint costs, and how late a
-retry may be. The shortest wait before one is 5 s, of which jitter is more than this."""
-
-DATABASE_RETRY_S = 1.0
-"""Pause after the database did not answer."""
-
 UNSETTLED_MAX = 6 * SLOTS
 """Outcomes that may wait to be settled before no more is claimed: who cannot say what became of a delivery makes no more."""
 
@@ -158,23 +126,13 @@ class Dispatcher:
         require_lease(lease_s, sender.limits.total_s)
         self.engine = engine
         self.sender = sender
-        self.secret_box = secret_box
         self.lease_s = lease_s
         self.idle_interval_s = idle_interval_s
         self.randomness = randomness
         self.may_sign = may_sign
-        self.token = secrets.token_hex(8)
         self.isolation = Isolation(slots)
         self.exchanges: dict[Exchange, asyncio.Task[None]] = {}
         """What is under way, the oldest first, and the task that is at it."""
-        self.place = START
-        """How far the sweep has come."""
-        self.swept_at = self.looked_at = -math.inf
-        self.claims = 0
-        self.refill_at = 0.0
-        self.is_hinted = False
-        self.is_moving = False
-        """Exchanges ended since the last claim."""
         self.results: list[Result] = []
         """What is to be settled."""
         self.settling: list[Result] = []
@@ -185,6 +143,15 @@ class Dispatcher:
         """The last settling failed."""
         self.tally = Tally()
         self.wake = asyncio.Event()
+        self.claiming = Claiming(
+            engine,
+            secret_box,
+            self.isolation,
+            lease_s=lease_s,
+            idle_interval_s=idle_interval_s,
+            may_claim=self._may_claim,
+            wake=self.wake,
+        )
         self.is_over = False
         """Nothing is under way any more, and nothing will be."""
 
@@ -195,22 +162,21 @@ class Dispatcher:
             for _ in range(SETTLERS):
                 group.create_task(self._settle_until_over())
             helpers = [
-                group.create_task(listen(self.engine, self._hint)),
+                group.create_task(listen(self.engine, self.claiming.hint)),
                 group.create_task(self._wake_at(stop)),
                 group.create_task(keep_tally(self.engine, self.tally)),
                 group.create_task(self._beat()),
                 group.create_task(self._keep_leases()),
+                group.create_task(self.claiming.sweep()),
             ]
             async with asyncio.TaskGroup() as self.group:
-                await self._claim_until(stop)
+                async with asyncio.TaskGroup() as claiming:
+                    claiming.create_task(self._claim_until(stop))
+                    claiming.create_task(self._claim_for_failing_until(stop))
                 self._give_back(0)
             self.is_over = True
             for helper in helpers:
                 helper.cancel()
-
-    def _hint(self) -> None:
-        self.is_hinted = True
-        self.wake.set()
 
     async def _wake_at(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -220,79 +186,23 @@ class Dispatcher:
         while not stop.is_set():
             self.wake.clear()
             self._give_back(AHEAD_MAX_S)
-            found = await self._claim(time.monotonic())
+            found = await self.claiming.claim()
             self._begin()
             if not found:
                 await self._wait_for_work()
 
-    async def _claim(self, now: float) -> int:
-        """Look who is owed anything, if it is time for that, and claim; returns how many deliveries."""
-        is_look, is_sweep = self._is_time_to_look(now), now - self.swept_at >= self._sweep_interval_s()
-        has_turns = bool(self.isolation.owed) and self._is_short()
-        if not (is_look or is_sweep or has_turns) or not self.may_sign() or not self._can_settle():
-            return 0
-        try:
-            # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
-            async with direct_transaction(self.engine) as connection:
-                if is_look:
-                    await self._look(connection, now)
-                if is_sweep:
-                    await self._sweep(connection, now)
-                rooms = self.isolation.rooms(now, is_moving=self.is_moving)
-                self.is_moving, self.claims = False, self.claims + 1
-                token = f"{self.token}-{self.claims}"
-                claimed, live = (
-                    await claim_to_send(connection, self.secret_box, rooms, lease_s=self.lease_s, token=token)
-                    if rooms
-                    else ([], {})
-                )
-        except (*UNAVAILABLE, OSError) as error:
-            log.warning("database unavailable", error=str(error).splitlines()[0])
-            await asyncio.sleep(DATABASE_RETRY_S)
-            return 0
-        for key, found in live.items():
-            if isinstance(found, SealBroken):
-                log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
-        self._let_wait(claimed, live, now)
-        self.isolation.note_claimed(rooms, claimed)
-        return len(claimed)
+    async def _claim_for_failing_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await asyncio.sleep(FAILING_INTERVAL_S)
+            if await self.claiming.claim_for_failing():
+                self._begin()
+
+    def _may_claim(self) -> bool:
+        return self.may_sign() and self._can_settle()
 
     def _can_settle(self) -> bool:
         """Who cannot say what became of deliveries claims no more: it might claim the same again, and send it once more."""
         return not self.is_settling_late and len(self.results) + len(self.settling) < UNSETTLED_MAX
-
-    def _is_short(self) -> bool:
-        """Whether little of what was claimed still waits: claims are to be few and large."""
-        return self.isolation.is_short or self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
-
-    def _is_time_to_look(self, now: float) -> bool:
-        """Whether to look for what became due: after a hint, even if much is waiting, for it may be for an endpoint that
-        nothing is; and now and then."""
-        since_s = now - self.looked_at
-        return since_s >= LOOK_INTERVAL_S or (self.is_hinted and (self._is_short() or since_s >= HINTED_INTERVAL_S))
-
-    def _sweep_interval_s(self) -> float:
-        return self.idle_interval_s if self.place == START else SWEEP_STEP_S
-
-    async def _look(self, connection: Connection, now: float) -> None:
-        self.is_hinted = False
-        age_s = min(now - self.looked_at, LOOK_BACK_MAX_S) + LATE_COMMIT_S
-        self.isolation.note_owed(await find_fresh(connection, age_s))
-        self.looked_at = now
-
-    async def _sweep(self, connection: Connection, now: float) -> None:
-        owed, self.place = await find_owed(connection, self.place, SWEEP_MAX)
-        self.isolation.note_owed(owed)
-        self.swept_at = now
-
-    def _let_wait(
-        self, claimed: Sequence[Claimed], live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float
-    ) -> None:
-        now = time.monotonic()
-        for one in claimed:
-            self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
-        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claimed))
-        self.refill_at = self.isolation.waiting[EndpointHealth.ACCEPTING] * REFILL_AT
 
     def _give_back(self, waited_s: float) -> None:
         """Let others have what was claimed so long ago and has not begun: it was in no slot and is no attempt."""
@@ -333,9 +243,7 @@ class Dispatcher:
             self.isolation.end(exchange, now, None)
         else:
             self.isolation.end(exchange, now, result.outcome, error=result.error, rest=rest_of(result))
-        self.is_moving = True
-        if self.isolation.owed and self._is_short():
-            self.wake.set()
+        self.claiming.note_end()
 
     async def _result(self, exchange: Exchange) -> AttemptResult | Unsent:
         delivery, live_secrets, claimed_at = exchange.waiting
@@ -398,7 +306,7 @@ class Dispatcher:
     async def _wait_for_work(self) -> None:
         """Until there is news, something was settled (its lane may have a next one), slots became free, or for a moment."""
         try:
-            async with asyncio.timeout(min(self.idle_interval_s, self._sweep_interval_s())):
+            async with asyncio.timeout(self.idle_interval_s):
                 await self.wake.wait()
         except TimeoutError:
             return
@@ -419,10 +327,9 @@ class Dispatcher:
             async with direct_transaction(self.engine) as connection:
                 settled = await settle_deliveries(connection, settlements, commits=True)
         except (*UNAVAILABLE, OSError) as error:
-            log.warning("database unavailable", error=str(error).splitlines()[0])
             self.is_settling_late = True
             self._take_back(batch, batch)
-            await asyncio.sleep(DATABASE_RETRY_S)
+            await wait_for_database(error)
             return
         self.is_settling_late = False
         left = {id(settlement.claimed) for settlement in settled.left}

@@ -22,7 +22,7 @@ dispatcher does, and says what came of it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -78,12 +78,33 @@ PAUSE_S = 0.25
 FORGOTTEN_AFTER_S = 60.0
 """How long an endpoint that nothing is under way to is remembered."""
 
+SILENT_AFTER_TIMEOUTS = 2
+"""Timeouts in a row after which an endpoint that accepted before counts as failing. After the first it is asked one at a
+time, and keeps its place: with those that fail it would stand behind hundreds that hang."""
+
 LINE_MAX = 1_000
 """Endpoints of the line that are looked at for one claim."""
 
 AHEAD = 3
 """Deliveries that may be claimed before they can begin, in numbers of those that can: an exchange takes milliseconds, and
 its slot must not wait for Postgres. Only for endpoints that accept, and only while exchanges end."""
+
+
+class Debt(NamedTuple):
+    """What is known of an endpoint to which something is due."""
+
+    stored: EndpointHealth
+    """How it does by its row."""
+    note: int
+    """The number of the latest note that something is due."""
+
+
+class Turns(NamedTuple):
+    """What one claim is to bring."""
+
+    rooms: list[EndpointRoom]
+    note: int
+    """The latest note that it can have seen."""
 
 
 class Waiting(NamedTuple):
@@ -104,6 +125,8 @@ class Standing:
     window: int
     in_flight: int = 0
     failures: int = 0
+    """In a row."""
+    timeouts: int = 0
     """In a row."""
     live: deque[Waiting] = field(default_factory=deque)
     late: deque[Waiting] = field(default_factory=deque)
@@ -155,14 +178,14 @@ class Isolation:
         self.standings: dict[Key, Standing] = {}
         self.ready: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
         """Endpoints that may begin an exchange, in the order of their turns."""
-        self.owed: dict[Key, EndpointHealth] = {}
-        """Endpoints to which something is due, with what is stored of their health."""
+        self.owed: dict[Key, Debt] = {}
+        """Endpoints to which something is due."""
+        self.notes = 0
+        """How often one was noted: what a claim did not see was noted after it began."""
         self.lines: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
         """The same in the order of their turns. Who is no more owed, or changed sides, is noticed at its turn."""
         self.resting: set[Key] = set()
         """Endpoints that are left alone for a while."""
-        self.looked_again: set[Key] = set()
-        """Endpoints of which something was settled while a claim was being made: it may not have seen what that set free."""
         self.taken: Counter[EndpointHealth] = Counter()
         """Slots that are."""
         self.waiting: Counter[EndpointHealth] = Counter()
@@ -177,17 +200,20 @@ class Isolation:
 
     def look_again(self, key: Key) -> None:
         """Something may be due to an endpoint: what was settled may have stood before it."""
-        standing = self.standings.get(key)
-        self._line_up(key, self.owed.get(key) or (standing.health if standing else EndpointHealth.UNPROVEN))
-        self.looked_again.add(key)
+        standing, debt = self.standings.get(key), self.owed.get(key)
+        known = debt.stored if debt else EndpointHealth.UNPROVEN
+        self._line_up(key, standing.health if standing else known)
 
     def _line_up(self, key: Key, stored: EndpointHealth) -> None:
-        self.owed[key] = stored
+        self.notes += 1
+        self.owed[key] = Debt(stored, self.notes)
         self.lines[self._health_of(key, stored)].setdefault(key)
 
-    def rooms(self, now: float, *, is_moving: bool) -> list[EndpointRoom]:
-        """What to claim: of each endpoint that has its turn as much as may begin or, while exchanges end (`is_moving`), as
-        soon can. Endpoints share what there is; who had a turn is at the end of the line."""
+    def turns(
+        self, now: float, *, is_moving: bool, healths: Collection[EndpointHealth] = tuple(EndpointHealth)
+    ) -> Turns:
+        """What to claim for endpoints of these healths: of each that has its turn as much as may begin or, while exchanges
+        end (`is_moving`), as soon can. Endpoints share what there is; who had a turn is at the end of the line."""
         ahead = 1 + AHEAD if is_moving else 1
         free = {
             health: min(
@@ -196,14 +222,13 @@ class Isolation:
                 - self.taken[health]
                 - self.waiting[health],
             )
-            for health in EndpointHealth
+            for health in healths
         }
-        self.looked_again.clear()
         chosen = list[EndpointRoom]()
-        for health in EndpointHealth:
+        for health in healths:
             wanting = self._next_in_line(health, free[health], now, is_moving=is_moving)
             chosen += _shared(wanting, free[health])
-        return chosen
+        return Turns(chosen, self.notes)
 
     def _next_in_line(
         self, health: EndpointHealth, number: int, now: float, *, is_moving: bool
@@ -213,10 +238,10 @@ class Isolation:
         line, found = self.lines[health], list[tuple[Key, int]]()
         for key in list(islice(line, LINE_MAX)) if number > 0 else ():
             del line[key]
-            stored = self.owed.get(key)
-            if stored is None:
+            debt = self.owed.get(key)
+            if debt is None:
                 continue
-            self.lines[self._health_of(key, stored)].setdefault(key)
+            self.lines[self._health_of(key, debt.stored)].setdefault(key)
             room = self._room(key, health, now, is_moving=is_moving) if key in line else 0
             if room > 0:
                 found.append((key, room))
@@ -224,13 +249,15 @@ class Isolation:
                 break
         return found
 
-    def note_claimed(self, rooms: Sequence[EndpointRoom], claimed: Sequence[Claimed]) -> None:
-        """What a claim brought: nothing more is due to whom it brought less than there was room for."""
+    def note_claimed(self, turns: Turns, claimed: Sequence[Claimed]) -> None:
+        """What a claim brought: nothing more is due to whom it brought less than there was room for. But it may not have
+        seen what was noted after it began: of what was settled meanwhile, say, which set free what stood behind."""
         brought = Counter((one.tenant_id, one.endpoint_id) for one in claimed)
-        for one in rooms:
+        for one in turns.rooms:
             key = (one.tenant_id, one.endpoint_id)
-            if brought[key] < one.room and key not in self.looked_again:
-                self.owed.pop(key, None)
+            debt = self.owed.get(key)
+            if debt is not None and debt.note <= turns.note and brought[key] < one.room:
+                del self.owed[key]
 
     def _health_of(self, key: Key, stored: EndpointHealth) -> EndpointHealth:
         """By what this process saw; while it sees nothing, a failure that others saw counts as well."""
@@ -240,7 +267,8 @@ class Isolation:
         return stored if stored is EndpointHealth.FAILING and not standing.is_busy else standing.health
 
     def _room(self, key: Key, health: EndpointHealth, now: float, *, is_moving: bool) -> int:
-        """Claimed ahead is only for those that have accepted something since the last claim."""
+        """Claimed ahead is only for those that have accepted something since the last claim. By its row an endpoint may rest
+        that others saw fail: however wide its window is here, it gets one at a time."""
         standing = self.standings.get(key)
         if standing is None:
             return WINDOW_FIRST[health]
@@ -248,7 +276,9 @@ class Isolation:
             return 0
         ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
         standing.is_moving = False
-        return self._window(standing) * ahead - standing.in_flight - standing.waiting
+        is_failing = EndpointHealth.FAILING in (health, self.owed[key].stored)
+        window = WINDOW_FIRST[EndpointHealth.FAILING] if is_failing else self._window(standing) * ahead
+        return window - standing.in_flight - standing.waiting
 
     def _window(self, standing: Standing) -> int:
         busy = max(1, self.busy[EndpointHealth.ACCEPTING])
@@ -259,11 +289,14 @@ class Isolation:
         """Let a claimed delivery wait for its turn."""
         key = (waiting.claimed.tenant_id, waiting.claimed.endpoint_id)
         standing = self.standings.get(key)
-        stored = self.owed.get(key, EndpointHealth.UNPROVEN)
+        debt = self.owed.get(key)
+        stored = debt.stored if debt else EndpointHealth.UNPROVEN
         if standing is None:
             standing = self.standings[key] = Standing(stored, WINDOW_FIRST[stored])
         elif not standing.is_busy:
             standing.health = self._health_of(key, stored)
+            if standing.health is EndpointHealth.FAILING:
+                standing.window = WINDOW_FIRST[EndpointHealth.FAILING]
         standing.used_at = now
         (standing.live if waiting.claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
         self.waiting[standing.health] += 1
@@ -359,13 +392,16 @@ class Isolation:
             return
         health = standing.health
         if outcome is Outcome.ACCEPTED:
-            health, standing.failures, standing.is_moving = EndpointHealth.ACCEPTING, 0, True
+            health, standing.failures, standing.timeouts = EndpointHealth.ACCEPTING, 0, 0
+            standing.is_moving = True
             standing.window = min(standing.window + 1, self.slots[EndpointHealth.ACCEPTING])
         else:
             standing.failures += 1
             is_silent = error is AttemptError.TIMEOUT
             standing.window = 1 if is_silent else max(1, standing.window // 2)
-            if is_silent or standing.failures >= FAILING_AFTER_FAILURES:
+            silent_max = SILENT_AFTER_TIMEOUTS if health is EndpointHealth.ACCEPTING else 1
+            standing.timeouts = standing.timeouts + 1 if is_silent else 0
+            if standing.timeouts >= silent_max or standing.failures >= FAILING_AFTER_FAILURES:
                 health, standing.window = EndpointHealth.FAILING, 1
         if health is not standing.health:
             self._change_sides(key, standing, health)

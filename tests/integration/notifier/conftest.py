@@ -21,7 +21,8 @@ from ledger.ids import EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoints, tenants
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
-from notifier.dispatcher import IDLE_INTERVAL_S, Dispatcher
+from notifier.claiming import IDLE_INTERVAL_S
+from notifier.dispatcher import Dispatcher
 from notifier.sender import Sender, TimeLimits
 from tests.fakes.receiver import Receiver
 

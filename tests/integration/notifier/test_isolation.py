@@ -186,7 +186,7 @@ async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
 ) -> None:
     """What was accepted would be sent again, by this process or another."""
     monkeypatch.setattr("notifier.dispatcher.HEARTBEAT_S", 0.05)
-    monkeypatch.setattr("notifier.dispatcher.DATABASE_RETRY_S", 0.05)
+    monkeypatch.setattr("notifier.claiming.DATABASE_RETRY_S", 0.05)
     is_broken = asyncio.Event()
     is_broken.set()
     settle = settle_deliveries

@@ -142,7 +142,7 @@ def test_after_a_timeout_there_is_one_at_a_time_until_it_accepts() -> None:
     give(isolation, "shop", 100)
     first, *others = begin_all(isolation)
     isolation.end(first, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
-    assert isolation.standings[first.key].health is FAILING
+    assert isolation.standings[first.key].health is ACCEPTING
     assert begin_all(isolation) == []
     for exchange in others:
         isolation.end(exchange, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
@@ -151,6 +151,80 @@ def test_after_a_timeout_there_is_one_at_a_time_until_it_accepts() -> None:
     isolation.end(probe, PAUSE_S, Outcome.ACCEPTED)
     assert isolation.standings[first.key].health is ACCEPTING
     assert len(begin_all(isolation, PAUSE_S)) == 2
+
+
+def test_one_timeout_of_an_endpoint_that_accepts_puts_it_behind_none_of_those_that_hang() -> None:
+    isolation = Isolation()
+    for number in range(isolation.slots[FAILING]):
+        give(isolation, f"bad_{number}", 1, FAILING)
+    begin_all(isolation)
+    give(isolation, "shop", 3)
+    exchanges = begin_all(isolation)
+    isolation.end(exchanges[0], 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
+    for exchange in exchanges[1:]:
+        isolation.end(exchange, 0.0, Outcome.RETRYABLE)
+    give(isolation, "shop", 1)
+    assert isolation.standings[exchanges[0].key].health is FAILING  # three failures in a row, whatever kind
+    give(isolation, "store", 1)
+    [exchange] = begin_all(isolation)
+    isolation.end(exchange, 0.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
+    give(isolation, "store", 2)
+    assert endpoints_of(begin_all(isolation)) == {"store": 1}
+
+
+@pytest.mark.parametrize("timeouts", [1, 2])
+def test_who_never_accepted_anything_fails_with_the_first_timeout_and_others_with_the_second(timeouts: int) -> None:
+    isolation = Isolation()
+    for health in (UNPROVEN, ACCEPTING):
+        give(isolation, health, timeouts, health)
+    for _ in range(timeouts):
+        for exchange in begin_all(isolation, 1.0 + PAUSE_S):
+            isolation.end(exchange, 1.0, Outcome.RETRYABLE, error=AttemptError.TIMEOUT)
+    healths = {str(key[1]): standing.health for key, standing in isolation.standings.items()}
+    assert healths == {"unproven": FAILING, "accepting": ACCEPTING if timeouts == 1 else FAILING}
+
+
+def test_whom_others_saw_fail_is_asked_one_at_a_time_however_wide_its_window_is() -> None:
+    """Its breaker may be half open: each claim would bring one more probe while the first is under way."""
+    isolation = Isolation()
+    widen(isolation, "shop")
+    isolation.note_owed([owed("shop", FAILING)])
+    assert rooms_of(isolation, is_moving=True) == {"shop": 1}
+    give(isolation, "shop", 2, FAILING)
+    assert len(begin_all(isolation)) == 1
+    isolation.note_owed([owed("shop", FAILING)])
+    assert rooms_of(isolation, is_moving=True) == {}
+
+
+def test_whom_others_saw_fail_while_something_is_under_way_gets_nothing_beside_it() -> None:
+    isolation = Isolation()
+    widen(isolation, "shop")
+    give(isolation, "shop", 1)
+    [exchange] = begin_all(isolation)
+    isolation.note_owed([owed("shop", FAILING)])
+    assert rooms_of(isolation) == {}
+    isolation.end(exchange, 0.0, Outcome.ACCEPTED)
+    isolation.look_again(exchange.key)
+    assert rooms_of(isolation)["shop"] > 1
+
+
+def test_failing_endpoints_are_claimed_for_apart() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed("shop"), owed("new", UNPROVEN), owed("bad", FAILING)])
+    prompt = isolation.turns(0.0, is_moving=False, healths=(ACCEPTING, UNPROVEN))
+    calm = isolation.turns(0.0, is_moving=False, healths=(FAILING,))
+    assert [{one.endpoint_id for one in turns.rooms} for turns in (prompt, calm)] == [{"shop", "new"}, {"bad"}]
+
+
+def test_what_was_noted_during_one_of_two_claims_is_not_forgotten_by_the_other() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed("shop"), owed("bad", FAILING)])
+    calm = isolation.turns(0.0, is_moving=False, healths=(FAILING,))
+    isolation.look_again((TenantId("ten_a"), EndpointId("bad")))
+    prompt = isolation.turns(0.0, is_moving=False, healths=(ACCEPTING,))
+    isolation.note_claimed(prompt, [])
+    isolation.note_claimed(calm, [])
+    assert [key[1] for key in isolation.owed] == ["bad"]
 
 
 def test_failures_that_are_answers_halve_the_window_and_three_in_a_row_are_a_failing_endpoint() -> None:
@@ -182,7 +256,7 @@ def test_an_endpoint_that_asks_to_be_left_alone_is_for_so_long_and_for_a_minute_
     assert second is not None
     isolation.end(first, 0.0, Outcome.RETRYABLE, rest=timedelta(hours=2))
     assert begin_all(isolation, 1.0) == []
-    assert "shop" not in {one.endpoint_id for one in isolation.rooms(1.0, is_moving=True)}
+    assert "shop" not in {one.endpoint_id for one in isolation.turns(1.0, is_moving=True).rooms}
     after = REST_MAX.total_seconds() + 1
     give(isolation, "shop", 1, now=after)
     assert endpoints_of(begin_all(isolation, after)) == {"shop": 2}  # half of the window that it had
@@ -199,7 +273,7 @@ def test_endpoints_take_turns_and_what_is_live_goes_before_what_is_late() -> Non
 
 
 def rooms_of(isolation: Isolation, *, is_moving: bool = False) -> dict[str, int]:
-    return {one.endpoint_id: one.room for one in isolation.rooms(0.0, is_moving=is_moving)}
+    return {one.endpoint_id: one.room for one in isolation.turns(0.0, is_moving=is_moving).rooms}
 
 
 def test_more_is_claimed_ahead_only_while_exchanges_end_and_only_of_those_that_accept() -> None:
@@ -226,7 +300,7 @@ def test_endpoints_share_what_a_claim_may_bring_and_none_is_passed_over_for_ever
     isolation.note_owed([owed(f"ep_{number:03}") for number in range(300)])
     turns: list[str] = []
     while len(turns) < 900:
-        rooms = isolation.rooms(0.0, is_moving=True)
+        rooms = isolation.turns(0.0, is_moving=True).rooms
         assert {one.room for one in rooms} == {1}
         turns += [one.endpoint_id for one in rooms]
     assert set(Counter(turns[:900]).values()) == {3}
@@ -276,18 +350,18 @@ def test_many_that_wait_for_taken_slots_hide_nobody_behind_them() -> None:
 def test_what_was_settled_during_a_claim_keeps_its_endpoint_in_the_line() -> None:
     isolation = Isolation()
     isolation.note_owed([owed("shop")])
-    rooms = isolation.rooms(0.0, is_moving=False)
+    turns_taken = isolation.turns(0.0, is_moving=False)
     isolation.look_again((TenantId("ten_a"), EndpointId("shop")))
-    isolation.note_claimed(rooms, [])
+    isolation.note_claimed(turns_taken, [])
     assert isolation.owed
 
 
 def test_an_endpoint_leaves_the_line_when_a_claim_brings_less_than_there_was_room_for() -> None:
     isolation = Isolation()
     isolation.note_owed([owed("shop"), owed("other")])
-    rooms = isolation.rooms(0.0, is_moving=False)
+    turns_taken = isolation.turns(0.0, is_moving=False)
     brought = [claimed("shop", number) for number in range(4)]
-    isolation.note_claimed(rooms, brought)
+    isolation.note_claimed(turns_taken, brought)
     assert list(isolation.owed) == [(TenantId("ten_a"), EndpointId("shop"))]
     isolation.look_again((TenantId("ten_a"), EndpointId("other")))
     assert len(isolation.owed) == 2

@@ -1,0 +1,208 @@
+"""What a process claims, and when: as soon as anything is due to endpoints that take it, at leisure for the others.
+
+Three ways lead to a claim, and none of them waits for another.
+
+- After a hint, and now and then, a **look** finds to whom something became due, and the claim is made in its transaction,
+  for endpoints that accept and those that are unproven. It is what a webhook's delay is made of, so nothing else is in it.
+- **Failing** endpoints are claimed for apart, some times a second. Their retries are spread over minutes and hours.
+- A **sweep** goes through all that are owed anything, resting, failing and full ones as well: it reads much, finds little,
+  and claims nothing by itself.
+
+Who has his turn, with how much room, is `notifier/isolation.py`'s business; the statements are in `ledger/claims.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from ledger.claims import START, Claimed, claim_to_send, find_fresh, find_owed
+from ledger.database import UNAVAILABLE, Connection, Engine
+from ledger.direct import direct_transaction
+from ledger.endpoint_secrets import LiveSecrets
+from ledger.secrets import SealBroken, SecretBox
+from ledger.states import EndpointHealth
+from notifier.isolation import Isolation, Key, Turns, Waiting
+from notifier.metrics import LEASES_EXPIRED
+
+log = structlog.get_logger()
+
+PROMPT = (EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN)
+"""Endpoints that are claimed for as soon as something is due to them."""
+
+FAILING_INTERVAL_S = 0.1
+"""Pause between two claims for endpoints that fail: a retry that comes so much later is no worse."""
+
+REFILL_AT = 1 / 2
+"""How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
+its turns with all that is being sent."""
+
+HINTED_INTERVAL_S = 0.02
+"""How long after a look a hint calls for another, even if much is waiting."""
+
+LOOK_INTERVAL_S = 0.1
+"""How often a dispatcher that is awake looks for what became due: retries do, without a hint."""
+
+LOOK_BACK_MAX_S = 60.0
+"""How far back a look goes: what became due earlier, before this process began, say, is for the sweep."""
+
+LATE_COMMIT_S = 0.5
+"""How much of the time before its last look a look covers again: deliveries are due from before their commit. What was
+committed later still is found by the sweep."""
+
+SWEEP_MAX = 500
+"""Endpoints of one step of a sweep: some milliseconds."""
+
+SWEEP_STEP_S = 0.05
+"""Pause between two steps of a sweep; between two sweeps it is the idle interval."""
+
+IDLE_INTERVAL_S = 0.5
+"""Pause of an idle dispatcher between two looks at the queue that nobody hinted at: what a lost hint costs, and how late a
+retry may be. The shortest wait before one is 5 s, of which jitter is more than this."""
+
+DATABASE_RETRY_S = 1.0
+"""Pause after the database did not answer."""
+
+
+class Claiming:
+    """One process's claims, and whom it finds to be owed anything."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        secret_box: SecretBox,
+        isolation: Isolation,
+        *,
+        lease_s: float,
+        idle_interval_s: float,
+        may_claim: Callable[[], bool],
+        wake: asyncio.Event,
+    ) -> None:
+        """`wake` is set when there may be something to claim; while `may_claim` is False nothing is."""
+        self.engine = engine
+        self.secret_box = secret_box
+        self.isolation = isolation
+        self.lease_s = lease_s
+        self.idle_interval_s = idle_interval_s
+        self.may_claim = may_claim
+        self.wake = wake
+        self.token = secrets.token_hex(8)
+        self.claims = 0
+        self.looked_at = -math.inf
+        self.refill_at = 0.0
+        self.is_hinted = False
+        self.is_moving = False
+        """Exchanges ended since the last claim."""
+
+    def hint(self) -> None:
+        """There is news."""
+        self.is_hinted = True
+        self.wake.set()
+
+    def note_end(self) -> None:
+        """An exchange is over: more may be claimed."""
+        self.is_moving = True
+        if self.isolation.owed and self._is_short():
+            self.wake.set()
+
+    async def claim(self) -> int:
+        """Look who is owed anything, if it is time for that, and claim for those that do not fail; returns how many
+        deliveries."""
+        now = time.monotonic()
+        is_look = self._is_time_to_look(now)
+        if not is_look and not self._is_short():
+            return 0
+        count = await self._claim_for(PROMPT, now, is_look=is_look)
+        self.refill_at = self.isolation.waiting[EndpointHealth.ACCEPTING] * REFILL_AT
+        return count
+
+    async def claim_for_failing(self) -> int:
+        """Claim for those that fail; returns how many deliveries."""
+        return await self._claim_for((EndpointHealth.FAILING,), time.monotonic())
+
+    async def sweep(self) -> None:
+        """Go through all that are owed anything, round and round, and note to whom something is due, until cancelled."""
+        place = START
+        while True:
+            if self.may_claim():
+                try:
+                    async with direct_transaction(self.engine) as connection:
+                        owed, place = await find_owed(connection, place, SWEEP_MAX)
+                except (*UNAVAILABLE, OSError) as error:
+                    await wait_for_database(error)
+                    continue
+                self.isolation.note_owed(owed)
+                if owed:
+                    self.wake.set()
+            await asyncio.sleep(self.idle_interval_s if place == START else SWEEP_STEP_S)
+
+    async def _claim_for(self, healths: Sequence[EndpointHealth], now: float, *, is_look: bool = False) -> int:
+        if not self.may_claim():
+            return 0
+        turns = None if is_look else self._take_turns(healths, now)
+        if turns is not None and not turns.rooms:
+            return 0
+        try:
+            # One transaction: when the secrets cannot be read, nothing was claimed and no attempt counted.
+            async with direct_transaction(self.engine) as connection:
+                if is_look:
+                    await self._look(connection, now)
+                turns = turns or self._take_turns(healths, now)
+                claimed, live = await self._claim_turns(connection, turns)
+        except (*UNAVAILABLE, OSError) as error:
+            await wait_for_database(error)
+            return 0
+        self._let_wait(claimed, live, now)
+        self.isolation.note_claimed(turns, claimed)
+        return len(claimed)
+
+    def _take_turns(self, healths: Sequence[EndpointHealth], now: float) -> Turns:
+        turns = self.isolation.turns(now, is_moving=self.is_moving, healths=healths)
+        if EndpointHealth.ACCEPTING in healths:
+            self.is_moving = False
+        return turns
+
+    async def _claim_turns(self, connection: Connection, turns: Turns) -> tuple[list[Claimed], LiveSecrets]:
+        if not turns.rooms:
+            return [], {}
+        self.claims += 1
+        token = f"{self.token}-{self.claims}"
+        return await claim_to_send(connection, self.secret_box, turns.rooms, lease_s=self.lease_s, token=token)
+
+    def _is_short(self) -> bool:
+        """Whether little of what was claimed still waits: claims are to be few and large."""
+        return self.isolation.is_short or self.isolation.waiting[EndpointHealth.ACCEPTING] <= self.refill_at
+
+    def _is_time_to_look(self, now: float) -> bool:
+        """Whether to look for what became due: after a hint, even if much is waiting, for it may be for an endpoint that
+        nothing is; and now and then."""
+        since_s = now - self.looked_at
+        return since_s >= LOOK_INTERVAL_S or (self.is_hinted and (self._is_short() or since_s >= HINTED_INTERVAL_S))
+
+    async def _look(self, connection: Connection, now: float) -> None:
+        self.is_hinted = False
+        age_s = min(now - self.looked_at, LOOK_BACK_MAX_S) + LATE_COMMIT_S
+        self.isolation.note_owed(await find_fresh(connection, age_s))
+        self.looked_at = now
+
+    def _let_wait(
+        self, claimed: Sequence[Claimed], live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float
+    ) -> None:
+        for key, found in live.items():
+            if isinstance(found, SealBroken):
+                log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
+        now = time.monotonic()
+        for one in claimed:
+            self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
+        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claimed))
+
+
+async def wait_for_database(error: BaseException) -> None:
+    """Say that the database did not answer, and give it time."""
+    log.warning("database unavailable", error=str(error).splitlines()[0])
+    await asyncio.sleep(DATABASE_RETRY_S)
