@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from api.auditing import audit
-from api.inputs import Identifier
+from api.inputs import Identifier, NoFields
 from api.paging import Page, PageQuery, cursor_at, place_after
-from api.problems import not_found
+from api.problems import invalid, not_found
 from api.routes import Call, Route
 from ledger.ids import DeliveryId
+from ledger.known import is_endpoint, is_entry, is_event
 from ledger.listing import (
     AttemptDocument,
     DeliveryDocument,
@@ -38,14 +39,28 @@ class DeliveryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=
 async def list_my_deliveries(call: Call[DeliveryQuery, None]) -> Page[DeliveryDocument]:
     """List deliveries
 
-    The newest first."""
+    The newest first. An endpoint, event or entry that there is not is refused, so that an empty list says that there is
+    nothing."""
     query = call.query
     wanted = DeliveryFilter(query.endpoint, query.state, query.event, query.entry)
     after = place_after(call, _LIST, query.cursor)
     found = await list_deliveries(call.connection, call.tenant_id, wanted, after=after, limit=query.limit + 1)
+    if not found and after is None:
+        await _check_names(call)
     page = found[: query.limit]
     following = cursor_at(call, _LIST, page[-1][0]) if len(found) > query.limit else None
     return Page([document for _, document in page], following)
+
+
+async def _check_names(call: Call[DeliveryQuery, None]) -> None:
+    """An empty list has to mean that nothing is owed. Asked only then, it costs the others nothing."""
+    query, place = call.query, (call.connection, call.tenant_id)
+    if query.endpoint is not None and not await is_endpoint(*place, query.endpoint):
+        raise invalid("/endpoint", f"there is no endpoint {query.endpoint}; leave it out to see all")
+    if query.event is not None and not await is_event(*place, query.event):
+        raise invalid("/event", f"there is no event {query.event}, or it is kept no longer; leave it out to see all")
+    if query.entry is not None and not await is_entry(*place, query.entry):
+        raise invalid("/entry", f"there is no deposit or withdrawal {query.entry}; leave it out to see all")
 
 
 async def get_delivery(call: Call[None, None]) -> DeliveryDocument:
@@ -75,7 +90,7 @@ async def list_attempts_of_delivery(call: Call[PageQuery, None]) -> Page[Attempt
     return Page(page, following)
 
 
-async def redeliver_my_delivery(call: Call[None, None]) -> DeliveryDocument:
+async def redeliver_my_delivery(call: Call[None, NoFields]) -> DeliveryDocument:
     """Redeliver
 
     Sends the event again at once, with its id and bytes, whatever else its deposit waits for: as a delivery of its own,
@@ -87,7 +102,7 @@ async def redeliver_my_delivery(call: Call[None, None]) -> DeliveryDocument:
     return await _find(made, call)
 
 
-async def _find(delivery_id: str, call: Call[PageQuery, None] | Call[None, None]) -> DeliveryDocument:
+async def _find(delivery_id: str, call: Call[Any, Any]) -> DeliveryDocument:
     delivery = await find_delivery(call.connection, call.tenant_id, DeliveryId(delivery_id))
     if delivery is None:
         raise not_found("delivery")

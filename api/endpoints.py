@@ -9,12 +9,14 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from api.auditing import audit
+from api.inputs import OneLine
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.breaker import end_rest
 from ledger.deleting import delete_endpoint
+from ledger.documents import time_of
 from ledger.endpoint_health import glance_at
 from ledger.endpoint_pace import MAX_PER_S_LARGEST
 from ledger.endpoints import (
@@ -96,7 +98,7 @@ class TestOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PauseOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why it is paused, for those who read it later."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")] = "paused by its owner"
+    reason: Annotated[OneLine, Meta(min_length=1)] = "paused by its owner"
 
 
 class ResumeOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -247,7 +249,8 @@ async def pause_my_endpoint(call: Call[None, PauseOrder]) -> EndpointDocument:
 async def resume_my_endpoint(call: Call[None, ResumeOrder]) -> ResumedEndpointDocument:
     """Resume an endpoint
 
-    `held` says what becomes of what was held, by the job that the answer names. One that is active stays as it is."""
+    `held` says what becomes of what was held, by the job that the answer names; where nothing is said all of it is sent.
+    One that is active stays as it is, also while it rests: to discard what it is owed, pause it first."""
     held = call.body.held
     found = await resume_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), held, call.now)
     if found is None:
@@ -268,7 +271,7 @@ async def recover_my_endpoint(call: Call[None, RecoverOrder]) -> JobDocument:
     last = None if until is None else _utc("/until", until)
     if since > (last or call.now):
         raise invalid("/since", "it is after the end of the range; name an earlier time")
-    asked = {"since": since.isoformat(), "until": last.isoformat() if last else None, "only": call.body.only.value}
+    asked = {"since": time_of(since), "until": time_of(last) if last else None, "only": call.body.only.value}
     job = await start_task(call.connection, call.tenant_id, endpoint.id, Task.RECOVER, asked, call.now)
     await audit(call, "endpoint.recovered", endpoint.id, job=job.id, **asked)
     return job_document(job, None)
@@ -302,7 +305,7 @@ def _read_url(call: Call[Any, Any], text: str) -> str:
 def _check_types(patterns: list[str] | None) -> None:
     for index, pattern in enumerate(patterns or []):
         if pattern not in (*EVENT_TYPES, *_FAMILIES, "*"):
-            known = ", ".join((*_FAMILIES, *EVENT_TYPES))
+            known = ", ".join(("*", *_FAMILIES, *EVENT_TYPES))
             raise invalid(f"/event_types/{index}", f"no event has the type {pattern!r}; there are: {known}")
 
 

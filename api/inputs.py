@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from api.problems import Refused, invalid
@@ -14,6 +15,9 @@ from ledger.model import ChainRow
 
 Line = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
 """A short text of the tenant's own: Postgres keeps any character but NUL."""
+
+OneLine = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f\x85\u2028\u2029\u202a-\u202e\u2066-\u2069]*$")]
+"""A short text that others read on a terminal or a page: what ends its line, or turns it around, might lie to them."""
 
 ChainName = Annotated[
     str, Meta(max_length=100, description="A chain's slug, or its CAIP-2 name", examples=["ethereum"])
@@ -43,6 +47,10 @@ AssetName = Annotated[
 Height = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 """A block's height, as large as every JSON reader can read it (RFC 8259, section 6)."""
 Identifier = Annotated[str, Meta(max_length=100, pattern=r"^[0-9A-Za-z_]+$")]
+
+
+class NoFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing: an empty object, or no body at all."""
 
 
 def find_chain_named(chains: Sequence[ChainRow], name: str) -> ChainRow | None:

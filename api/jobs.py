@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from api.auditing import audit
-from api.inputs import AddressText, ChainName, Height, address_given, chain_named
+from api.inputs import AddressText, ChainName, Height, NoFields, address_given, chain_named
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
@@ -92,7 +92,7 @@ async def get_job(call: Call[None, None]) -> JobDocument:
     return await _found(call.connection, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
 
 
-async def cancel_my_job(call: Call[None, None]) -> JobDocument:
+async def cancel_my_job(call: Call[None, NoFields]) -> JobDocument:
     """Cancel a job
 
     What it did stays, and it does nothing more. A cancelled backfill leaves its watches covered from where it stood. A job

@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from api.heads import awaits_leave
 from api.problems import Code, FieldProblem, Refused
 from api.repeated import escaped, repeated_name
+from api.sentences import sentence_of
 
 BODY_BYTES_MAX = 5 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
@@ -66,7 +67,7 @@ def decode_body(body: bytes, type_: Any) -> Any:  # noqa: ANN401 (the type is th
     try:
         read = msgspec.json.decode(body or b"{}", type=type_)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), type_) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(Code.INVALID_JSON, f"the body is not JSON: {_plain(error)}") from None
     repeated = repeated_name(body or b"{}")
@@ -110,7 +111,7 @@ def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
     try:
         query = msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), type_, is_query=True) from None
     for part in msgspec.structs.fields(type_):
         if part.encode_name in given:
             _check_reading(part.encode_name, given[part.encode_name], getattr(query, part.name))
@@ -134,13 +135,17 @@ def _plain(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ") if isinstance(error, msgspec.DecodeError) else "not UTF-8"
 
 
-def _invalid(message: str) -> Refused:
-    """A refusal from a sentence of msgspec, such as "Expected `str`, got `int` - at `$.watches[17].address`"."""
+def _invalid(message: str, type_: Any = None, *, is_query: bool = False) -> Refused:  # noqa: ANN401
+    """A refusal from a sentence of msgspec, such as "Expected `str`, got `int` - at `$.watches[17].address`", about what is
+    read as `type_`; without one, from a sentence of ours."""
     match = _PATH.match(message)
     detail, path = (match["detail"], match["path"] or "") if match else (message, "")
-    pointer = "".join(f"/{escaped(step['name'] or step['index'] or '*')}" for step in _STEP.finditer(path))
+    steps = [step["name"] or step["index"] or "*" for step in _STEP.finditer(path)]
+    pointer = "".join(f"/{escaped(step)}" for step in steps)
     named = _NAMED_FIELD.search(detail)
     if named:
         pointer += f"/{escaped(named['name'])}"
+    if type_ is not None:
+        detail = sentence_of(detail, type_, steps, is_query=is_query)
     said = f"{pointer}: {detail}" if pointer else detail
     return Refused(Code.INVALID_REQUEST, said, errors=[FieldProblem(pointer, detail)])

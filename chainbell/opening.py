@@ -65,9 +65,9 @@ async def open_engine(
             async with transaction(engine) as connection:
                 await require_head(connection)
     except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[-1]
         raise DatabaseUnreachable(
-            f"database.url: {redact_url(settings.database.url)} does not answer: {reason}; is Postgres running there?"
+            f"database.url: {redact_url(settings.database.url)} does not answer: {_reason_of(error)};"
+            " is Postgres running there?"
         ) from error
     except LedgerError as error:
         raise ChainbellError(str(error)) from error
@@ -75,6 +75,12 @@ async def open_engine(
         yield engine
     finally:
         await engine.dispose()
+
+
+def _reason_of(error: OperationalError) -> str:
+    """Why Postgres cannot be reached, in one line: libpq says the cause, and behind it, after a tab, asks what we ask."""
+    lines = [line.strip() for line in str(error.orig).strip().splitlines()]
+    return "; ".join(line for line in lines if not line.endswith("?")) or " ".join(lines)
 
 
 async def admit(engine: AsyncEngine, box: SecretBox) -> bytes:

@@ -48,7 +48,7 @@ allow_http = {allow_http}
 # Networks (CIDR) that endpoints may resolve to although they are private, as in ["10.1.0.0/16"]. A tenant chooses the
 # URL, so whatever answers there can be reached by tenants.
 allow_private = {allow_private}
-# Ports that endpoints may use on public addresses; 1 to 65535.
+# Ports that endpoints may use on public addresses; 1 to 65535. 80 may be used too where allow_http is true.
 allow_ports = [443, 8443]
 """
 

@@ -16,6 +16,7 @@ from chainbell.errors import ChainbellError, UsageError
 from chainbell.opening import open_database, open_engine
 from ledger.audit import COMMAND_LINE, record_audit
 from ledger.database import Connection, Engine, database_now, transaction
+from ledger.documents import time_of
 from ledger.endpoints import find_endpoint_owner
 from ledger.holding import Only, Task, start_task
 from ledger.ids import EndpointId, TenantId
@@ -82,7 +83,7 @@ def _read_order(
     first, last = moment_given("--since", since), None if until is None else moment_given("--until", until)
     if last is not None and first > last:
         raise UsageError(f"--since {since} is after --until {until}; swap them")
-    asked = {"since": first.isoformat(), "until": last.isoformat() if last else None}
+    asked = {"since": time_of(first), "until": time_of(last) if last else None}
     return Order(endpoint_id, None, None, {**asked, "only": (only or Only.FAILED).value})
 
 

@@ -113,7 +113,15 @@ async def test_a_database_that_does_not_answer_is_named_without_its_password(tmp
     url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/chainbell"
     async with installed(tmp_path, url) as installation:
         ended = await installation.attempt("status")
-        require_sentence(ended, 1, "database.url", "127.0.0.1", "does not answer", "is Postgres running there?")
+        require_sentence(
+            ended,
+            1,
+            "database.url",
+            "127.0.0.1",
+            "does not answer: ",
+            "Connection refused; is Postgres",
+            "is Postgres running there?",
+        )
 
 
 async def test_a_database_without_our_tables_asks_for_migrate(empty_database_url: str, tmp_path: Path) -> None:

@@ -220,3 +220,41 @@ async def test_a_strangers_endpoints_and_deliveries_are_404(service: Service) ->
         answer = await service.ask("POST", path, body, key=stranger)
         assert (answer.status, answer.json["code"]) == (404, "not_found"), path
     assert await states(service) == {"pending": 1}
+
+
+async def test_a_body_that_says_nothing_that_is_understood_is_refused_and_nothing_is_sent(service: Service) -> None:
+    endpoint = await create(service)
+    await tell(service, "dep_1")
+    [delivery] = await listed(service)
+    job = (await service.ask("POST", f"/v1/endpoints/{endpoint}/recover", {"since": SINCE})).json["id"]
+    for path in (f"/v1/deliveries/{delivery['id']}/redeliver", f"/v1/jobs/{job}/cancel"):
+        for body, status, code in (
+            (b'{"nope":1}', 422, "invalid_request"),
+            (b"[1]", 422, "invalid_request"),
+            (b"garbage", 400, "invalid_json"),
+        ):
+            answer = await service.ask("POST", path, body)
+            assert (answer.status, answer.json["code"]) == (status, code), (path, body)
+        for nothing in (b"{}", None):
+            assert (await service.ask("POST", path, nothing)).status == 200
+    assert len(await listed(service)) == 1
+
+
+async def test_a_filter_by_what_there_is_not_is_refused_and_by_what_nothing_is_owed_of_is_empty(
+    service: Service,
+) -> None:
+    endpoint, other = await create(service), await create(service, event_types=["withdrawal.*"])
+    [event] = await tell(service, "dep_1")
+    _, stranger = await service.make_tenant("stranger")
+    assert len(await listed(service, endpoint=endpoint, event=event)) == 1
+    for query in ({"endpoint": other}, {"event": event, "state": "delivered"}, {"endpoint": endpoint, "state": "held"}):
+        assert (await service.ask("GET", "/v1/deliveries", query=query)).json["data"] == []
+    for name, query in (
+        ("endpoint", {"endpoint": "ep_nope"}),
+        ("event", {"event": "evt_nope", "endpoint": endpoint}),
+        ("entry", {"entry": "dep_nope"}),
+    ):
+        answer = await service.ask("GET", "/v1/deliveries", query=query)
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, f"/{name}")
+    answer = await service.ask("GET", "/v1/deliveries", query={"endpoint": endpoint}, key=stranger)
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/endpoint")
