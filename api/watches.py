@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -40,6 +41,7 @@ START_AHEAD_MAX = 256
 followed, and the fastest, Arbitrum, makes four blocks a second. What lies further up is no height of this chain."""
 
 _LIST = "watches"
+_EXPONENT = re.compile(rb"\de[-+]?\d")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -154,10 +156,24 @@ def _check_metadata(metadata: dict[str, Any], pointer: str) -> None:
     # No deeper than it has brackets: most need no closer look.
     if encoded.count(b"{") + encoded.count(b"[") > METADATA_DEPTH_MAX and _depth(metadata) > METADATA_DEPTH_MAX:
         raise invalid(pointer, f"the metadata is nested deeper than {METADATA_DEPTH_MAX} levels")
-    if len(encoded) > METADATA_BYTES_MAX:
-        raise invalid(pointer, f"the metadata has {len(encoded)} bytes as JSON; at most {METADATA_BYTES_MAX} are kept")
+    kept = len(encoded) + _growth(metadata, encoded)
+    if kept > METADATA_BYTES_MAX:
+        raise invalid(pointer, f"the metadata has {kept} bytes as JSON; at most {METADATA_BYTES_MAX} are kept")
     if _NUL.search(encoded):
         raise invalid(pointer, "the metadata holds a NUL character, which cannot be kept")
+
+
+def _growth(metadata: dict[str, Any], encoded: bytes) -> int:
+    """Bytes that come to it where it is kept: Postgres writes 1e300 with three hundred zeros, and so does each event."""
+    if not _EXPONENT.search(encoded):
+        return 0
+    numbers: list[float] = []
+    level: list[Any] = [metadata]
+    while level:
+        inner = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        numbers += [part for part in inner if isinstance(part, float)]
+        level = [part for part in inner if isinstance(part, dict | list)]
+    return sum(len(f"{Decimal(repr(number)):f}") - len(msgspec.json.encode(number)) for number in numbers)
 
 
 def _depth(value: object) -> int:

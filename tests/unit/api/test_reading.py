@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -134,6 +136,65 @@ def test_a_parameter_that_only_looks_like_a_value_is_refused_and_not_guessed_at(
     with pytest.raises(Refused) as refused:
         decode_query(make_mocked_request("GET", f"/v1/deposits?{name}={value}"), EntryQuery)
     assert [problem.pointer for problem in refused.value.errors] == [f"/{name}"]
+
+
+_OFFSETS = st.integers(-1439, 1439)
+
+
+@given(
+    st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31)),  # noqa: DTZ001 (the zone is drawn beside it)
+    st.sampled_from("Tt"),
+    st.integers(6, 9),
+    st.sampled_from(["Z", "z"]) | _OFFSETS,
+)
+def test_every_form_of_a_time_means_its_instant(naive: datetime, separator: str, digits: int, zone: str | int) -> None:
+    minutes = zone if isinstance(zone, int) else 0
+    text = f"{naive:%Y-%m-%d}".rjust(10, "0") + f"{separator}{naive:%H:%M:%S.%f}".ljust(digits + 10, "0")
+    text += (
+        zone
+        if isinstance(zone, str)
+        else f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+    )
+    since = since_of(text)
+    assert since == naive.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+
+
+@given(st.integers(0, 999_999), st.integers(0, 999))
+def test_a_time_between_two_microseconds_is_never_the_one_before(microseconds: int, nanoseconds: int) -> None:
+    """Of an entry of the microsecond before nobody can tell whether it changed since: it did not."""
+    whole = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    since = since_of(f"2026-11-01T00:00:00.{microseconds:06}{nanoseconds:03}Z")
+    assert since in (whole, whole + timedelta(microseconds=1))
+
+
+def since_of(text: str) -> datetime | None:
+    """What `updated_since` means by the API's reading."""
+    request = make_mocked_request("GET", f"/v1/deposits?{urlencode({'updated_since': text})}")
+    query: EntryQuery = decode_query(request, EntryQuery)
+    return query.updated_since
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2016-12-31T23:59:60Z",  # a leap second has no place among Postgres' times
+        "2026-02-29T00:00:00Z",
+        "2026-11-01T24:00:00Z",
+        "2026-11-01T00:00Z",
+        "2026-11-01 00:00:00Z",
+        "2026-11-01T00:00:00.Z",
+        "2026-11-01T00:00:00,5Z",
+        "2026-11-01T00:00:00+24:00",
+        "2026-11-01T00:00:00+00:60",
+        "0000-01-01T00:00:00Z",
+        "10000-01-01T00:00:00Z",
+        "9999-12-31T23:59:59.9999999Z",
+    ],
+)
+def test_what_is_no_instant_is_refused(text: str) -> None:
+    with pytest.raises(Refused) as refused:
+        since_of(text)
+    assert [problem.pointer for problem in refused.value.errors] == ["/updated_since"]
 
 
 def test_a_reference_may_be_the_word_null() -> None:

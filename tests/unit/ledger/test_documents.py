@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -29,7 +29,7 @@ def chain(head: int) -> ChainRow:
     )  # fmt: skip
 
 
-@given(st.integers(0, 2**256 - 1), st.integers(0, 30))
+@given(st.integers(0, 2**256 - 1) | st.sampled_from([0, 1, 2**256 - 1]), st.integers(0, 255))
 def test_an_amount_is_plain_and_exact(amount_atomic: int, decimals: int) -> None:
     text = amount_of(amount_atomic, decimals)
     assert Decimal(text).scaleb(decimals) == amount_atomic or len(text) > 27
@@ -78,6 +78,19 @@ def test_an_events_body_is_the_contracts() -> None:
 
 def test_times_are_utc() -> None:
     assert time_of(NOW) == "2026-11-01T12:00:00Z"
+
+
+_OFFSETS = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+_LIMITS = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 (of any zone)
+
+
+@given(st.datetimes(*_LIMITS, timezones=_OFFSETS))
+def test_a_time_is_read_back_to_the_microsecond(moment: datetime) -> None:
+    text = time_of(moment)
+    assert text.endswith("Z")
+    assert datetime.fromisoformat(text) == moment
 
 
 def test_ids_are_uuids_of_version_7_in_order_of_time_and_hold_no_dot() -> None:
