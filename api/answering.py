@@ -215,6 +215,8 @@ def _admitted(key: KeyRow | None, parts: KeyParts, route: Route, services: Servi
 
 def _check_address(key: KeyRow, services: Services, http: web.Request) -> None:
     """After the secret: only who has it may learn where it is for."""
+    if key.networks is None:
+        return
     caller = caller_of(http.remote, http.headers.getall("X-Forwarded-For", ()), services.trusted_proxies)
     if not may_be_used_from(key, caller):
         seen = f"it was used from {caller}" if caller else "the address that it was used from cannot be read"

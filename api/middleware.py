@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import cache
 
 import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import Counter, Histogram
 
 from api.metrics import REQUEST_DURATION, REQUESTS
 from api.problems import CODE_OF_STATUS, KINDS, MEDIA_TYPE, Code, Refused, problem_document
@@ -68,11 +70,21 @@ def _route_of(request: web.Request) -> str:
     return str(getattr(request.match_info.handler, "__name__", "none"))
 
 
+@cache
+def _requests_of(route: str, status: int) -> Counter:
+    return REQUESTS.labels(route, str(status))
+
+
+@cache
+def _duration_of(route: str) -> Histogram:
+    return REQUEST_DURATION.labels(route)
+
+
 def _record(request: web.Request, status: int, request_id: str, elapsed_s: float) -> None:
     route = _route_of(request)
-    REQUESTS.labels(route, str(status)).inc()
-    if "wait" not in request.query:
-        REQUEST_DURATION.labels(route).observe(elapsed_s)
+    _requests_of(route, status).inc()
+    if not request.query_string or "wait" not in request.query:
+        _duration_of(route).observe(elapsed_s)
     log.info(
         "request finished", route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 1), request_id=request_id
     )

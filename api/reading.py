@@ -100,6 +100,8 @@ def _brackets_of(body: bytes) -> bytes:
 def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
     """The query as the route's struct: an unknown or repeated parameter is refused, not ignored. Raises `Refused`."""
     if type_ is type(None):
+        if not request.query_string:
+            return _NO_QUERY
         type_ = NoQuery
     given = dict(request.query)
     if len(given) != len(request.query):
@@ -129,6 +131,9 @@ def _check_reading(name: str, text: str, value: object) -> None:
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A query without parameters."""
+
+
+_NO_QUERY = NoQuery()
 
 
 def _plain(error: Exception) -> str:

@@ -63,13 +63,13 @@ class Asked(msgspec.Struct):
 class Connection(asyncio.Protocol):
     """One connection, with at most one question under way."""
 
-    def __init__(self, answered: Callable[[Connection], None]) -> None:
+    def __init__(self, answered: Callable[[Connection], None], failed: Callable[[str], None]) -> None:
         self._answered = answered
+        self._failed = failed
         self._received = b""
         self._transport: asyncio.Transport | None = None
         self.due_at = 0.0
         """When the question under way should have been sent."""
-        self.failure: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep what is written to."""
@@ -91,12 +91,12 @@ class Connection(asyncio.Protocol):
             return
         self._received = b""
         if received[9:12] != b"200":
-            self.failure = received.decode(errors="replace")
+            self._failed(received.decode(errors="replace"))
         self._answered(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody hangs up while questions are asked."""
-        self.failure = self.failure or f"the connection was lost: {exc!r}"
+        self._failed(f"the connection was lost: {exc!r}")
 
     def close(self) -> None:
         """Hang up."""
@@ -118,6 +118,7 @@ class Asker:
         self._free: list[Connection] = []
         self._waiting: deque[float] = deque()
         self._under_way = 0
+        self._failures: list[str] = []
         self.latencies_s: list[float] = []
         self.stops_at = 0.0
         """Without a rate: until when is asked again."""
@@ -127,7 +128,7 @@ class Asker:
         loop, parts = asyncio.get_running_loop(), urlsplit(self.task.url)
         for _ in range(self.task.connections):
             _, made = await loop.create_connection(
-                lambda: Connection(self._take), parts.hostname or "", parts.port or 0
+                lambda: Connection(self._take, self._failures.append), parts.hostname or "", parts.port or 0
             )
             self._connections.append(made)
         self._free = list(self._connections)
@@ -184,9 +185,8 @@ class Asker:
         self._raise_failures()
 
     def _raise_failures(self) -> None:
-        failures = [connection.failure for connection in self._connections if connection.failure]
-        if failures:
-            raise RuntimeError(failures[0])
+        if self._failures:
+            raise RuntimeError(self._failures[0])
 
 
 async def ask_for(asker: Asker, seconds: float, random: Random) -> None:

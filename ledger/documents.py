@@ -280,7 +280,8 @@ class EventDocument(msgspec.Struct, Generic[Subject], frozen=True, kw_only=True)
 
 def time_of(moment: datetime) -> str:
     """RFC 3339 in UTC, with microseconds only where there are some."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return in_utc.isoformat().replace("+00:00", "Z")
 
 
 def amount_of(amount_atomic: int, decimals: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +15,21 @@ from ledger.states import ChainState, Disposition, EntryState, Origin
 
 ENTRY_COLUMNS = tuple(field.name for field in fields(Entry))
 """Of `entries`, in the order of `Entry`."""
+
+_CONVERSIONS: tuple[tuple[int, Callable[[Any], Any]], ...] = tuple(
+    (ENTRY_COLUMNS.index(name), convert)
+    for name, convert in {
+        "side": Side,
+        "state": EntryState,
+        "disposition": Disposition,
+        "origin": Origin,
+        "locator_kind": LocatorKind,
+        "reasons": tuple,
+        "amount_atomic": int,
+        "fee_atomic": int,
+        "transaction_nonce": int,
+    }.items()
+)
 
 
 def chain_from(row: Row[Any]) -> ChainRow:
@@ -38,13 +53,8 @@ def entry_from(row: Row[Any]) -> Entry:
 
 def entry_of(values: Sequence[Any]) -> Entry:
     """The values of `ENTRY_COLUMNS`."""
-    found = dict(zip(ENTRY_COLUMNS, values, strict=True))
-    found["side"] = Side(found["side"])
-    found["state"] = EntryState(found["state"])
-    found["disposition"] = Disposition(found["disposition"])
-    found["origin"] = Origin(found["origin"])
-    found["locator_kind"] = LocatorKind(found["locator_kind"])
-    found["reasons"] = tuple(found["reasons"])
-    for name in ("amount_atomic", "fee_atomic", "transaction_nonce"):
-        found[name] = int(found[name]) if found[name] is not None else None
-    return Entry(**found)
+    found = list(values)
+    for at, convert in _CONVERSIONS:
+        if found[at] is not None:
+            found[at] = convert(found[at])
+    return Entry(*found)
