@@ -132,6 +132,33 @@ class _Follower:
                 await update_chain(connection, self._chain_id, {"tip_height": self._tip})
 
 
+class AnswerRow(msgspec.Struct):
+    """As much of a row as tells whose answer it is."""
+
+    id: str
+    address: str
+    reference: str
+    status: str
+
+
+class Answered(msgspec.Struct):
+    """The answer to one call."""
+
+    data: list[AnswerRow]
+
+
+def check_answer(task: WatchingTask, call: int, answer: bytes) -> None:
+    """Raise unless it has a row for each one of the call, in order, of a watch that was made."""
+    rows = msgspec.json.decode(answer, type=Answered).data
+    told = [(row.address, row.reference, row.status) for row in rows if row.id.startswith("wat_")]
+    first = call * WATCHES_A_CALL
+    wanted = [
+        (f"0x{address.hex()}", f"order-{first + n}", "active") for n, address in enumerate(addresses_of(task, call))
+    ]
+    if told != wanted:
+        raise RuntimeError(f"call {call}: the answer's rows are not those that were sent")
+
+
 async def load_watches(task: WatchingTask, key: str, bodies: Iterator[tuple[int, bytes]]) -> None:
     """Post everything, `CALLS_AT_ONCE` calls at a time, each with a key that makes it safe to repeat."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -144,6 +171,7 @@ async def load_watches(task: WatchingTask, key: str, bodies: Iterator[tuple[int,
                     answer = await response.read()
                     if response.status != 200:
                         raise RuntimeError(f"POST /v1/watches: {response.status} {answer[:500].decode()}")
+                    check_answer(task, call, answer)
 
         await asyncio.gather(*(_post() for _ in range(CALLS_AT_ONCE)))
 

@@ -6,8 +6,9 @@ mostly, and the third never. So the way to a page is chosen here, and is one of 
 - A *set* is read whole and sorted: the entries of one transaction, or those of one address or reference where a look ahead
   finds that they are few.
 - A *walk* follows an index in the list's own order, from where the page before ended. What the index does not hold is
-  compared row by row, for at most `LOOKED_MAX` rows. Then the page ends, short as it is, and its `next_place` is where the
-  walk stood still.
+  compared row by row, for at most `LOOKED_MAX` rows. Where that does not fill the page and a look ahead finds that one of
+  the conditions is rare, it walks by that. Else the page ends, short as it is, and its `next_place` is where the walk stood
+  still.
 
 So no page looks at more than a bounded number of rows, and `next_place` alone says whether there may be more. That an answer
 may be short, and even empty, is what AIP-158 (google.aip.dev/158) has of pages too.
@@ -148,6 +149,8 @@ async def list_entries(
     if _excludes_everything(wanted):
         return EntryPage([], None)
     conditions = await _conditions_of(connection, tenant_id, wanted)
+    if conditions is None:
+        return EntryPage([], None)
     asked = _Asked(tenant_id, wanted.side, conditions, wanted.reference, wanted.updated_since, after, limit)
     if "transaction" in conditions:
         return await _read(connection, asked, _set(asked, "transaction"))
@@ -158,9 +161,11 @@ async def list_entries(
     page = await _read(connection, asked, _walk(asked, *held))
     if len(page.entries) == limit or page.next_place is None:
         return page
-    others = [name for name in _SETS if name in conditions and name not in likely]
+    others = [name for name in _SETS if name in conditions and name not in (*likely, *held)]
     rare = await _find_rare(connection, asked, others)
-    return page if rare is None else await _read(connection, asked, _set(asked, rare))
+    if rare is None:
+        return page
+    return await _read(connection, asked, _set(asked, rare) if rare in _WHOSE else _walk(asked, rare))
 
 
 async def _read(connection: AsyncConnection, asked: _Asked, statement: _Statement) -> EntryPage:
@@ -177,8 +182,8 @@ def _place_at(row: Row[Any], asked: _Asked) -> Place:
 
 async def _conditions_of(
     connection: AsyncConnection, tenant_id: TenantId, wanted: EntryFilter
-) -> dict[str, _Condition]:
-    """What an entry has to be."""
+) -> dict[str, _Condition] | None:
+    """What an entry has to be; None where no watch has the reference."""
     conditions: dict[str, _Condition] = {}
     if wanted.asset_id is not None:
         conditions["asset"] = _is("asset_id", wanted.asset_id)
@@ -193,6 +198,8 @@ async def _conditions_of(
         conditions["transaction"] = _is("transaction_hash", wanted.transaction_hash)
     if wanted.reference is not None:
         two = list(await connection.scalars(_named(tenant_id, wanted.reference).limit(_in_text(2))))
+        if not two:
+            return None
         several = _has_reference(tenant_id, wanted.reference)
         conditions |= {"watch": _is("watch_id", two[0])} if len(two) == 1 else {"reference": several}
     return conditions
