@@ -77,16 +77,16 @@ async def list_attempts_of_delivery(call: Call[PageQuery, None]) -> Page[Attempt
     delivery = await _find(call.path["id"], call)
     list_name = f"attempts of {delivery.id}"
     place = place_after(call, list_name, call.query.cursor)
-    limit = call.query.limit
+    skip, limit = int(place[0]) if place else 0, call.query.limit
     found = await list_attempts(
         call.connection,
         call.tenant_id,
         DeliveryId(delivery.id),
-        after=int(place[0]) if place else 0,
+        skip=skip,
         limit=limit + 1,
     )
     page = found[:limit]
-    following = cursor_at(call, list_name, (page[-1].number,)) if len(found) > limit else None
+    following = cursor_at(call, list_name, (skip + limit,)) if len(found) > limit else None
     return Page(page, following)
 
 

@@ -14,7 +14,6 @@ from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
-from ledger.breaker import end_rest
 from ledger.deleting import delete_endpoint
 from ledger.documents import time_of
 from ledger.endpoint_health import glance_at
@@ -30,9 +29,10 @@ from ledger.endpoints import (
 )
 from ledger.events import record_event
 from ledger.holding import Held, Only, Task, pause_endpoint, resume_endpoint, start_task
-from ledger.ids import TEST_PREFIX, EndpointId, new_id
+from ledger.ids import TEST_PREFIX, DeliveryId, EndpointId, new_id
 from ledger.jobs import JobDocument, job_document
 from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
+from ledger.redelivery import let_go_first
 from ledger.states import EVENT_TYPES
 from ledger.urls import UnsafeUrl, parse_endpoint_url
 
@@ -225,9 +225,9 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
         previous_state=previous_state_of(event_type),
         endpoint_id=endpoint.id,
     )
-    await end_rest(call.connection, call.tenant_id, endpoint.id)
     wanted = DeliveryFilter(event_id=event_id)
     [(_, delivery)] = await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)
+    await let_go_first(call.connection, call.tenant_id, endpoint.id, DeliveryId(delivery.id))
     await audit(call, "endpoint.tested", endpoint.id, event_id=event_id, event_type=event_type)
     return TestAnswer(event_id, delivery)
 

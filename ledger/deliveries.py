@@ -46,6 +46,7 @@ from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import BY_HAND
 from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, READ_BY_INDEX, Claimed, as_json, is_in
+from ledger.columns import TIME
 from ledger.direct import Direct, run_direct, run_together
 from ledger.ids import DeliveryId, EndpointId, TenantId
 from ledger.schema import attempts, deliveries, endpoints
@@ -256,7 +257,10 @@ _lock_endpoints = union_all(
 _earlier = case((_health.c.has_accepted, None), else_=endpoints.c.failing_since)
 _failing = {
     "failing_since": case((_health.c.failures > 0, func.coalesce(_earlier, func.now())), else_=_earlier),
-    "last_failed_at": case((_health.c.failures > 0, func.now()), else_=endpoints.c.last_failed_at),
+    # Also where all was refused, which is no failure of the endpoint.
+    "last_failed_at": case(
+        (or_(_health.c.failures > 0, not_(_health.c.has_accepted)), func.now()), else_=endpoints.c.last_failed_at
+    ),
     "gone_answers": case((_health.c.has_accepted, 0), else_=endpoints.c.gone_answers) + _health.c.gone_answers,
 }
 _failures = case(
@@ -296,11 +300,14 @@ class Settled(NamedTuple):
 
 
 async def settle_deliveries(
-    connection: AsyncConnection, settlements: Sequence[Settlement], *, commits: bool = False
+    connection: AsyncConnection, settlements: Sequence[Settlement], *, commits: bool = False, is_repeated: bool = False
 ) -> Settled:
     """Store what became of claimed deliveries. Every request that was made is stored as an attempt, also one whose lease was
-    lost: it happened. Settling the same again is harmless, so a caller that lost the answer to its COMMIT may repeat it.
-    With `commits` it is the end of its `direct_transaction`."""
+    lost: it happened. With `commits` it is the end of its `direct_transaction`. Settling the same again is harmless, so a
+    caller that lost the answer to its COMMIT may repeat it; it says so (`is_repeated`), and what is stored already counts
+    no second time in the endpoint's health."""
+    if is_repeated:
+        settlements = await _without_what_counted(connection, settlements)
     health = _health_rows(settlements)
     locked = await run_direct(connection, (READ_BY_INDEX, {}), (_LOCK_ENDPOINTS, {"health_rows": as_json(health)}))
     mine = {(row[0], row[1]): row[2] for row in locked}
@@ -315,6 +322,30 @@ async def settle_deliveries(
     }
     rows = (await run_together(connection, (_SETTLE, parameters), commits=commits))[-1]
     return Settled({DeliveryId(row[0]) for row in rows}, left)
+
+
+_made = recordset("made", tenant_id=Text(), delivery_id=Text(), number=SmallInteger(), started_at=TIME)
+_STORED = Direct(
+    select(attempts.c.tenant_id, attempts.c.delivery_id, attempts.c.number, attempts.c.started_at).join(
+        _made,
+        and_(*(attempts.c[name] == _made.c[name] for name in ("tenant_id", "delivery_id", "number", "started_at"))),
+    )
+)
+
+
+async def _without_what_counted(connection: AsyncConnection, settlements: Sequence[Settlement]) -> list[Settlement]:
+    """Settlements whose attempt is stored already say nothing more of their endpoint."""
+    keys = {
+        (one.claimed.tenant_id, one.claimed.id, one.claimed.attempts, one.attempt.started_at): one
+        for one in settlements
+        if one.attempt is not None
+    }
+    rows = [dict(zip(("tenant_id", "delivery_id", "number", "started_at"), key, strict=True)) for key in keys]
+    stored = {
+        tuple(row) for row in await run_direct(connection, (READ_BY_INDEX, {}), (_STORED, {"made_rows": as_json(rows)}))
+    }
+    counted = {id(one) for key, one in keys.items() if key in stored}
+    return [msgspec.structs.replace(one, is_blameless=True) if id(one) in counted else one for one in settlements]
 
 
 class _Asked(msgspec.Struct):
@@ -359,7 +390,7 @@ def _asked_row(settlement: Settlement) -> _Asked:
 
 
 class _Health(msgspec.Struct):
-    """How one endpoint did in this settling, if it was asked at all."""
+    """How one endpoint did in this settling, if it was asked at all. A refusal is of our making, and no failure of it."""
 
     tenant_id: TenantId
     id: EndpointId
@@ -391,10 +422,10 @@ def _health_rows(settlements: Sequence[Settlement]) -> list[_Health]:
         if settlement.attempt.outcome is Outcome.ACCEPTED:
             health.failures, health.gone_answers = 0, 0
             health.has_accepted, health.has_failed = True, False
-        else:
+        elif settlement.attempt.outcome is Outcome.RETRYABLE:
             health.failures += 1
+            health.has_failed = True
             health.gone_answers += settlement.attempt.status_code == GONE_STATUS_CODE
-            health.has_failed |= settlement.attempt.outcome is Outcome.RETRYABLE
     return [found[key] for key in sorted(found)]
 
 

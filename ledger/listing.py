@@ -213,13 +213,15 @@ _attempt_columns = [attempts.c[name] for name in AttemptDocument.__struct_fields
 
 
 async def list_attempts(
-    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, *, after: int = 0, limit: int
+    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, *, skip: int = 0, limit: int
 ) -> list[AttemptDocument]:
-    """A delivery's attempts by number, from the one after number `after` on."""
+    """A delivery's attempts in the order in which they were made, without the first `skip`. One that we broke off does not
+    count, so the one after it has its number."""
     statement = (
         select(*_attempt_columns)
-        .where(attempts.c.tenant_id == tenant_id, attempts.c.delivery_id == delivery_id, attempts.c.number > after)
-        .order_by(attempts.c.number)
+        .where(attempts.c.tenant_id == tenant_id, attempts.c.delivery_id == delivery_id)
+        .order_by(attempts.c.number, attempts.c.started_at)
+        .offset(skip)
         .limit(limit)
     )
     rows = [dict(row._mapping) for row in await connection.execute(statement)]

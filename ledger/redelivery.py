@@ -8,14 +8,14 @@ moment must not both find that it is owed to nobody. Fan-out is not kept waiting
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, bindparam, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.agreement import keep_claims_away
-from ledger.breaker import end_rest
+from ledger.breaker import end_rest, is_open
 from ledger.bulk import copy_rows
 from ledger.by_hand import BY_HAND
 from ledger.endpoints import EndpointRow, find_endpoint
@@ -52,14 +52,40 @@ async def redeliver(
     if row is None or endpoint is None:
         return None
     mark_news(connection)
-    await end_rest(connection, tenant_id, endpoint.id)
-    owed = await _find_owed(connection, tenant_id, endpoint, row.event_id)
-    if owed is not None:
-        await _hurry(connection, tenant_id, owed, now)
-        return owed
-    copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": BY_HAND, "priority": LIVE_PRIORITY}
-    await copy_rows(connection, deliveries, [copy])
-    return DeliveryId(copy["id"])
+    made = await _find_owed(connection, tenant_id, endpoint, row.event_id)
+    if made is not None:
+        await _hurry(connection, tenant_id, made, now)
+    else:
+        copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": BY_HAND, "priority": LIVE_PRIORITY}
+        await copy_rows(connection, deliveries, [copy])
+        made = DeliveryId(copy["id"])
+    await let_go_first(connection, tenant_id, endpoint.id, made)
+    return made
+
+
+async def let_go_first(
+    connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, delivery_id: DeliveryId
+) -> None:
+    """End an endpoint's rest, and let a delivery that a person asked for be its probe: that is the one that has been due for
+    longest, and so it counts as due from before all others."""
+    is_open_now = select(literal(1)).where(
+        endpoints.c.tenant_id == tenant_id, endpoints.c.id == endpoint_id, is_open(endpoints)
+    )
+    owed = deliveries.alias("owed")
+    first = select(func.min(owed.c.due_at)).where(
+        owed.c.tenant_id == tenant_id,
+        owed.c.endpoint_id == endpoint_id,
+        owed.c.priority == LIVE_PRIORITY,
+        owed.c.state == bindparam(None, DeliveryState.PENDING.value, literal_execute=True),
+    )
+    is_idle = deliveries.c.leased_until.is_(None) | (deliveries.c.leased_until <= func.now())
+    place = (deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
+    await end_rest(connection, tenant_id, endpoint_id)
+    await connection.execute(
+        update(deliveries)
+        .where(*place, deliveries.c.state == DeliveryState.PENDING.value, is_idle, is_open_now.exists())
+        .values(due_at=func.least(deliveries.c.due_at, first.scalar_subquery() - timedelta(microseconds=1)))
+    )
 
 
 async def _find_owed(

@@ -141,6 +141,8 @@ class Dispatcher:
         """Endpoints whose rows others had locked when something was to be settled, and since when."""
         self.is_settling_late = False
         """The last settling failed."""
+        self.unsure: set[int] = set()
+        """Claims (by `id`) whose settling failed: it may have been committed all the same."""
         self.tally = Tally()
         self.wake = asyncio.Event()
         self.claiming = Claiming(
@@ -322,17 +324,20 @@ class Dispatcher:
         """Store outcomes in one transaction; they stay in memory until it has happened."""
         batch, self.results = self.results[:SETTLE_MAX], self.results[SETTLE_MAX:]
         self.settling += batch
+        is_repeated = not self.unsure.isdisjoint(id(claimed) for claimed, _ in batch)
         settlements = [settlement_of(claimed, result, self.randomness()) for claimed, result in batch]
         try:
             async with direct_transaction(self.engine) as connection:
-                settled = await settle_deliveries(connection, settlements, commits=True)
+                settled = await settle_deliveries(connection, settlements, commits=True, is_repeated=is_repeated)
         except (*UNAVAILABLE, OSError) as error:
             self.is_settling_late = True
+            self.unsure |= {id(claimed) for claimed, _ in batch}
             self._take_back(batch, batch)
             await wait_for_database(error)
             return
         self.is_settling_late = False
         left = {id(settlement.claimed) for settlement in settled.left}
+        self.unsure -= {id(claimed) for claimed, _ in batch} - left
         self._take_back(batch, [one for one in batch if id(one[0]) in left])
         self._note_locked(batch, settled)
         self.wake.set()

@@ -31,6 +31,10 @@ UNOPENED_RETRY = timedelta(minutes=1)
 """Pause before a delivery whose signing secret does not open is looked at again; it uses up no attempt."""
 
 
+ABANDONED_RETRY = timedelta(minutes=1)
+"""The same for the last attempt of a delivery, where we broke it off: no other comes after it in the schedule."""
+
+
 class Unsent(Enum):
     """Why a claimed delivery was not sent."""
 
@@ -71,10 +75,13 @@ def settlement_of(claimed: Claimed, result: AttemptResult | Unsent, randomness: 
         status_code=result.status_code,
         retry_after=result.retry_after,
     )
-    is_blameless = result.error is AttemptError.ABANDONED
+    if result.error is AttemptError.ABANDONED:
+        # We broke it off: it uses up no attempt, and exhausts nothing.
+        wait = delay or ABANDONED_RETRY
+        return Settlement(claimed, DeliveryState.PENDING, wait, attempt, is_given_back=True, is_blameless=True)
     if delay is None:
-        return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt, is_blameless=is_blameless)
-    return Settlement(claimed, DeliveryState.PENDING, delay, attempt, is_blameless=is_blameless)
+        return Settlement(claimed, DeliveryState.EXHAUSTED, attempt=attempt)
+    return Settlement(claimed, DeliveryState.PENDING, delay, attempt)
 
 
 _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema_rs
+from sqlalchemy import func, text, update
 
 from api.app import OPEN_ROUTES, ROUTES
 from api.openapi import describe
 from api.webhooks import example_of
+from ledger.claims import EndpointRoom, claim_due_deliveries
+from ledger.database import transaction
 from ledger.ids import EndpointId
+from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
 from ledger.states import EVENT_TYPES
 from notifier.recovery import recover_once
@@ -32,6 +36,33 @@ async def press(service: Service, endpoint: EndpointId, event_type: str) -> Any:
     assert answered.status == 200, answered.json
     assert answered.json["delivery"]["event_type"] == event_type
     return (await service.ask("GET", f"/v1/events/{answered.json['event_id']}")).json
+
+
+async def test_at_an_endpoint_that_rests_what_a_person_asked_for_is_what_it_is_asked_by(service: Service) -> None:
+    """A test, and after it a redelivery: each goes before all that has been due for long, as the one probe."""
+    made = await create(service)
+    await press(service, made["id"], "test.ping")
+    overdue = update(deliveries).values(due_at=func.now() - text("interval '1 hour'"))
+    rest = update(endpoints).values(rests_until=func.now() + text("interval '1 hour'"), rests=3)
+    async with transaction(service.owner) as connection:
+        await connection.execute(overdue)
+        await connection.execute(rest)
+    pressed = await press(service, made["id"], "deposit.confirmed")
+    rooms = [EndpointRoom(service.tenant_id, made["id"], 5)]
+    async with transaction(service.owner) as connection:
+        [probe] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker")
+        assert probe.event_id == pressed["id"]
+        await connection.execute(update(deliveries).values(lease_token=None, leased_until=None))
+        await connection.execute(rest)
+    [first] = [row for row in (await service.ask("GET", "/v1/deliveries")).json["data"] if row["id"] != probe.id]
+    async with transaction(service.owner) as connection:
+        await connection.execute(
+            update(deliveries).where(deliveries.c.id == first["id"]).values(state="exhausted", settled_at=func.now())
+        )
+    again = await service.ask("POST", f"/v1/deliveries/{first['id']}/redeliver")
+    async with transaction(service.owner) as connection:
+        [probe] = await claim_due_deliveries(connection, rooms, lease_s=60.0, token="worker")
+    assert probe.id == again.json["id"]
 
 
 def schema_of(event_type: str) -> Any:  # noqa: ANN401

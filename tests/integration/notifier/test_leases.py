@@ -110,6 +110,28 @@ async def test_settling_again_after_a_lost_answer_to_the_commit_is_harmless(post
     assert len(await post.attempts(event_id)) == 1
 
 
+async def test_what_is_settled_again_counts_once_in_the_endpoints_health(post: Post, receiver: Receiver) -> None:
+    """Six failed, and the answer to the COMMIT was lost; five more settle with the same six."""
+    await post.record_all([(f"dep_{number}", 1) for number in range(7)])
+    failed = [settled(one, DeliveryState.PENDING, timedelta(minutes=1)) for one in await claim(post, "a")]
+    for settlements in (failed[:6], failed):
+        async with transaction(post.engine) as connection:
+            assert await settle_deliveries(connection, settlements, is_repeated=settlements is failed)
+    assert await post.execute("SELECT 1 FROM endpoints WHERE failures_consecutive = 7 AND rests_until IS NULL") == 1
+    assert await post.execute("SELECT 1 FROM attempts") == 7
+
+
+async def test_refusals_of_ours_open_no_breaker_and_are_no_failures(post: Post, receiver: Receiver) -> None:
+    await post.record_all([(f"dep_{number}", 1) for number in range(12)])
+    *refused, last = await claim(post, "a", limit=12)
+    attempt = AttemptRow(datetime.now(UTC), 0, Outcome.REFUSED, None, "refused_address", None)
+    await settle(post, "a", *(Settlement(one, DeliveryState.REFUSED, attempt=attempt) for one in refused))
+    noted = "last_error = 'refused_address' AND last_failed_at IS NOT NULL AND failing_since IS NULL"
+    assert await post.execute(f"SELECT 1 FROM endpoints WHERE failures_consecutive = 0 AND {noted}") == 1
+    await settle(post, "a", settled(last, DeliveryState.PENDING, timedelta(minutes=1)))
+    assert await post.execute("SELECT 1 FROM endpoints WHERE failures_consecutive = 1 AND rests_until IS NULL") == 1
+
+
 async def test_a_delivery_given_back_counts_no_attempt_and_waits(post: Post, receiver: Receiver) -> None:
     event_id = await post.record("dep_1")
     [claimed] = await claim(post, "a")
