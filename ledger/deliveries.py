@@ -1,4 +1,4 @@
-"""The queue of deliveries: leases, settling by compare-and-set, counting and retiring. Claiming is `ledger/claims.py`.
+"""The queue of deliveries: leases, settling by compare-and-set, and counting. Claiming is `ledger/claims.py`.
 
 A claim takes a lease in a short transaction and returns: no transaction is open while a merchant is asked. The attempt is
 counted at the claim, so that a delivery that kills its worker is counted too. A lease ends by the database's clock, and who
@@ -28,7 +28,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    delete,
     func,
     literal,
     literal_column,
@@ -484,18 +483,3 @@ async def count_deliveries(connection: AsyncConnection) -> Mapping[str, int]:
     counts["held"] = counts.get("held", 0) + resting.held
     due_count = (await connection.execute(due)).scalar_one() - resting.due
     return {"due": max(0, due_count)} | {state.value: counts.get(state.value, 0) for state in _KEPT_STATES}
-
-
-async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` deliveries that were settled before a time; returns how many. Crosses tenants."""
-    old = (
-        select(deliveries.c.tenant_id, deliveries.c.id)
-        .where(deliveries.c.settled_at < before)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("old")
-    )
-    result = await connection.execute(
-        delete(deliveries).where(deliveries.c.tenant_id == old.c.tenant_id, deliveries.c.id == old.c.id)
-    )
-    return result.rowcount

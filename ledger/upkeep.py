@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, func, select, text, update
+from sqlalchemy import ColumnElement, Table, and_, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.schema import deliveries
@@ -64,6 +64,21 @@ class TableRows:
     table: str
     live: int
     dead: int
+
+
+async def delete_settled_deliveries(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` deliveries that were settled before a time; returns how many. Crosses tenants."""
+    old = (
+        select(deliveries.c.tenant_id, deliveries.c.id)
+        .where(deliveries.c.settled_at < before)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("old")
+    )
+    result = await connection.execute(
+        delete(deliveries).where(deliveries.c.tenant_id == old.c.tenant_id, deliveries.c.id == old.c.id)
+    )
+    return result.rowcount
 
 
 async def free_delivery_leases(connection: AsyncConnection) -> int:

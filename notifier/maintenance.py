@@ -18,7 +18,6 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from ledger.audit import record_audit
 from ledger.database import Connection, Engine, database_now, transaction
 from ledger.deleting import start_discarding
-from ledger.deliveries import delete_settled_deliveries
 from ledger.endpoint_secrets import delete_expired_secrets
 from ledger.failing import (
     Key,
@@ -33,6 +32,7 @@ from ledger.idempotency import delete_old_idempotency_keys
 from ledger.partitions import RETENTION_DAYS, drop_partitions, ensure_partitions
 from ledger.states import EndpointState
 from ledger.tally import WINDOWS_KEPT, delete_old_windows
+from ledger.upkeep import delete_settled_deliveries
 from notifier.metrics import HOUSEKEEPING
 from notifier.upkeep import free_leases, watch_database
 

@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from ledger.database import connect, database_now, transaction
-from ledger.deliveries import delete_settled_deliveries
 from ledger.partitions import ensure_partitions, list_partitions
+from ledger.upkeep import delete_settled_deliveries
 from notifier import maintenance
 from notifier.maintenance import forget_answers, housekeeping, partition_upkeep, retire
 from tests.fakes.receiver import running_receiver
