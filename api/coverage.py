@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -10,9 +11,12 @@ from msgspec import Meta
 from api.inputs import AddressText, ChainName, Height, address_given, chain_named
 from api.problems import Code, invalid, not_found
 from api.routes import Call, Route
+from api.withholding import ANOTHER, may_see_nodes, told_names
 from ledger.chains import list_chains
-from ledger.documents import CoverageDocument
+from ledger.documents import CoverageDocument, CoverageRangeDocument
 from ledger.errors import NoSuchHeights
+from ledger.ids import TenantId
+from ledger.model import ChainRow
 from ledger.watch_coverage import (
     AddressCoverageDocument,
     describe_address_coverage,
@@ -47,14 +51,30 @@ async def get_coverage(call: Call[CoverageQuery, None]) -> CoverageDocument | Ad
     heights = (query.from_height, query.to_height)
     try:
         if query.address is None:
-            return await describe_coverage(call.connection, chain, *heights)
+            told = await describe_coverage(call.connection, chain, *heights)
+            return msgspec.structs.replace(told, ranges=_shown(call.tenant_id, chain, told.ranges))
         address = address_given(query.address, "/address")
         found = await describe_address_coverage(call.connection, chain, address, call.tenant_id, *heights)
     except NoSuchHeights as error:
         raise invalid(f"/{error.part}", str(error)) from None
     if found is None:
         raise not_found("watch: you have no live one on that address and chain")
-    return found
+    watches = [
+        msgspec.structs.replace(watch, ranges=_shown(call.tenant_id, chain, watch.ranges)) for watch in found.watches
+    ]
+    return msgspec.structs.replace(found, watches=watches)
+
+
+def _shown(
+    tenant_id: TenantId, chain: ChainRow, ranges: Sequence[CoverageRangeDocument]
+) -> list[CoverageRangeDocument]:
+    """The ranges with their nodes as the tenant knows them."""
+    if may_see_nodes(tenant_id):
+        return list(ranges)
+    names = told_names(chain.nodes)
+    return [
+        msgspec.structs.replace(one, nodes=sorted({names.get(node, ANOTHER) for node in one.nodes})) for one in ranges
+    ]
 
 
 ROUTES = (Route("GET", "/v1/coverage", "chains:read", get_coverage, problems=(Code.NOT_FOUND,)),)

@@ -13,6 +13,7 @@ from api.inputs import AddressText, ChainName, Height, NoFields, address_given, 
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
+from api.withholding import may_see_nodes, without_words
 from ledger.chains import list_chains
 from ledger.database import Connection
 from ledger.errors import NoSuchHeights
@@ -113,8 +114,16 @@ async def _found(connection: Connection, job: JobRow | None) -> JobDocument:
 
 
 async def _described(connection: Connection, rows: Sequence[JobRow]) -> list[JobDocument]:
-    slugs = {chain.chain_id: chain.slug for chain in await list_chains(connection)}
-    return [job_document(row, None if row.chain_id is None else slugs[row.chain_id]) for row in rows]
+    chains = await list_chains(connection)
+    slugs = {chain.chain_id: chain.slug for chain in chains}
+    nodes = [node for chain in chains for node in chain.nodes]
+    documents = [job_document(row, None if row.chain_id is None else slugs[row.chain_id]) for row in rows]
+    return [
+        document
+        if document.reason is None or may_see_nodes(row.tenant_id)
+        else msgspec.structs.replace(document, reason=without_words(document.reason, nodes))
+        for row, document in zip(rows, documents, strict=True)
+    ]
 
 
 _OTHER_SCOPES = ("replays:write", "endpoints:write")

@@ -39,6 +39,8 @@ def read(from_height: int, to_height: int, reading: int, proof: str = "roots") -
 async def add_followed_chain(connection: AsyncConnection) -> None:
     """Ethereum, followed from 1 to its tip: all of it proven, above 500 to its roots."""
     await add_chain(connection, tip=TIP)
+    nodes = [{"name": f"node-{one}", "host": f"{one}.example"} for one in "ab"]
+    await update_chain(connection, ETHEREUM, {"nodes": nodes})
     version = await ensure_reading(connection, ETHEREUM, WITH_LOGS, START)
     await extend_coverage(connection, ETHEREUM, [read(1, 500, version, "bloom"), read(501, TIP, version)])
 

@@ -14,14 +14,19 @@ from structlog.testing import capture_logs
 from api.app import create_app
 from api.page import PAGE_POLICY
 from api.server import serving
+from api.withholding import NODE_FAILS
+from chains.model import hex_of
 from ledger.chains import update_chain
+from ledger.coverage import CoverageRange, extend_coverage
 from ledger.cursors import cursor_key_of
 from ledger.database import connect_api, transaction
 from ledger.ids import OPS_TENANT
+from ledger.jobs import create_job, end_job
 from ledger.secrets import SecretBox
+from ledger.states import JobKind, JobState
 from ledger.urls import EndpointPolicy
 from tests.integration.api.conftest import MASTER_KEY, Service, running
-from tests.integration.api.seeding import ETHEREUM, add_chain
+from tests.integration.api.seeding import ADDRESS, ETHEREUM, START, add_chain, add_watch
 
 
 async def test_every_answer_has_a_request_id_and_safe_headers(service: Service) -> None:
@@ -166,6 +171,48 @@ async def test_chains_and_metrics_show_how_far_each_chain_is(service: Service) -
     assert any(line.startswith('chainbell_api_requests_total{route="list_all_chains",status="200"}') for line in lines)
     families = [line for line in lines if line.startswith("# TYPE ")]
     assert len(families) == len(set(families))
+
+
+async def test_only_the_operator_reads_where_nodes_are_and_what_they_said(service: Service) -> None:
+    said = "Connect call failed ('10.0.0.7', 8545)"
+    node = {"name": "10.0.0.7", "host": "10.0.0.7", "state": "failing", "head": 130, "reason": said, "latency_ms": 1}
+    why = f"ethereum: block 123: no node answered: 10.0.0.7: {said}"
+    async with transaction(service.owner) as connection:
+        await add_chain(connection, tip=122)
+        await update_chain(connection, ETHEREUM, {"state": "halted", "reason": why, "nodes": [node]})
+        spans = [CoverageRange(1, 122, b"\x01", b"\x02", None, "roots", None, 1, ("10.0.0.7", "gone.example"))]
+        await extend_coverage(connection, ETHEREUM, spans)
+        await add_watch(connection, service.tenant_id)
+        job = await create_job(
+            connection,
+            tenant_id=service.tenant_id,
+            kind=JobKind.BACKFILL,
+            chain_id=ETHEREUM,
+            request={},
+            total=1,
+            now=START,
+            is_taken=True,
+        )
+        await end_job(connection, job, JobState.FAILED, START, why)
+    covered = {"chain": "ethereum", "from": 1}
+    for query in (covered, {**covered, "address": hex_of(ADDRESS)}):
+        told = await service.ask("GET", "/v1/coverage", query=query)
+        assert b"10.0.0.7" not in told.content
+    assert (await service.ask("GET", "/v1/coverage", query=covered)).json["ranges"][0]["nodes"] == [
+        "another node",
+        "node-1",
+    ]
+    told = await service.ask("GET", f"/v1/jobs/{job.id}")
+    assert told.json["reason"] == "ethereum: block 123: no node answered"
+    [chain] = (await service.ask("GET", "/v1/chains")).json["data"]
+    assert chain["reason"] == "ethereum: block 123: no node answered"
+    shown = {"name": "node-1", "state": "failing", "head": 130, "reason": NODE_FAILS, "latency_ms": 1}
+    assert chain["nodes"] == [shown]
+    operator = await service.make_key("*", tenant_id=OPS_TENANT)
+    [chain] = (await service.ask("GET", "/v1/chains", key=operator)).json["data"]
+    assert (chain["reason"], chain["nodes"][0]["name"], chain["nodes"][0]["reason"]) == (why, "10.0.0.7", said)
+    told = await service.ask("GET", "/v1/coverage", key=operator, query=covered)
+    assert told.json["ranges"][0]["nodes"] == ["10.0.0.7", "gone.example"]
 
 
 async def test_metrics_of_a_process_that_also_notifies_have_each_name_once(service: Service) -> None:
