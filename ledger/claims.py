@@ -50,14 +50,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
 from ledger.agreement import has_agreed
+from ledger.bodies import bodies_steps
 from ledger.bulk import recordset
 from ledger.by_hand import BY_HAND, agree_on, goes_first, may_claim
+from ledger.by_index import READ_BY_INDEX
+from ledger.columns import TIME
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
 from ledger.endpoint_pace import allowance_of, charge, pace_of_endpoint, paced
 from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
-from ledger.schema import deliveries, endpoints, events
+from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
 from ledger.states import DeliveryState, EndpointHealth, EndpointState
 
@@ -66,6 +69,10 @@ FAILING_AFTER_FAILURES = 3
 
 OVERTAKEN_AFTER_ATTEMPTS = 5
 """Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
+
+LATE_COMMIT = timedelta(seconds=0.5)
+"""How long before its commit a delivery may be due and still be found by its time; what was committed later is found by a
+sweep."""
 
 OVERTAKING_ENDS = timedelta(seconds=60)
 """How long before its next attempt a delivery is not overtaken any more: as long as `ledger/database.py` lets a transaction
@@ -83,6 +90,14 @@ START = Place("", "")
 """Before the first endpoint."""
 
 
+class DueFrom(NamedTuple):
+    """Since when something is pending for an endpoint, of the live ones and of the late ones: where a claim begins to read.
+    What was due before is settled, and Postgres has to step over it for as long as anybody may still see it."""
+
+    live: datetime
+    late: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointRoom:
     """How many deliveries a worker wants for an endpoint."""
@@ -90,6 +105,8 @@ class EndpointRoom:
     tenant_id: TenantId
     endpoint_id: EndpointId
     room: int
+    due_from: DueFrom | None = None
+    """None where that is not known: all is read."""
 
 
 class Owed(NamedTuple):
@@ -98,6 +115,9 @@ class Owed(NamedTuple):
     tenant_id: TenantId
     endpoint_id: EndpointId
     health: EndpointHealth
+    live_from: datetime | None = None
+    late_from: datetime | None = None
+    """Since when, of the live ones and of the late ones, where that was looked for."""
 
 
 def as_json(rows: Sequence[Any] | Mapping[str, Any]) -> str:
@@ -127,18 +147,6 @@ class Claimed(msgspec.Struct, frozen=True):
     is_endpoint_gone: bool
     """The endpoint was deleted: nothing is to be sent."""
 
-
-READ_BY_INDEX = Direct(
-    select(
-        *(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_bitmapscan", "enable_sort")),
-        *(func.set_config(name, "off", True) for name in ("enable_hashjoin", "enable_mergejoin")),
-        func.set_config("enable_material", "off", True),
-        func.set_config("random_page_cost", "0.1", True),
-        func.set_config("plan_cache_mode", "force_generic_plan", True),
-    )
-)
-"""For the rest of the transaction: few rows, each by its index. A queue fills and empties faster than statistics follow, and
-by old ones Postgres reads all that is due to hand out a hundred, or all that is pending to settle them."""
 
 _other = deliveries.alias("other")
 _now = func.now()
@@ -181,17 +189,22 @@ _stored_health = case(
 _is_stopped = and_(endpoints.c.state != EndpointState.ACTIVE.value, endpoints.c.deleted_at.is_(None))
 
 _is_free = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now)
+_EVER: ColumnElement[Any] = literal_column("CAST('-infinity' AS timestamptz)")
 _turn = deliveries.c.tenant_id, deliveries.c.endpoint_id, deliveries.c.priority, deliveries.c.due_at
 
 
-def _is_due_to(endpoint: FromClause, priority: int) -> ColumnElement[bool]:
+def _place(endpoint: FromClause, priority: int) -> tuple[ColumnElement[Any], ...]:
+    of_priority: ColumnElement[int] = bindparam(None, priority, literal_execute=True)
+    return endpoint.c.tenant_id, endpoint.c.endpoint_id, of_priority
+
+
+def _is_due_to(endpoint: FromClause, priority: int, due_from: ColumnElement[Any] = _EVER) -> ColumnElement[bool]:
     """Due to one endpoint; to be read in the order of `_turn`. Compared as rows, which leaves one index that has that order.
     By equalities Postgres may read the due deliveries of everybody, in the order of time, to find those of one."""
-    of_priority: ColumnElement[int] = bindparam(None, priority, literal_execute=True)
-    place = endpoint.c.tenant_id, endpoint.c.endpoint_id, of_priority
+    place = _place(endpoint, priority)
     return and_(
         is_in(deliveries, DeliveryState.PENDING),
-        tuple_(*_turn[:3]) >= tuple_(*place),
+        tuple_(*_turn) >= tuple_(*place, due_from),
         tuple_(*_turn) <= tuple_(*place, _now),
         _is_free,
     )
@@ -259,23 +272,22 @@ def _walk() -> FromClause:
 _walked = select(_walk()).limit(bindparam("limit", type_=Integer)).subquery("walked")
 
 
-def _has_due(priority: int) -> ColumnElement[bool]:
-    due = select(literal(1)).where(_is_due_to(_walked, priority)).order_by(*_turn).limit(1)
-    return due.correlate(_walked).scalar_subquery().is_not(None)
-
-
 _swept = _joined(_walked, _stored_health.label("health"), _is_left_alone)
-_is_ready = case((_swept.c.is_left_alone, False), else_=or_(_has_due(LIVE_PRIORITY), _has_due(LATE_PRIORITY))).label(
-    "is_ready"
-)
+
+
+def _first_due(priority: int) -> ColumnElement[Any]:
+    due = select(deliveries.c.due_at).where(_is_due_to(_walked, priority)).order_by(*_turn).limit(1)
+    return case((_swept.c.is_left_alone, None), else_=due.correlate(_walked).scalar_subquery())
+
+
 _sweep = (
-    select(_walked, _swept.c.health, _is_ready)
+    select(_walked, _swept.c.health, _first_due(LIVE_PRIORITY).label("live"), _first_due(LATE_PRIORITY).label("late"))
     .select_from(_walked.join(_swept, true()))
     .order_by(_walked.c.tenant_id, _walked.c.endpoint_id)
 )
 _SWEEP = Direct(_sweep)
 
-_rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer())
+_rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer(), live_from=TIME, late_from=TIME)
 _room = case(
     (or_(_is_left_alone, not_(has_agreed(_rooms.c.endpoint_id))), 0),
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
@@ -289,17 +301,27 @@ _placed = (
         _rooms.c.endpoint_id,
         paced(_asked.c.room, _asked.c.max_per_s, _allowance).label("room"),
         _asked.c.max_per_s,
+        _rooms.c.live_from,
+        _rooms.c.late_from,
     )
     .select_from(_rooms.join(_asked, true()).outerjoin(_allowance, true()))
     .cte("placed")
 )
 
 
-def _due_at_priority(priority: int) -> Select[Any]:
+def _known(due_from: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.coalesce(due_from, _EVER)
+
+
+def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]:
     """What is due to one endpoint, the oldest first: read in the order of the index, and no further than its room."""
     due = (
         select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
-        .where(_is_due_to(_placed, priority), may_claim(deliveries), ~_blocking.correlate(deliveries).exists())
+        .where(
+            _is_due_to(_placed, priority, _known(due_from)),
+            may_claim(deliveries),
+            ~_blocking.correlate(deliveries).exists(),
+        )
         .order_by(*_turn)
         .limit(_placed.c.room)
         .with_for_update(skip_locked=True)
@@ -310,7 +332,9 @@ def _due_at_priority(priority: int) -> Select[Any]:
 
 
 def _due() -> FromClause:
-    by_priority = union_all(_due_at_priority(LIVE_PRIORITY), _due_at_priority(LATE_PRIORITY)).subquery()
+    by_priority = union_all(
+        _due_at_priority(LIVE_PRIORITY, _placed.c.live_from), _due_at_priority(LATE_PRIORITY, _placed.c.late_from)
+    ).subquery()
     due = select(by_priority).limit(_placed.c.room).correlate(_placed).lateral("due_of")
     return select(due.c.tenant_id, due.c.id, due.c.is_taken_over).select_from(_placed.join(due, true())).cte("due")
 
@@ -348,28 +372,37 @@ _claim_with_urls = (
     .add_cte(charge(_placed, _claim).cte("charged"))
 )
 
-_told = recordset("told", tenant_id=Text(), id=Text(), created_at=events.c.created_at.type)
-_bodies = (
-    select(events.c.tenant_id, events.c.id, events.c.body)
-    .join(
-        _told,
-        and_(
-            events.c.tenant_id == _told.c.tenant_id,
-            events.c.created_at == _told.c.created_at,
-            events.c.id == _told.c.id,
-        ),
-    )
-    .where(events.c.created_at.between(bindparam("first"), bindparam("last")))
-)
 
+def _pending_from(priority: int, due_from: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Since when something is pending: not later than a moment ago, for what is being committed may be due since then."""
+    place = _place(_rooms, priority)
+    pending = (
+        select(deliveries.c.due_at)
+        .where(
+            is_in(deliveries, DeliveryState.PENDING),
+            tuple_(*_turn) >= tuple_(*place, _known(due_from)),
+            tuple_(*_turn[:3]) <= tuple_(*place),
+        )
+        .order_by(*_turn)
+        .limit(1)
+        .correlate(_rooms)
+        .scalar_subquery()
+    )
+    return func.least(pending, _now - LATE_COMMIT)
+
+
+_PENDING_FROM = Direct(
+    select(
+        _rooms.c.tenant_id,
+        _rooms.c.endpoint_id,
+        _pending_from(LIVE_PRIORITY, _rooms.c.live_from).label("live"),
+        _pending_from(LATE_PRIORITY, _rooms.c.late_from).label("late"),
+    )
+)
 _AGREE = Direct(agree_on(_rooms))
 _CLAIM = Direct(_claim_with_urls)
 _EVENT_ID, _EVENT_CREATED_AT, _ENDPOINT_ID, _OF_CLAIM = 2, 3, 4, 11
 """Places in a claim's row; the last is the first of its endpoint's."""
-
-# Planned each time, for the days that are asked for: a plan that is kept opens and locks every day's partition.
-_BODIES = Direct(_bodies, is_prepared=False)
-_PLAN_ANEW = Direct(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))
 
 
 async def find_fresh(connection: AsyncConnection, age_s: float) -> list[Owed]:
@@ -384,11 +417,11 @@ async def find_owed(connection: AsyncConnection, after: Place, limit: int) -> tu
     parameters = {"after_tenant_id": after.tenant_id, "after_endpoint_id": after.endpoint_id, "limit": limit}
     rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SWEEP, parameters))
     place = Place(rows[-1][0], rows[-1][1]) if len(rows) == limit else START
-    return [_owed_of(row) for row in rows if row[3]], place
+    return [_owed_of(row) for row in rows if row[3] is not None or row[4] is not None], place
 
 
 def _owed_of(row: tuple[Any, ...]) -> Owed:
-    return Owed(TenantId(row[0]), EndpointId(row[1]), EndpointHealth(row[2]))
+    return Owed(TenantId(row[0]), EndpointId(row[1]), EndpointHealth(row[2]), *row[3:])
 
 
 async def claim_due_deliveries(
@@ -396,36 +429,69 @@ async def claim_due_deliveries(
 ) -> list[Claimed]:
     """Lease due deliveries of these endpoints, at most one of each lane, of each endpoint the live ones and older ones
     first; in feed order. `token` is this claim's alone. One of the statements that cross tenants."""
-    rows = await _lease(connection, rooms, lease_s, token)
-    return _with_bodies(rows, (await run_together(connection, *_bodies_steps(rows)))[-1]) if rows else []
+    rows = await run_direct(connection, (READ_BY_INDEX, {}), *_lease_steps(rooms, lease_s, token))
+    return _with_bodies(rows, (await run_together(connection, *bodies_steps(_told_of(rows))))[-1]) if rows else []
+
+
+class ToSend(NamedTuple):
+    """What a claim brought."""
+
+    claimed: list[Claimed]
+    live: LiveSecrets
+    """What to sign it with."""
+    due_from: Mapping[tuple[TenantId, EndpointId], DueFrom]
+    """Since when something is pending for the endpoints that were asked about."""
 
 
 async def claim_to_send(
-    connection: AsyncConnection, box: SecretBox, rooms: Sequence[EndpointRoom], *, lease_s: float, token: str
-) -> tuple[list[Claimed], LiveSecrets]:
+    connection: AsyncConnection,
+    box: SecretBox,
+    rooms: Sequence[EndpointRoom],
+    *,
+    lease_s: float,
+    token: str,
+    unsure: Sequence[EndpointRoom] = (),
+) -> ToSend:
     """The same with what to sign them with, and the end of its `direct_transaction`: two round trips in all. When the bodies
-    or the secrets cannot be read nothing was claimed, and no attempt counted."""
-    rows = await _lease(connection, rooms, lease_s, token)
+    or the secrets cannot be read nothing was claimed, and no attempt counted. `unsure` are those of which since when
+    something is pending is wanted."""
+    asked = ((_PENDING_FROM, {"rooms_rows": _rooms_json(unsure)}),) if unsure else ()
+    steps: tuple[Step, ...] = (READ_BY_INDEX, {}), *asked, *_lease_steps(rooms, lease_s, token)
+    _, pending, *_, rows = await run_together(connection, *steps)
+    due_from = {(TenantId(row[0]), EndpointId(row[1])): DueFrom(row[2], row[3]) for row in pending} if unsure else {}
     if not rows:
-        return [], {}
+        return ToSend([], {}, due_from)
     keys = sorted({(TenantId(row[0]), EndpointId(row[_ENDPOINT_ID])) for row in rows})
-    *_, bodies, secrets = await run_together(connection, *_bodies_steps(rows), live_secrets_step(keys), commits=True)
-    return _with_bodies(rows, bodies), open_secrets(box, secrets)
+    *_, bodies, secrets = await run_together(
+        connection, *bodies_steps(_told_of(rows)), live_secrets_step(keys), commits=True
+    )
+    return ToSend(_with_bodies(rows, bodies), open_secrets(box, secrets), due_from)
 
 
-async def _lease(connection: AsyncConnection, rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> Rows:
-    wanted = [{"tenant_id": one.tenant_id, "endpoint_id": one.endpoint_id, "room": one.room} for one in rooms]
-    rooms_rows = {"rooms_rows": as_json(wanted)}
-    parameters = {"lease_s": lease_s, "token": token, **rooms_rows}
-    return await run_direct(connection, (READ_BY_INDEX, {}), (_AGREE, rooms_rows), (_CLAIM, parameters))
+def _lease_steps(rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> tuple[Step, Step]:
+    rooms_rows = _rooms_json(rooms)
+    parameters = {"lease_s": lease_s, "token": token, "rooms_rows": rooms_rows}
+    return (_AGREE, {"rooms_rows": rooms_rows}), (_CLAIM, parameters)
 
 
-def _bodies_steps(rows: Rows) -> tuple[Step, Step]:
-    """The bodies of claimed deliveries' events, found by tenant and id, in the days that they were stored on."""
-    told = {(row[0], row[_EVENT_ID]): row[_EVENT_CREATED_AT] for row in rows}
-    asked = [{"tenant_id": key[0], "id": key[1], "created_at": created_at} for key, created_at in told.items()]
-    parameters = {"told_rows": as_json(asked), "first": min(told.values()), "last": max(told.values())}
-    return (_PLAN_ANEW, {}), (_BODIES, parameters)
+def _rooms_json(rooms: Sequence[EndpointRoom]) -> str:
+    return as_json(
+        [
+            {
+                "tenant_id": one.tenant_id,
+                "endpoint_id": one.endpoint_id,
+                "room": one.room,
+                "live_from": one.due_from and one.due_from.live,
+                "late_from": one.due_from and one.due_from.late,
+            }
+            for one in rooms
+        ]
+    )
+
+
+def _told_of(rows: Rows) -> Mapping[tuple[str, str], datetime]:
+    """The events that claimed deliveries tell, by tenant and id, and when they were stored."""
+    return {(row[0], row[_EVENT_ID]): row[_EVENT_CREATED_AT] for row in rows}
 
 
 def _with_bodies(rows: Rows, read: Rows) -> list[Claimed]:

@@ -44,7 +44,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger import breaker
 from ledger.bulk import recordset
 from ledger.by_hand import BY_HAND
-from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, READ_BY_INDEX, Claimed, as_json, is_in
+from ledger.by_index import READ_BY_INDEX
+from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, Claimed, as_json, is_in
 from ledger.columns import TIME
 from ledger.direct import Direct, run_direct, run_together
 from ledger.ids import DeliveryId, EndpointId, TenantId

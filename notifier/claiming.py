@@ -21,12 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from ledger.claims import START, Claimed, claim_to_send, find_fresh, find_owed
+from ledger.claims import LATE_COMMIT, START, Claimed, claim_to_send, find_fresh, find_owed
 from ledger.database import UNAVAILABLE, Connection, Engine
 from ledger.direct import direct_transaction
 from ledger.endpoint_secrets import LiveSecrets
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import EndpointHealth
+from notifier.beginnings import Beginnings
 from notifier.isolation import Isolation, Key, Turns, Waiting
 from notifier.metrics import LEASES_EXPIRED
 
@@ -51,15 +52,14 @@ LOOK_INTERVAL_S = 0.1
 LOOK_BACK_MAX_S = 60.0
 """How far back a look goes: what became due earlier, before this process began, say, is for the sweep."""
 
-LATE_COMMIT_S = 0.5
-"""How much of the time before its last look a look covers again: deliveries are due from before their commit. What was
-committed later still is found by the sweep."""
-
 SWEEP_MAX = 500
 """Endpoints of one step of a sweep: some milliseconds."""
 
 SWEEP_STEP_S = 0.05
 """Pause between two steps of a sweep; between two sweeps it is the idle interval."""
+
+SWEEP_REST = 10
+"""The pause is at least so many times as long as the step took: under a snapshot that somebody holds it takes long."""
 
 IDLE_INTERVAL_S = 0.5
 """Pause of an idle dispatcher between two looks at the queue that nobody hinted at: what a lost hint costs, and how late a
@@ -91,6 +91,7 @@ class Claiming:
         self.idle_interval_s = idle_interval_s
         self.may_claim = may_claim
         self.wake = wake
+        self.beginnings = Beginnings()
         self.token = secrets.token_hex(8)
         self.claims = 0
         self.looked_at = -math.inf
@@ -129,6 +130,7 @@ class Claiming:
         """Go through all that are owed anything, round and round, and note to whom something is due, until cancelled."""
         place = START
         while True:
+            began_at = time.monotonic()
             if self.may_claim():
                 try:
                     async with direct_transaction(self.engine) as connection:
@@ -136,10 +138,12 @@ class Claiming:
                 except (*UNAVAILABLE, OSError) as error:
                     await wait_for_database(error)
                     continue
+                self.beginnings.move_back(owed)
                 self.isolation.note_owed(owed)
                 if owed:
                     self.wake.set()
-            await asyncio.sleep(self.idle_interval_s if place == START else SWEEP_STEP_S)
+            took_s = time.monotonic() - began_at
+            await asyncio.sleep(max(self.idle_interval_s if place == START else SWEEP_STEP_S, took_s * SWEEP_REST))
 
     async def _claim_for(self, healths: Sequence[EndpointHealth], now: float, *, is_look: bool = False) -> int:
         if not self.may_claim():
@@ -153,7 +157,7 @@ class Claiming:
                 if is_look:
                     await self._look(connection, now)
                 turns = turns or self._take_turns(healths, now)
-                claimed, live = await self._claim_turns(connection, turns)
+                claimed, live = await self._claim_turns(connection, turns, now)
         except (*UNAVAILABLE, OSError) as error:
             await wait_for_database(error)
             return 0
@@ -167,12 +171,17 @@ class Claiming:
             self.is_moving = False
         return turns
 
-    async def _claim_turns(self, connection: Connection, turns: Turns) -> tuple[list[Claimed], LiveSecrets]:
+    async def _claim_turns(self, connection: Connection, turns: Turns, now: float) -> tuple[list[Claimed], LiveSecrets]:
         if not turns.rooms:
             return [], {}
         self.claims += 1
         token = f"{self.token}-{self.claims}"
-        return await claim_to_send(connection, self.secret_box, turns.rooms, lease_s=self.lease_s, token=token)
+        rooms, unsure = self.beginnings.of(turns.rooms, now)
+        found = await claim_to_send(
+            connection, self.secret_box, rooms, lease_s=self.lease_s, token=token, unsure=unsure
+        )
+        self.beginnings.note(found.due_from, now)
+        return found.claimed, found.live
 
     def _is_short(self) -> bool:
         """Whether little of what was claimed still waits: claims are to be few and large."""
@@ -186,7 +195,7 @@ class Claiming:
 
     async def _look(self, connection: Connection, now: float) -> None:
         self.is_hinted = False
-        age_s = min(now - self.looked_at, LOOK_BACK_MAX_S) + LATE_COMMIT_S
+        age_s = min(now - self.looked_at, LOOK_BACK_MAX_S) + LATE_COMMIT.total_seconds()  # once more
         self.isolation.note_owed(await find_fresh(connection, age_s))
         self.looked_at = now
 

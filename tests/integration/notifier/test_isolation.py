@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,9 +13,19 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from ledger.breaker import OPENS_AFTER_FAILURES
-from ledger.claims import START, Claimed, EndpointRoom, claim_due_deliveries, find_fresh, find_owed
+from ledger.claims import (
+    START,
+    Claimed,
+    DueFrom,
+    EndpointRoom,
+    claim_due_deliveries,
+    claim_to_send,
+    find_fresh,
+    find_owed,
+)
 from ledger.database import Connection, transaction
 from ledger.deliveries import AttemptRow, Settled, Settlement, count_deliveries, settle_deliveries
+from ledger.direct import direct_transaction
 from ledger.ids import EndpointId
 from ledger.states import DeliveryState, Outcome
 from notifier.isolation import SLOTS
@@ -105,6 +116,43 @@ async def test_what_became_due_lately_is_found_by_its_time(post: Post, endpoints
     await post.execute("UPDATE deliveries SET due_at = now() + interval '1 hour' WHERE endpoint_id = :id", id=second)
     async with transaction(post.engine) as connection:
         assert [one.endpoint_id for one in await find_fresh(connection, 600.0)] == [third]
+
+
+async def test_a_claim_tells_since_when_something_is_pending_and_reads_from_there(
+    post: Post, endpoints: list[EndpointId]
+) -> None:
+    room = EndpointRoom(TENANT, endpoints[0], 20)
+    older = "UPDATE deliveries SET due_at = now() - interval '1 minute' WHERE endpoint_id = :id"
+    assert await post.execute(older, id=room.endpoint_id) == 20
+    made = min(row.id for row in await post.deliveries() if row.endpoint_id == room.endpoint_id)
+    assert await post.execute("UPDATE deliveries SET due_at = due_at - interval '1 hour' WHERE id = :id", id=made) == 1
+    due = sorted(row.due_at for row in await post.deliveries() if row.endpoint_id == room.endpoint_id)
+
+    async with direct_transaction(post.engine) as connection:
+        told = await claim_to_send(connection, post.secret_box, [room], lease_s=60.0, token="a", unsure=[room])
+    assert len(told.claimed) == 20
+    due_from = told.due_from[room.tenant_id, room.endpoint_id]
+    assert due_from.live == due[0]
+    assert due[-1] < due_from.late < datetime.now(UTC)
+
+    assert await post.execute("UPDATE deliveries SET lease_token = NULL, leased_until = NULL WHERE attempts = 1") == 20
+    later = replace(room, due_from=DueFrom(due[1], due_from.late))
+    async with direct_transaction(post.engine) as connection:
+        told = await claim_to_send(connection, post.secret_box, [later], lease_s=60.0, token="b")
+    assert {one.id for one in told.claimed} == {row.id for row in await post.deliveries() if row.lease_token == "b"}
+    assert len(told.claimed) == 19
+    assert made not in {one.id for one in told.claimed}
+
+
+async def test_what_was_committed_long_after_it_was_due_is_found_all_the_same(post: Post) -> None:
+    async with post.dispatching(), running_receiver() as receiver:
+        await post.add_endpoint(receiver)
+        await post.record("dep_1")
+        await post.wait_for_states(delivered=1)
+        again = "UPDATE deliveries SET state = 'pending', settled_at = NULL, due_at = now() - interval '1 hour'"
+        assert await post.execute(again) == 1
+        await receiver.wait_until("it came again", lambda: len(receiver.requests) == 2)
+        await post.wait_for_states(delivered=1)
 
 
 async def test_a_claim_given_back_twice_takes_nothing_from_who_has_it_now(

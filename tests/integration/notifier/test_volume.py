@@ -13,7 +13,8 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger import claims, deliveries
+from ledger import bodies, claims, deliveries
+from ledger.by_index import READ_BY_INDEX
 from ledger.claims import Claimed
 from ledger.database import transaction
 from ledger.deliveries import Settlement, settle_deliveries
@@ -73,8 +74,12 @@ async def full(post: Post) -> Post:
 
 async def test_a_claim_reads_by_index(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
+        rooms = {"rooms_rows": TO_CLAIM["rooms_rows"]}
+        pending = await plan_of(connection, claims._PENDING_FROM.statement, rooms)
+    begins = r"ix_deliveries_turn.*\n *Index Cond: \(\(ROW\(tenant_id, endpoint_id, priority, due_at\) >= ROW\(.*_from,"
+    assert len(re.findall(begins, plan)) == len(re.findall(begins, pending)) == 2  # of each priority
     assert "ix_deliveries_turn" in plan
     assert "ix_deliveries_lane" in plan
     assert "Seq Scan on deliveries" not in plan
@@ -84,16 +89,16 @@ async def test_bodies_are_read_by_index_from_the_days_that_are_asked_for(full: P
     told = json.dumps([{"tenant_id": TENANT, "id": f"evt_{SETTLED_ROWS + 1}", "created_at": "2026-01-01T00:00:00Z"}])
     now = datetime.now(UTC)
     async with transaction(full.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         parameters = {"told_rows": told, "first": now - timedelta(minutes=1), "last": now}
-        plan = await plan_of(connection, claims._bodies, parameters)
+        plan = await plan_of(connection, bodies._bodies, parameters)
     assert "Index Scan using events_" in plan
     assert len(set(re.findall(r"on (events_\d+)", plan))) <= 2, plan
 
 
 async def test_a_claim_stops_at_its_limit_however_much_is_due(full: Post) -> None:
     async with transaction(full.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
     choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
     assert "SubPlan" in choice
@@ -135,7 +140,7 @@ async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Pos
         endpoint_id = await post.add_endpoint(receiver)
     await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=1)
     async with transaction(post.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         plan = await plan_of(connection, statement, TO_CLAIM | TO_SETTLE)
     for other_way in ("Seq Scan on deliveries", "Bitmap", "Sort", "Hash Join", "Merge"):
         assert other_way not in plan, plan
@@ -149,7 +154,7 @@ async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool
     if is_known:
         await post.execute("ANALYZE")
     async with transaction(post.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         fresh = await plan_of(connection, claims._FRESH.statement, {"age_s": 1.0})
         place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
         sweep = await plan_of(connection, claims._SWEEP.statement, place)
@@ -168,7 +173,7 @@ async def test_what_others_are_owed_is_not_read_where_little_is_due(post: Post) 
     await post.execute("ANALYZE")
     await fill(post, endpoint_id, number=100, state="pending", lanes=100, first_position=10_000)
     async with transaction(post.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         claim = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
         place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
         sweep = await plan_of(connection, claims._SWEEP.statement, place)
@@ -187,7 +192,7 @@ async def test_a_claim_reads_lanes_one_by_one_however_much_one_endpoint_is_owed(
         await fill(post, endpoint_id, number=few, state="pending", lanes=few, first_position=first)
     await post.execute("ANALYZE")
     async with transaction(post.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
     assert "Materialize" not in plan
 
@@ -199,7 +204,7 @@ async def test_settling_looks_at_what_it_settles_and_not_at_the_queue(post: Post
     await fill(post, endpoint_id, number=4_000, state="pending", lanes=4_000, first_position=1)
     await post.execute("ANALYZE")
     async with transaction(post.engine) as connection:
-        await connection.execute(claims.READ_BY_INDEX.statement)
+        await connection.execute(READ_BY_INDEX.statement)
         plan = await plan_of(connection, deliveries._settle_all, TO_SETTLE)
     settling = plan[plan.index("CTE settled") : plan.index("CTE moved")]
     assert "Index Scan using pk_deliveries" in settling
