@@ -9,12 +9,9 @@ is an address already, so the *socket factory* judges the address that is about 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import socket
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from ssl import SSLContext
 from typing import TYPE_CHECKING
@@ -24,19 +21,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from ledger.urls import EndpointPolicy, RefusedAddress, check_address
 from notifier.bounds import make_bounded_response
+from notifier.names import Lookup, Names
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
 
-Lookup = Callable[[str, int], Sequence[str]]
-"""Blocking: the addresses of a host name; raises `OSError` when there are none."""
-
 KEEPALIVE_S = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which common servers close theirs, so that a POST
 rarely meets a connection that is just being closed."""
-
-DNS_THREADS = 64
-"""Lookups at once. They block and cannot be cancelled, so a few dead name servers must not use up a small pool."""
 
 DNS_CACHE_S = 10
 
@@ -50,24 +42,19 @@ class RefusedSocket(OSError):
 
 
 class VettingResolver(AbstractResolver):
-    """Resolves names in threads of its own and lets answers pass only if every one of them is allowed."""
+    """Resolves names and lets answers pass only if every one of them is allowed."""
 
     def __init__(self, policy: EndpointPolicy, lookup: Lookup, timeout_s: float) -> None:
         """`timeout_s` bounds the wait for one lookup."""
         self._policy = policy
-        self._lookup = lookup
-        self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="endpoint-dns")
+        self._names = Names(lookup, timeout_s)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """All addresses of `host`. Raises `RefusedAddress` for one bad answer, `OSError` for none in time."""
-        asked = asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, host, port)
-        try:
-            answers = await asyncio.wait_for(asked, self._timeout_s)
-        except TimeoutError:
-            raise socket.gaierror(socket.EAI_AGAIN, f"no answer for {host} within {self._timeout_s} s") from None
+        """All addresses of `host`. Raises `RefusedAddress` for one bad answer, and `OSError` for none in time (`NotLookedUp`
+        where that is our fault)."""
+        answers = await self._names.find(host, port)
         if not answers:
             raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
         for answer in answers:
@@ -75,8 +62,7 @@ class VettingResolver(AbstractResolver):
         return [_resolved(host, answer, port) for answer in answers]
 
     async def close(self) -> None:
-        """Lets threads go without waiting for a name server that does not answer."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing to close: what a name server does not answer is left to its thread."""
 
 
 def _resolved(host: str, answer: str, port: int) -> ResolveResult:

@@ -34,7 +34,8 @@ class AttemptError(StrEnum):
     REDIRECT = "redirect"
     """A 3xx; the endpoint's URL has to be the final one."""
     ABANDONED = "abandoned"
-    """We broke it off: this process stood still, or another had taken the delivery over. Says nothing of the receiver."""
+    """We broke it off: this process stood still or had no thread free to look the name up, or another had taken the delivery
+    over. Says nothing of the receiver."""
     REFUSED_ADDRESS = "refused_address"
     """The URL leads to an address or port that webhooks never go to."""
     BAD_URL = "bad_url"

@@ -30,7 +30,8 @@ from ledger.states import Outcome
 from ledger.urls import EndpointPolicy, RefusedAddress, UnsafeUrl, parse_endpoint_url
 from notifier.bounds import EXCHANGE_BYTES_MAX, AnswerTooLarge
 from notifier.errors import CannotSign
-from notifier.guard import DNS_CACHE_S, GuardedConnector, Lookup, RefusedSocket, VettingResolver, lookup_addresses
+from notifier.guard import DNS_CACHE_S, GuardedConnector, RefusedSocket, VettingResolver, lookup_addresses
+from notifier.names import Lookup, NotLookedUp
 from notifier.outcome import AttemptError, judge
 from notifier.signing import webhook_headers
 
@@ -281,6 +282,8 @@ def attempt_error_of(error: BaseException) -> AttemptError:
     """The word that is stored for an exception of one exchange."""
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, RefusedSocket):
         return AttemptError.REFUSED_ADDRESS
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, NotLookedUp):
+        return AttemptError.ABANDONED
     if any(isinstance(cause, LineTooLong) for cause in _causes(error)):
         return AttemptError.TOO_LARGE
     return next(word for kind, word in _ERRORS if isinstance(error, kind))

@@ -23,7 +23,7 @@ from typing import Any
 
 from ledger.secrets import new_endpoint_secret
 from ledger.urls import EndpointPolicy
-from notifier.guard import Lookup
+from notifier.names import Lookup
 from notifier.sender import Sender, SendRequest, TimeLimits
 from tests.fakes.addresses import DENIED_LITERALS, METADATA_ADDRESSES
 
