@@ -15,6 +15,7 @@ from api.callers import caller_of
 from api.problems import Code, Refused
 from api.reading import decode_body, decode_query, read_body
 from api.routes import Call, Route, Services, StatusCall
+from api.turns import TooManyAtOnce
 from ledger.cursors import InvalidCursor
 from ledger.database import Connection, transaction
 from ledger.idempotency import StoredAnswer, find_answer, fingerprint_of, lock_idempotency_key, store_answer
@@ -107,6 +108,18 @@ async def _answer_status(route: Route, services: Services, http: web.Request, pa
 
 
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
+    try:
+        async with services.turns.taken(request.key):
+            return await _answer_in_transaction(route, services, request)
+    except TooManyAtOnce:
+        raise Refused(
+            Code.RATE_LIMITED,
+            "too many requests with this key are under way; wait for answers, then ask again",
+            headers={"Retry-After": "1"},
+        ) from None
+
+
+async def _answer_in_transaction(route: Route, services: Services, request: _Request) -> _Answer:
     async with transaction(services.engine) as connection:
         found = await find_key(connection, request.key.id)
         key = _admitted(found, request.key, route, services, request.http)

@@ -32,7 +32,8 @@ from api.openapi import describe
 from api.page import render_page
 from api.reading import BODY_BYTES_MAX
 from api.routes import SERVICES, OpenRoute, Route, Services
-from ledger.database import Engine
+from api.turns import Turns
+from ledger.database import Engine, connections_of
 from ledger.secrets import SecretBox
 from ledger.status_reads import StatusReads
 from ledger.urls import EndpointPolicy
@@ -50,6 +51,9 @@ ROUTES: Sequence[Route] = (
     *jobs.ROUTES,
 )
 OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
+
+CONNECTIONS_KEPT = 2
+"""Of the engine, for what requests share: status reads, and whether Postgres is there."""
 
 _ID = "{id:[0-9A-Za-z_]{1,100}}"
 """No id has other characters, so anything else is 404 without a question to the ledger."""
@@ -84,6 +88,7 @@ def create_app(
         cursor_key,
         version,
         limits,
+        Turns(connections_of(engine) - CONNECTIONS_KEPT),
         trusted_proxies,
     )
     routes = [route for route in ROUTES if not (is_for_tenants and route.is_operators)]

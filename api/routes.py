@@ -21,6 +21,7 @@ from api.callers import Network
 from api.limits import Limits
 from api.news import News
 from api.problems import Code
+from api.turns import Turns
 from ledger.database import Connection, Engine
 from ledger.ids import TenantId
 from ledger.keys import KeyRow
@@ -46,6 +47,8 @@ class Services:
     cursor_key: bytes
     version: str
     limits: Limits
+    turns: Turns
+    """At the connections of `engine`."""
     trusted_proxies: Sequence[Network]
     news: News = field(default_factory=News)
     """What long polls are woken by."""

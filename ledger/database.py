@@ -17,7 +17,7 @@ from functools import partial
 from hashlib import sha256
 from select import POLLIN, poll
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import psycopg
@@ -27,7 +27,7 @@ from sqlalchemy.engine import Dialect, ExceptionContext, make_url
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ledger.bulk import NO_COPY
 from ledger.direct import calls_for_another_session
@@ -160,6 +160,11 @@ def _send_arrays_in_binary(connection: Any, _record: object) -> None:  # noqa: A
 
 def _mark_restricted(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info[NO_COPY] = True
+
+
+def connections_of(engine: AsyncEngine) -> int:
+    """How many an engine of ours has at most."""
+    return cast(QueuePool, engine.sync_engine.pool).size()
 
 
 def connect_api(url: str, *, pool_size: int = 10) -> AsyncEngine:
