@@ -14,7 +14,7 @@ from aiohttp import web
 from api.callers import caller_of
 from api.problems import Code, Refused
 from api.reading import decode_body, decode_query, read_body
-from api.routes import Call, Route, Services, StatusCall
+from api.routes import KEY_ID, TENANT_ID, Call, Route, Services, StatusCall
 from api.turns import TooManyAtOnce
 from ledger.cursors import InvalidCursor
 from ledger.database import Connection, transaction
@@ -70,6 +70,7 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     loop = asyncio.get_running_loop()
     started = loop.time()
     key = _read_key(http)
+    http[KEY_ID] = key.id
     _take_turn(services, key, started)
     if route.is_status:
         return _response(await _answer_status(route, services, http, key))
@@ -221,6 +222,7 @@ def _admitted(key: KeyRow | None, parts: KeyParts, route: Route, services: Servi
     """The key that was found, if whoever sent these parts may use it, from there and for this."""
     if not is_usable(key, parts):
         raise Refused(Code.INVALID_KEY, "the key is unknown, revoked or expired; ask for a new one", headers=_CHALLENGE)
+    http[TENANT_ID] = key.tenant_id
     _check_address(key, services, http)
     _authorize(key, route)
     return key

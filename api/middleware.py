@@ -13,9 +13,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import Counter, Histogram
 
+from api.callers import caller_of
 from api.metrics import REQUEST_DURATION, REQUESTS
 from api.problems import CODE_OF_STATUS, KINDS, MEDIA_TYPE, Code, Refused, problem_document
 from api.reading import BODY_TOO_LARGE
+from api.routes import KEY_ID, SERVICES, TENANT_ID
 from ledger.database import UNAVAILABLE
 
 HEADERS = {
@@ -26,6 +28,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 """On every answer: nothing here is for a browser to keep, run or frame."""
+
+CODE: web.ResponseKey[str] = web.ResponseKey("code", str)
+"""The code of an answer that is a problem: for the log."""
 
 log = structlog.get_logger()
 
@@ -60,7 +65,7 @@ async def answer_safely(request: web.Request, handler: Handler) -> web.StreamRes
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)  # the page to read has a policy of its own
     response.headers["X-Request-Id"] = request_id
-    _record(request, response.status, request_id, time.perf_counter() - started)
+    _record(request, response, request_id, time.perf_counter() - started)
     return response
 
 
@@ -80,13 +85,28 @@ def _duration_of(route: str) -> Histogram:
     return REQUEST_DURATION.labels(route)
 
 
-def _record(request: web.Request, status: int, request_id: str, elapsed_s: float) -> None:
+def _record(request: web.Request, response: web.StreamResponse, request_id: str, elapsed_s: float) -> None:
+    """Count the request, and log who asked what: never a query, a header or a body."""
     route = _route_of(request)
-    _requests_of(route, status).inc()
+    _requests_of(route, response.status).inc()
     if not request.query_string or "wait" not in request.query:
         _duration_of(route).observe(elapsed_s)
+    resource = request.match_info.route.resource
+    caller = caller_of(
+        request.remote, request.headers.getall("X-Forwarded-For", ()), request.app[SERVICES].trusted_proxies
+    )
     log.info(
-        "request finished", route=route, status=status, elapsed_ms=round(elapsed_s * 1000, 1), request_id=request_id
+        "request finished",
+        route=route,
+        method=request.method,
+        path=None if resource is None else resource.canonical,
+        status=response.status,
+        code=response.get(CODE),
+        key=request.get(KEY_ID),
+        tenant=request.get(TENANT_ID),
+        peer=str(caller) if caller else request.remote,
+        elapsed_ms=round(elapsed_s * 1000, 1),
+        request_id=request_id,
     )
 
 
@@ -98,6 +118,8 @@ def _refusal_of(error: web.HTTPException) -> Refused:
 
 def _problem(refused: Refused, request_id: str) -> web.Response:
     document = problem_document(refused, request_id)
-    return web.Response(
+    response = web.Response(
         status=document.status, body=msgspec.json.encode(document), content_type=MEDIA_TYPE, headers=refused.headers
     )
+    response[CODE] = document.code
+    return response

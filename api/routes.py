@@ -166,3 +166,9 @@ class OpenRoute:
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
+
+KEY_ID: web.RequestKey[str] = web.RequestKey("key_id", str)
+"""Id of the key that a request named, good or not: for the log."""
+
+TENANT_ID: web.RequestKey[str] = web.RequestKey("tenant_id", str)
+"""Tenant of the key, once it was found to be good."""

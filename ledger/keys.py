@@ -24,6 +24,7 @@ from sqlalchemy import BindParameter, Select, TableValuedAlias, bindparam, colum
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.audit import COMMAND_LINE, record_audit
+from ledger.documents import time_of
 from ledger.errors import UnknownName
 from ledger.ids import KeyId, TenantId
 from ledger.schema_access import api_keys
@@ -210,7 +211,10 @@ async def create_key(
         "networks": [str(network) for network in networks] or None,
     }
     await connection.execute(api_keys.insert().values(row))
-    await _audit(connection, tenant_id, key_id, "key.created", now, actor)
+    detail = {"scopes": row["scopes"], "expires_at": expires_at and time_of(expires_at), "networks": row["networks"]}
+    await record_audit(
+        connection, tenant_id=tenant_id, actor=actor, action="key.created", subject=key_id, now=now, detail=detail
+    )
     return key_id, key
 
 
@@ -244,7 +248,7 @@ async def revoke_key(
     tenant_id: TenantId | None = (await connection.execute(statement)).scalar_one_or_none()
     if tenant_id is None:
         raise UnknownName(f"there is no key {key_id}; see: chainbell keys list")
-    await _audit(connection, tenant_id, key_id, "key.revoked", now, actor)
+    await record_audit(connection, tenant_id=tenant_id, actor=actor, action="key.revoked", subject=key_id, now=now)
     return tenant_id
 
 
@@ -271,9 +275,3 @@ def key_from(values: Sequence[Any]) -> KeyRow | None:
     found["scopes"] = tuple(found["scopes"])
     found["networks"] = tuple(map(ip_network, found["networks"])) if found["networks"] is not None else None
     return KeyRow(**found)
-
-
-async def _audit(
-    connection: AsyncConnection, tenant_id: TenantId, key_id: KeyId, action: str, now: datetime, actor: str
-) -> None:
-    await record_audit(connection, tenant_id=tenant_id, actor=actor, action=action, subject=key_id, now=now)

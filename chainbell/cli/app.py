@@ -41,6 +41,7 @@ COMMANDS = {
     "recover": "recover.recover",
     "listen": "listen.listen",
     "audit": "audit.audit",
+    "audit-log": "audit_log.audit_log",
     "tenants": "access.tenants",
     "keys": "access.keys",
     "secrets": "sealing.secrets",

@@ -198,6 +198,16 @@ async def test_the_apis_role_can_change_neither_schema_nor_story(api: AsyncEngin
         await attempt(api, statement)
 
 
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
+)
+async def test_the_audit_log_is_append_only_for_its_owner_too(database_url: str, statement: str) -> None:
+    engine = connect(database_url, application="tests", pool_size=1)
+    with pytest.raises(IntegrityError, match="audit_log is append-only"):
+        await attempt(engine, statement)
+    await engine.dispose()
+
+
 async def test_the_apis_role_reaches_no_partition_by_itself(api: AsyncEngine, database_url: str) -> None:
     today = datetime.now(UTC)
     for table in PARTITIONED:

@@ -22,6 +22,7 @@ from ledger.cursors import cursor_key_of
 from ledger.database import connect_api, transaction
 from ledger.ids import OPS_TENANT
 from ledger.jobs import create_job, end_job
+from ledger.keys import create_key, format_key
 from ledger.secrets import SecretBox
 from ledger.states import JobKind, JobState
 from ledger.urls import EndpointPolicy
@@ -171,6 +172,35 @@ async def test_chains_and_metrics_show_how_far_each_chain_is(service: Service) -
     assert any(line.startswith('chainbell_api_requests_total{route="list_all_chains",status="200"}') for line in lines)
     families = [line for line in lines if line.startswith("# TYPE ")]
     assert len(families) == len(set(families))
+
+
+async def test_a_line_of_the_log_says_who_asked_what(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        key_id, key = await create_key(connection, service.tenant_id, ["entries:read"], datetime.now(UTC))
+    wrong = key[:30] + ("a" if key[30] != "a" else "b") + key[31:]
+    asked = (
+        ("GET", "/v1/deposits/dep_1?cursor=secret", key),
+        ("POST", "/v1/watches", key),
+        ("GET", "/v1/deposits", format_key(key_id, bytes(32))),
+        ("GET", "/v1/deposits", wrong),
+        ("DELETE", "/nowhere", key),
+    )
+    with capture_logs() as logs:
+        for method, path, sent in asked:
+            await service.ask(method, path, key=sent)
+    names = ("method", "path", "status", "code", "key", "tenant", "peer")
+    lines = [tuple(line[name] for name in names) for line in logs if line["event"] == "request finished"]
+    known, peer = (key_id, service.tenant_id), "127.0.0.1"
+    assert lines == [
+        ("GET", "/v1/deposits/{id}", 422, "invalid_request", *known, peer),
+        ("POST", "/v1/watches", 403, "missing_scope", *known, peer),
+        ("GET", "/v1/deposits", 401, "invalid_key", key_id, None, peer),
+        ("GET", "/v1/deposits", 401, "malformed_key", None, None, peer),
+        ("DELETE", None, 404, "not_found", None, None, peer),
+    ]
+    said = repr(logs)
+    assert "secret" not in said
+    assert key[-40:] not in said
 
 
 async def test_only_the_operator_reads_where_nodes_are_and_what_they_said(service: Service) -> None:
