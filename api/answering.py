@@ -72,8 +72,8 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     key = _read_key(http)
     http[KEY_ID] = key.id
     _take_turn(services, key, started)
-    if route.is_status:
-        return _response(await _answer_status(route, services, http, key))
+    if (status := await _answer_status(route, services, http, key)) is not None:
+        return _response(status)
     request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
     while True:
         asked, coming = loop.time(), services.news.coming()
@@ -97,15 +97,33 @@ def _response(found: _Answer) -> web.Response:
     return web.Response(status=found.status, body=found.body, content_type="application/json", headers=headers)
 
 
-async def _answer_status(route: Route, services: Services, http: web.Request, parts: KeyParts) -> _Answer:
-    """Answer from one round trip that is shared with whoever asks at the same time. Nothing of what was read is shown, not
-    even that there is nothing, before the key has been found to be good."""
-    read = await services.status_reads.read(parts.id, EntryId(http.match_info["id"]))
+async def _answer_status(route: Route, services: Services, http: web.Request, parts: KeyParts) -> _Answer | None:
+    """Answer from one round trip that is shared with whoever asks at the same time; None for what is no status read. Nothing
+    of what was read is shown, not even that there is nothing, before the key has been found to be good."""
+    reference = _reference_of(route, http)
+    if route.is_status:
+        read = await services.status_reads.read(parts.id, EntryId(http.match_info["id"]))
+    elif reference is not None:
+        read = await services.status_reads.read_reference(parts.id, reference)
+    else:
+        return None
     key = _admitted(read.key, parts, route, services, http)
     if is_touch_due(key):
         await services.status_reads.touch(key)
     call: StatusCall[Any, Any] = StatusCall(decode_query(http, route.query), None, read)
-    return _Answer(route.status, msgspec.json.encode(await route.handler(call)))
+    result = await route.handler(call) if route.by_reference is None else route.by_reference.handler(call)
+    return None if result is None else _Answer(route.status, msgspec.json.encode(result))
+
+
+def _reference_of(route: Route, http: web.Request) -> str | None:
+    """The reference, where nothing else is asked for. A query that is none is refused later, after the key was looked at."""
+    if route.by_reference is None or "reference" not in http.query_string:
+        return None
+    try:
+        reference = route.by_reference.reference_of(decode_query(http, route.query))
+    except Refused:
+        return None
+    return reference
 
 
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:

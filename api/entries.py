@@ -12,7 +12,7 @@ from api.events import EventPage
 from api.inputs import AddressText, AssetName, ChainName, HashText, Line, address_given, chain_named, hash_given
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
-from api.routes import Call, Route, StatusCall
+from api.routes import ByReference, Call, Route, StatusCall
 from ledger.chains import list_chains
 from ledger.documents import DepositDocument, WithdrawalDocument
 from ledger.entry_lists import EntryFilter, list_entries
@@ -108,11 +108,29 @@ async def _filter_of(call: Call[EntryQuery, None], side: Side) -> EntryFilter:
     )
 
 
+_PLAIN = EntryQuery()
+
+
+def _reference_alone(query: EntryQuery) -> str | None:
+    is_alone = msgspec.structs.replace(query, reference=None, limit=_PLAIN.limit) == _PLAIN
+    return query.reference if is_alone else None
+
+
+def _by_reference(side: Side) -> ByReference:
+    def _page(call: StatusCall[EntryQuery, None]) -> Page[AnyEntry] | None:
+        stored = call.read.entries(side)
+        if not call.read.is_whole or len(stored) > call.query.limit:
+            return None
+        return Page([one.document() for one in stored], None)
+
+    return ByReference(_reference_alone, _page)
+
+
 def _standing(call: StatusCall[None, None], side: Side) -> AnyEntry:
-    stored = call.read.entry(side)
-    if stored is None:
+    stored = call.read.entries(side)
+    if not stored:
         raise not_found(side.value)
-    return stored.document()
+    return stored[0].document()
 
 
 async def _story(call: Call[PageQuery, None], side: Side) -> EventPage:
@@ -130,10 +148,10 @@ async def _story(call: Call[PageQuery, None], side: Side) -> EventPage:
 
 
 ROUTES = (
-    Route("GET", "/v1/deposits", "entries:read", list_deposits),
+    Route("GET", "/v1/deposits", "entries:read", list_deposits, by_reference=_by_reference(Side.DEPOSIT)),
     Route("GET", "/v1/deposits/{id}", "entries:read", get_deposit, is_status=True),
     Route("GET", "/v1/deposits/{id}/events", "entries:read", list_events_of_deposit),
-    Route("GET", "/v1/withdrawals", "entries:read", list_withdrawals),
+    Route("GET", "/v1/withdrawals", "entries:read", list_withdrawals, by_reference=_by_reference(Side.WITHDRAWAL)),
     Route("GET", "/v1/withdrawals/{id}", "entries:read", get_withdrawal, is_status=True),
     Route("GET", "/v1/withdrawals/{id}/events", "entries:read", list_events_of_withdrawal),
 )

@@ -85,6 +85,16 @@ class StatusCall(Generic[Query, Body]):
 
 
 @dataclass(frozen=True)
+class ByReference:
+    """How a list is answered as a status read, where nothing but a reference is asked for and its entries are few."""
+
+    reference_of: Callable[[Any], str | None]
+    """The reference in the query; None where more is asked for."""
+    handler: Callable[[Any], Any | None]
+    """The answer to a `StatusCall`, the same as the list's; None where only the list has it."""
+
+
+@dataclass(frozen=True)
 class Route:
     """A route that needs a key. The handler raises `Refused` for what it will not do."""
 
@@ -102,6 +112,8 @@ class Route:
     is_status: bool = False
     """The handler takes a `StatusCall`: the entry that the path names is read together with the key, for all who ask at
     once (`ledger/status_reads.py`)."""
+    by_reference: ByReference | None = None
+    """For a list that may be a status read."""
     is_satisfied: Callable[[Any], bool] | None = None
     """For a long poll: whether an answer is worth sending before the `wait` of its query is over."""
 

@@ -43,7 +43,7 @@ class AskingTask(msgspec.Struct):
     rate: float
     seconds: float
     connections: int
-    seed: int
+    seed: int = 1
     database_url: str = ""
     """Whose sessions called `chainbell serve` are counted with the server."""
 

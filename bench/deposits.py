@@ -1,7 +1,7 @@
 """Deposits of the past by the thousand, and a key that may read them: `python -m bench.deposits TASK`.
 
-They are copies of the first one that was found, made by Postgres itself: finalized, so that no follower has anything to do
-with them.
+They are copies of the first one that was found, each with a watch of its own, made by Postgres itself: finalized, so that no
+follower has anything to do with them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class DepositsTask(msgspec.Struct):
 class Deposits(msgspec.Struct):
     """What somebody needs who asks for them."""
 
-    paths: list[str]
-    """Of some of them, at random."""
+    by_id: list[str]
+    """Paths of some of them, at random."""
+    by_reference: list[str]
+    """The same, as lists of one."""
     key: str
 
 
@@ -44,17 +46,27 @@ async def make_deposits(task: DepositsTask) -> Deposits:
     now = datetime.now(UTC)
     changed: dict[str, ColumnElement[Any]] = {
         "id": literal("dep_copy").concat(literal_column("n")),
+        "watch_id": literal("wat_copy").concat(literal_column("n")),
         "state": literal("finalized"),
         "sequence": literal(3),
         "confirmed_at": literal(now),
         "finalized_at": literal(now),
     }
+    made_watches = text(
+        """
+        INSERT INTO watches (tenant_id, id, scope, address, reference, covered_from, created_at)
+        SELECT tenant_id, 'wat_copy' || n, scope, substring(sha256(convert_to('copy ' || n, 'UTF8')) FOR 20),
+               'copy-' || n, '{}', now()
+        FROM (SELECT tenant_id, scope FROM watches LIMIT 1) first, generate_series(1, :count) n
+        """
+    )
     names = entries.c.keys()
     async with ledger_at(task.database_url) as engine, transaction(engine) as connection:
         first = select(entries).where(entries.c.side == "deposit").limit(1).cte("first")
         copies = select(*(changed.get(name, first.c[name]) for name in names)).select_from(
             first.join(func.generate_series(1, task.count).alias("n"), literal(True))
         )
+        await connection.execute(made_watches, {"count": task.count})
         made = await connection.execute(insert(entries).from_select(names, copies).returning(entries.c.tenant_id))
         tenant_id = made.scalars().first()
         _, key = await create_key(connection, tenant_id, ["entries:read"], now)
@@ -62,7 +74,11 @@ async def make_deposits(task: DepositsTask) -> Deposits:
         settled = await connection.execution_options(isolation_level="AUTOCOMMIT")
         await settled.execute(text("VACUUM (ANALYZE) entries, watches"))
     chosen = Random(task.seed).sample(range(1, task.count + 1), min(task.count, PATHS_MAX))
-    return Deposits([f"/v1/deposits/dep_copy{number}" for number in chosen], key)
+    return Deposits(
+        [f"/v1/deposits/dep_copy{number}" for number in chosen],
+        [f"/v1/deposits?reference=copy-{number}" for number in chosen],
+        key,
+    )
 
 
 def main() -> None:

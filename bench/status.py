@@ -30,29 +30,30 @@ def measure_reads(sizes: Sizes, chain: str, database_url: str, say: Callable[[st
         task = DepositsTask(database_url, sizes.deposits, sizes.seed)
         deposits = msgspec.convert(measured("bench.deposits", task), Deposits)
 
-        def _asked(server: Server, rate: float) -> Asked:
-            say(
-                f"asking {'an empty handler' if server is empty else 'the API'} {f'{rate:,g}/s' if rate else 'on and on'}"
-            )
-            task = AskingTask(
-                server.url, server.pid, deposits.paths, deposits.key, rate, sizes.reads_s, sizes.connections, sizes.seed
-            )
+        def _asked(server: Server, paths: list[str], rate: float) -> Asked:
+            pace = f"{rate:,g}/s" if rate else "on and on"
+            say(f"asking {'an empty handler' if server is empty else 'the API'} for {paths[0]} and others, {pace}")
+            task = AskingTask(server.url, server.pid, paths, deposits.key, rate, sizes.reads_s, sizes.connections)
+            task.seed = sizes.seed
             task.database_url = database_url if server is api else ""
             return msgspec.convert(measured("bench.asking", task), Asked)
 
-        paced = [_asked(server, sizes.reads_rate) for server in (api, empty)]
-        most = [_asked(server, 0) for server in (api, empty)]
-    return [*rows_of(f"{sizes.reads_rate:,g}/s", *paced), *rows_of("on and on", *most)]
+        rows = []
+        for rate in (sizes.reads_rate, 0):
+            least = _asked(empty, deposits.by_id, rate)
+            for name, paths in (("by id", deposits.by_id), ("by reference", deposits.by_reference)):
+                pace = f"{rate:,g}/s" if rate else "on and on"
+                rows += rows_of(f"{name}, {pace}", _asked(api, paths, rate), least)
+        return rows
 
 
-def rows_of(pace: str, asked: Asked, least: Asked) -> list[Row]:
+def rows_of(name: str, asked: Asked, least: Asked) -> list[Row]:
     """What was answered how soon, and what it took."""
 
     def _us(cpu_s: float) -> float:
         return cpu_s * 1e6 / asked.count
 
     empty_us = least.server_cpu_s * 1e6 / least.count
-    name = f"asked {pace}"
     return [
         Row(f"{name}: answered", asked.count / asked.elapsed_s, least.count / least.elapsed_s, "1/s"),
         Row(f"{name}, p50", asked.latency.p50_ms, least.latency.p50_ms, "ms"),

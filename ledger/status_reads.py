@@ -8,6 +8,8 @@ in a transaction of its own: three milliseconds of this process for one row. So 
 - *One round trip.* For each key among those who ask there are two statements: one finds the key and lets the transaction
   speak for its tenant, the other reads all entries that were asked for by it. They are sent together, as one transaction
   (`ledger/pipelines.py`).
+- *A reference is a name too.* Backends ask by what they call an order as much as by our ids. That is a list, and answered
+  here for as long as its watches and entries are few.
 - *Nothing is remembered.* A key is read anew by each question, so that one that was revoked is of no use from the next one
   on. What was read for a key that turns out to be none is thrown away: it is the same work for all of them.
 - *Both walls stand.* The statement names the key's tenant, found by the key, and runs under the policies for that tenant
@@ -24,11 +26,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Text, and_, bindparam, func, literal, select
+from sqlalchemy import Text, and_, bindparam, func, lateral, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chains.model import AssetKind
+from ledger.bulk import unnested
 from ledger.database import UNAVAILABLE, transaction
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document
 from ledger.ids import EntryId, KeyId, Side
@@ -38,6 +41,9 @@ from ledger.pipelines import Pipeline, Prepared, Row, Step
 from ledger.rows import ENTRY_COLUMNS, entry_of
 from ledger.schema import assets, chains, entries, watches
 from ledger.tenancy import SETTING, speak_for
+
+SAME_MAX = 100
+"""Entries of one reference that are read here. Where there are more, it is a list that is asked for."""
 
 TOGETHER_MAX = 100
 """Requests that are answered by one question: a bound for how long the others wait."""
@@ -80,6 +86,7 @@ _find_key = Prepared(
 """One row, also where there is no such key: then for nobody."""
 
 _whose = find_key_by_id(bindparam("key_id", type_=Text), "whose")
+_references = unnested("asked", reference=Text())
 _find_entries = Prepared(
     select(
         *(entries.c[name] for name in ENTRY_COLUMNS),
@@ -95,8 +102,49 @@ _find_entries = Prepared(
         entries.c.id == func.any(bindparam("entry_ids", type_=ARRAY(Text))),
     )
 )
+_named = lateral(
+    select(watches.c.tenant_id, watches.c.id)
+    .where(
+        watches.c.tenant_id == _whose.c.tenant_id,
+        # Of a range that is one value, since that has an order: then no other index can seem as good.
+        watches.c.reference.between(_references.c.reference, _references.c.reference),
+    )
+    .order_by(watches.c.reference)
+    .limit(SAME_MAX + 1)
+    .correlate(_whose, _references),
+    "named",
+)
+_same = lateral(
+    select(*(entries.c[name] for name in ENTRY_COLUMNS))
+    .select_from(
+        _named.outerjoin(entries, and_(entries.c.tenant_id == _named.c.tenant_id, entries.c.watch_id == _named.c.id))
+    )
+    .limit(SAME_MAX + 1)
+    .correlate(_whose, _references),
+    "same",
+)
+_find_by_reference = Prepared(
+    select(
+        _references.c.reference.label("asked"),
+        *(_same.c[name] for name in ENTRY_COLUMNS),
+        *(chains.c[name] for name in _STANDING),
+        *(assets.c[name] for name in _ASSET),
+        *(watches.c[name] for name in _LABEL),
+    ).select_from(
+        _whose.join(_references, literal(True))
+        .join(_same, literal(True))
+        .outerjoin(watches, and_(watches.c.tenant_id == _same.c.tenant_id, watches.c.id == _same.c.watch_id))
+        .outerjoin(chains, chains.c.chain_id == _same.c.chain_id)
+        .outerjoin(assets, assets.c.asset_id == _same.c.asset_id)
+    )
+)
+"""At most one row too many for each reference. A watch without entries is a row too, all but the reference null: so a
+reference that very many watches have is found to be one as well."""
+
+_STATEMENTS = (_find_entries, _find_by_reference)
+_PARAMETERS = ("entry_ids", "all_reference")
 _PARTS = [len(ENTRY_COLUMNS), len(_STANDING), len(_ASSET), len(_LABEL)]
-_ID_AT = ENTRY_COLUMNS.index("id")
+_ID_AT, _SIDE_AT = ENTRY_COLUMNS.index("id"), ENTRY_COLUMNS.index("side")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +163,38 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class StatusRead:
-    """What one request gets: the key as its row stands, and the entry where its tenant has one of that id."""
+    """What one request gets: the key as its row stands, and what its tenant has of what was asked for, of either side."""
 
     key: KeyRow | None
-    row: Row | None
+    rows: Sequence[Row]
 
-    def entry(self, side: Side) -> StoredEntry | None:
-        """The entry, if it is of this side."""
-        if self.row is None:
-            return None
-        at, parts = 0, []
-        for count in _PARTS:
-            parts.append(self.row[at : at + count])
-            at += count
-        entry = entry_of(parts[0])
-        if entry.side is not side:
-            return None
-        asset_id, chain_id, symbol, decimals, kind, contract = parts[2]
-        asset = AssetRow(asset_id, chain_id, symbol, decimals, AssetKind(kind), contract)
-        return StoredEntry(entry, ChainStanding(*parts[1]), asset, WatchLabel(*parts[3]))
+    @property
+    def is_whole(self) -> bool:
+        """False where there is more than is read here."""
+        return len(self.rows) <= SAME_MAX
+
+    def entries(self, side: Side) -> list[StoredEntry]:
+        """The entries of this side, in the order of lists: the newest first."""
+        found = [_stored(row) for row in self.rows if row[_ID_AT] is not None and row[_SIDE_AT] == side.value]
+        return sorted(found, key=lambda one: (one.entry.detected_at, one.entry.id), reverse=True)
+
+
+def _stored(row: Row) -> StoredEntry:
+    at, parts = 0, []
+    for count in _PARTS:
+        parts.append(row[at : at + count])
+        at += count
+    asset_id, chain_id, symbol, decimals, kind, contract = parts[2]
+    asset = AssetRow(asset_id, chain_id, symbol, decimals, AssetKind(kind), contract)
+    return StoredEntry(entry_of(parts[0]), ChainStanding(*parts[1]), asset, WatchLabel(*parts[3]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     key_id: KeyId
-    entry_id: EntryId
+    is_reference: bool
+    name: str
+    """An entry's id, or the reference of its watch."""
     answer: asyncio.Future[StatusRead]
 
 
@@ -157,8 +212,15 @@ class StatusReads:
     async def read(self, key_id: KeyId, entry_id: EntryId) -> StatusRead:
         """The key of that id as it stands after the call, and the entry of its tenant. Whether the key is usable is for
         the caller to say, before it shows anything. Raises what `UNAVAILABLE` names."""
+        return await self._answered(key_id, is_reference=False, name=entry_id)
+
+    async def read_reference(self, key_id: KeyId, reference: str) -> StatusRead:
+        """The same with all entries of the watches that have this reference."""
+        return await self._answered(key_id, is_reference=True, name=reference)
+
+    async def _answered(self, key_id: KeyId, *, is_reference: bool, name: str) -> StatusRead:
         loop = asyncio.get_running_loop()
-        asked = _Asked(key_id, entry_id, loop.create_future())
+        asked = _Asked(key_id, is_reference, name, loop.create_future())
         self._waiting.append(asked)
         if self._working is None:
             self._working = loop.create_task(self._work())
@@ -218,15 +280,32 @@ class StatusReads:
         return await self._ask(together)
 
     async def _ask(self, together: Sequence[_Asked]) -> list[StatusRead]:
-        wanted: dict[KeyId, list[EntryId]] = {}
+        wanted: dict[KeyId, tuple[set[str], set[str]]] = {}
         for asked in together:
-            wanted.setdefault(asked.key_id, []).append(asked.entry_id)
+            wanted.setdefault(asked.key_id, (set(), set()))[asked.is_reference].add(asked.name)
         steps: list[Step] = []
-        for key_id, entry_ids in wanted.items():
+        for key_id, names in wanted.items():
             steps.append((_find_key, {"key_id": key_id}))
-            steps.append((_find_entries, {"key_id": key_id, "entry_ids": entry_ids}))
-        results = await self._pipeline.run(steps)
-        found: dict[KeyId, tuple[KeyRow | None, dict[EntryId, Row]]] = {}
-        for key_id, [key], rows in zip(wanted, results[::2], results[1::2], strict=True):
-            found[key_id] = key_from(key[: len(KEY_COLUMNS) + 1]), {row[_ID_AT]: row for row in rows}
-        return [StatusRead(found[asked.key_id][0], found[asked.key_id][1].get(asked.entry_id)) for asked in together]
+            for is_reference in (False, True):
+                if names[is_reference]:
+                    given = {"key_id": key_id, _PARAMETERS[is_reference]: list(names[is_reference])}
+                    steps.append((_STATEMENTS[is_reference], given))
+        return _reads_of(together, steps, await self._pipeline.run(steps))
+
+
+def _reads_of(together: Sequence[_Asked], steps: Sequence[Step], results: Sequence[Sequence[Row]]) -> list[StatusRead]:
+    keys: dict[object, KeyRow | None] = {}
+    rows_of: dict[tuple[object, bool, str], list[Row]] = {}
+    for (statement, given), rows in zip(steps, results, strict=True):
+        key_id = given["key_id"]
+        if statement is _find_key:
+            keys[key_id] = key_from(rows[0][: len(KEY_COLUMNS) + 1])
+        elif statement is _find_entries:
+            rows_of |= {(key_id, False, row[_ID_AT]): [row] for row in rows}
+        else:
+            for row in rows:
+                rows_of.setdefault((key_id, True, row[0]), []).append(row[1:])
+    return [
+        StatusRead(keys[asked.key_id], rows_of.get((asked.key_id, asked.is_reference, asked.name), []))
+        for asked in together
+    ]

@@ -47,8 +47,9 @@ ROWS = {
         ),
     },
     "status reads beside a followed head, bare: an empty aiohttp handler": {
-        f"asked {pace}{row}"
-        for pace in ("50/s", "on and on")
+        f"by {name}, {pace}{row}"
+        for name in ("id", "reference")
+        for pace in ("100/s", "on and on")
         for row in (
             ": answered",
             ", p50",

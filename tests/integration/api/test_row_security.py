@@ -20,7 +20,6 @@ from api.routes import Route
 from ledger.database import connect_api, transaction
 from ledger.ids import OPS_TENANT, TenantId
 from ledger.pipelines import Prepared
-from ledger.status_reads import _find_entries
 from ledger.tenancy import POLICY, SETTING, speak_for, tenant_tables
 from tests.integration.api.conftest import Service
 from tests.integration.api.describing import fill
@@ -28,10 +27,16 @@ from tests.integration.api.describing import fill
 FILTER = re.compile(r"(\b\w+\.)?tenant_id = %\(\w+\)s(::\w+)?")
 """The first wall, as SQLAlchemy writes it."""
 
-FILTER_BY_KEY = re.compile(
-    rb"entries\.tenant_id = \(SELECT whose\.tenant_id \nFROM chainbell_find_key\((.*?)\) AS whose\)"
-)
+WALLS_BY_KEY = {
+    "_find_entries": re.compile(
+        rb"entries\.tenant_id = \(SELECT whose\.tenant_id \nFROM chainbell_find_key\((.*?)\) AS whose\)"
+    ),
+    "_find_by_reference": re.compile(rb"watches\.tenant_id = (whose\.tenant_id)"),
+}
 """The same where the tenant is found by the key in the statement itself."""
+
+REFERENCE = "deposits?reference=order-1"
+"""The list that is a status read."""
 
 BODIES: dict[str, dict[str, object]] = {
     "recover_my_endpoint": {"since": "2026-01-01T00:00:00Z"},
@@ -52,10 +57,13 @@ def taken_out(service: Service) -> Iterator[Counter[str]]:
     engine = service.engine.sync_engine
     listen(engine, "before_cursor_execute", _without, retval=True)
     with pytest.MonkeyPatch.context() as patch:
-        blind = Prepared(_find_entries.statement)
-        blind.text, count = FILTER_BY_KEY.subn(rb"\1 IS NOT NULL", _find_entries.text)
-        assert count == 1
-        patch.setattr(ledger.status_reads, "_find_entries", blind)
+        for name, wall in WALLS_BY_KEY.items():
+            seeing: Prepared = getattr(ledger.status_reads, name)
+            blind = Prepared(seeing.statement)
+            blind.text, count = wall.subn(rb"\1 IS NOT NULL", seeing.text)
+            assert count == 1
+            patch.setattr(ledger.status_reads, name, blind)
+        patch.setattr(ledger.status_reads, "_STATEMENTS", tuple(getattr(ledger.status_reads, n) for n in WALLS_BY_KEY))
         yield found
     remove(engine, "before_cursor_execute", _without)
 
