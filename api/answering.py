@@ -32,6 +32,7 @@ from ledger.keys import (
     parse_key,
     touch_key,
 )
+from ledger.status_reads import StatusRead
 
 POLL_INTERVAL_S = 2.0
 """How often a long poll that hears of nothing asks the ledger: a hint may be lost."""
@@ -100,30 +101,33 @@ def _response(found: _Answer) -> web.Response:
 async def _answer_status(route: Route, services: Services, http: web.Request, parts: KeyParts) -> _Answer | None:
     """Answer from one round trip that is shared with whoever asks at the same time; None for what is no status read. Nothing
     of what was read is shown, not even that there is nothing, before the key has been found to be good."""
-    reference = _reference_of(route, http)
-    if route.is_status:
-        read = await services.status_reads.read(parts.id, EntryId(http.match_info["id"]))
-    elif reference is not None:
-        read = await services.status_reads.read_reference(parts.id, reference)
-    else:
+    found = await _read_status(route, services, http, parts)
+    if found is None:
         return None
+    query, read = found
     key = _admitted(read.key, parts, route, services, http)
     if is_touch_due(key):
         await services.status_reads.touch(key)
-    call: StatusCall[Any, Any] = StatusCall(decode_query(http, route.query), None, read)
+    call: StatusCall[Any, Any] = StatusCall(query or decode_query(http, route.query), None, read)
     result = await route.handler(call) if route.by_reference is None else route.by_reference.handler(call)
     return None if result is None else _Answer(route.status, msgspec.json.encode(result))
 
 
-def _reference_of(route: Route, http: web.Request) -> str | None:
-    """The reference, where nothing else is asked for. A query that is none is refused later, after the key was looked at."""
+async def _read_status(
+    route: Route, services: Services, http: web.Request, parts: KeyParts
+) -> tuple[Any, StatusRead] | None:
+    """What was read, and the query where it had to be decoded for that. One that is wrong is refused later, after the key
+    was looked at."""
+    if route.is_status:
+        return None, await services.status_reads.read(parts.id, EntryId(http.match_info["id"]))
     if route.by_reference is None or "reference" not in http.query_string:
         return None
     try:
-        reference = route.by_reference.reference_of(decode_query(http, route.query))
+        query = decode_query(http, route.query)
     except Refused:
         return None
-    return reference
+    reference = route.by_reference.reference_of(query)
+    return None if reference is None else (query, await services.status_reads.read_reference(parts.id, reference))
 
 
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:

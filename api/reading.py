@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -114,7 +115,7 @@ def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
         query = msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), type_, is_query=True) from None
-    for part in msgspec.structs.fields(type_):
+    for part in _fields_of(type_):
         if part.encode_name in given:
             _check_reading(part.encode_name, given[part.encode_name], getattr(query, part.name))
     return query
@@ -127,6 +128,11 @@ def _check_reading(name: str, text: str, value: object) -> None:
         raise _invalid(f"there is no null in a query: leave the parameter out - at `$.{name}`")
     if isinstance(value, datetime) and not _DATE.match(text):
         raise _invalid(f"a time is written as in RFC 3339: 2026-11-01T00:00:00Z - at `$.{name}`")
+
+
+@cache
+def _fields_of(type_: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(type_)  # which reads the annotations anew each time
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
