@@ -68,7 +68,7 @@ class Connection(web.RequestHandler):
         self._answered = 0
         self._head_bytes = 0
         """Of a head that has begun and is not whole."""
-        self._is_body_over: Callable[[], bool] = lambda: True
+        self._is_body_over: Callable[[], bool] = _always
         """Of the request that was answered last: what we did not read of it comes before the next head."""
         self._patience: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
@@ -94,6 +94,7 @@ class Connection(web.RequestHandler):
         for timer in (self._patience, self._taking):
             if timer is not None:
                 timer.cancel()
+        self._is_body_over = _always  # it leads back to us: nothing is to wait for the collector of cycles
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -209,6 +210,10 @@ def answer_to_head(refused: Refused) -> web.Response:
     answer = web.Response(status=status, body=body, headers=headers)
     answer.force_close()
     return answer
+
+
+def _always() -> bool:
+    return True
 
 
 def _peer_of(transport: asyncio.Transport | None) -> str | None:

@@ -37,6 +37,11 @@ from ledger.ids import EndpointId, new_id
 from ledger.states import EndpointHealth
 from ledger.watches import WatchDocument
 
+FAILING_FOR = timedelta(days=2, hours=13)
+"""Of an endpoint that is warned of: a little longer than half the time that disables it."""
+
+MADE_BEFORE = timedelta(days=30)
+
 
 class PingDocument(msgspec.Struct, frozen=True, tag_field="object", tag="test"):
     """The data of a `test.ping`: it tells of nothing but itself."""
@@ -184,9 +189,10 @@ def _other(event_type: str, scene: Scene) -> object:
             "0x9696f59e4d72e237be84ffd425dcad154bf96976",
             scene.watch.reference,
             scene.watch.metadata,
-            None,
-            19_000_001,
+            18_000_000,
+            18_000_000,
             "active",
+            "job_018d2f8a4c1e7b3f9a6d5c4b3a291807",
         )
     if event_type.startswith("endpoint."):
         state = "paused" if event_type == "endpoint.paused" else "active"
@@ -194,10 +200,10 @@ def _other(event_type: str, scene: Scene) -> object:
             status=EndpointHealth.FAILING,
             breaker=Breaker.CLOSED,
             rests_until=None,
-            failures_consecutive=3,
-            failing_since=time_of(scene.before),
+            failures_consecutive=12,
+            failing_since=time_of(scene.now - FAILING_FOR),
             last_attempt_at=time_of(scene.now),
-            last_accepted_at=time_of(scene.before),
+            last_accepted_at=time_of(scene.now - FAILING_FOR),
             last_failed_at=time_of(scene.now),
             last_status_code=503,
             last_error=None,
@@ -213,8 +219,8 @@ def _other(event_type: str, scene: Scene) -> object:
             None,
             state,
             "paused by its owner" if state == "paused" else None,
-            time_of(scene.before),
-            time_of(scene.now),
+            time_of(scene.now - MADE_BEFORE),
+            time_of(scene.now - MADE_BEFORE),
             health,
         )
     return _chain(event_type, scene)

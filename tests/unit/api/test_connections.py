@@ -191,7 +191,7 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_cut_off_however_often_one_c
     async with opened(Bounds(head_s=0.2, idle_s=LONG_S)) as door:
         reader, writer = await door.open(b"GET /small HTTP/1.1\r\nX-Slow: ")
         with suppress(ConnectionError):
-            while not reader.at_eof():
+            while not reader.at_eof() and not writer.is_closing():
                 writer.write(b"a")
                 await writer.drain()
                 await asyncio.sleep(0.01)
