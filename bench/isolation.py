@@ -71,6 +71,8 @@ class IsolationTask(msgspec.Struct):
     is_cold: bool = False
     """None is known, the bad ones neither."""
     database_url: str = ""
+    bad_merchants_url: str = ""
+    """Where the bad ones are: in a process of their own, so that the well ones' news is not noted late because of them."""
     notify_pids: list[int] = []
     """Whose CPU time is counted; empty for that of this process."""
 
@@ -137,11 +139,16 @@ async def add_targets(engine: AsyncEngine, task: IsolationTask, targets: Sequenc
     there = [target for target in targets if task.has_bad or target.mood is Mood.WELL]
     for tenant in range(TENANTS):
         owned = there[tenant::TENANTS]
-        urls = [f"{task.merchants_url}/{target.mood}/{target.name}" for target in owned]
+        urls = [_url_of(task, target) for target in owned]
         tenant_id, endpoint_ids = await add_tenant(engine, f"merchant {tenant}", urls)
         for target, endpoint_id in zip(owned, endpoint_ids, strict=True):
             stored[target.name] = msgspec.structs.replace(target, tenant_id=tenant_id, id=endpoint_id)
     return list(stored.values())
+
+
+def _url_of(task: IsolationTask, target: Target) -> str:
+    server = task.merchants_url if target.mood is Mood.WELL else task.bad_merchants_url
+    return f"{server}/{target.mood}/{target.name}"
 
 
 def history_of(targets: Sequence[Target]) -> list[NewEvent]:

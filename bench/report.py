@@ -163,10 +163,14 @@ def drained_rows(name: str, drained: Drained, baseline: Drained) -> list[Row]:
 
 def waits_rows(pairs: Sequence[tuple[Waits, Waits]]) -> list[Row]:
     """How long was waited beside how long would have been: of several pairs the one in the middle by the ratio of p99."""
-    waits, baseline = sorted(pairs, key=lambda pair: pair[0].later.p99_ms / pair[1].later.p99_ms)[len(pairs) // 2]
+    in_order = sorted(pairs, key=lambda pair: pair[0].later.p99_ms / pair[1].later.p99_ms)
+    waits, baseline = in_order[len(pairs) // 2]
     rows = _pair("committed to first bytes", waits.later, baseline.later)
     rows += _pair("  the same, a newcomer's first event", waits.first, baseline.first)
     rows[0].cpu_ms = waits.cpu_s * 1000 / waits.events
+    if len(pairs) > 1:
+        for name, (beside, alone) in {"least": in_order[0], "largest": in_order[-1]}.items():
+            rows.append(Row(f"  p99 of the pair with the {name} ratio", beside.later.p99_ms, alone.later.p99_ms, "ms"))
     if any(wait.missing for wait, _ in pairs):
         rows.append(Row("not received within a minute", waits.missing, waits.events, "events"))
     return rows

@@ -81,7 +81,7 @@ class Strain:
             return msgspec.convert(measured("bench.draining", task), Drained)
 
     def _waits(self, task: IsolationTask, *, is_bare: bool = False) -> Waits:
-        with serving("bench.merchants") as task.merchants_url:
+        with serving("bench.merchants") as task.merchants_url, serving("bench.merchants") as task.bad_merchants_url:
             if is_bare:
                 return msgspec.convert(measured("bench.isolation", task), Waits)
             with (

@@ -53,6 +53,10 @@ log = structlog.get_logger()
 FOLLOWER_TRANSACTION_LIMIT_S = 120
 """Far longer than a commit takes, and as long as a frozen leader may keep another from taking over."""
 
+NOTIFIER_CONNECTIONS = 8
+"""One each for hints, claims, claims for failing endpoints, sweeps and heartbeats, two for settlings, and one for what is
+rare: none of these is to wait for another's."""
+
 NOTIFIER_TRANSACTION_LIMIT_S = 30
 """A frozen notifier may hold locks that all others need to settle. Theirs is settled after this at the latest: well before
 their leases end, even of what had waited for an answer as long as it may."""
@@ -227,7 +231,11 @@ async def notify(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         url = stack.enter_context(open_database(settings))
         opened = open_engine(
-            settings, url, application="chainbell notify", transaction_limit_s=NOTIFIER_TRANSACTION_LIMIT_S
+            settings,
+            url,
+            application="chainbell notify",
+            pool_size=NOTIFIER_CONNECTIONS,
+            transaction_limit_s=NOTIFIER_TRANSACTION_LIMIT_S,
         )
         engine = await stack.enter_async_context(opened)
         await admit(engine, secret_box)

@@ -195,7 +195,7 @@ class Post:
         idle_interval_s: float,
         exchange_s: float,
     ) -> Dispatcher:
-        engine = connect(self.url, application="dispatcher", pool_size=3)
+        engine = connect(self.url, application="dispatcher", pool_size=8)
         sender = Sender(policy, version="test", limits=TimeLimits(total_s=exchange_s))
         dispatcher = Dispatcher(
             engine,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import text
@@ -18,6 +19,8 @@ from ledger.claims import (
     Claimed,
     DueFrom,
     EndpointRoom,
+    Owed,
+    Place,
     claim_due_deliveries,
     claim_to_send,
     find_fresh,
@@ -27,7 +30,8 @@ from ledger.database import Connection, transaction
 from ledger.deliveries import AttemptRow, Settled, Settlement, count_deliveries, settle_deliveries
 from ledger.direct import direct_transaction
 from ledger.ids import EndpointId
-from ledger.states import DeliveryState, Outcome
+from ledger.states import DeliveryState, EndpointHealth, Outcome
+from notifier.claiming import Claiming
 from notifier.isolation import SLOTS
 from notifier.metrics import LEASES_LOST
 from tests.fakes.receiver import Receiver, answer, running_receiver, wait_for
@@ -69,6 +73,10 @@ async def test_endpoints_that_hang_keep_no_other_waiting(post: Post) -> None:
         assert sum(len(receiver.requests) for receiver in bad) >= 12
         assert await post.execute("SELECT 1 FROM attempts WHERE outcome <> 'accepted'") == 0
         release.set()
+
+
+def _has_so_many(receiver: Receiver, number: int) -> bool:
+    return len(receiver.requests) == number
 
 
 def _has_all(receiver: Receiver, told: Sequence[str]) -> Callable[[], bool]:
@@ -229,6 +237,50 @@ async def test_an_endpoint_that_somebody_has_locked_keeps_no_other_from_being_se
     assert len(locked.requests) == 100
 
 
+async def test_no_claim_waits_for_a_sweep(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among many that are owed something, and under a snapshot that somebody holds, it may take long."""
+    is_sweeping, end = asyncio.Event(), asyncio.Event()
+
+    async def sweep_for_long(connection: Connection, after: Place, limit: int) -> tuple[list[Owed], Place]:
+        is_sweeping.set()
+        await end.wait()
+        return await find_owed(connection, after, limit)
+
+    monkeypatch.setattr("notifier.claiming.find_owed", sweep_for_long)
+    async with post.dispatching(), receivers(post, 1, ["deposit.detected"]) as [receiver]:
+        await is_sweeping.wait()
+        for number in range(1, 4):
+            await post.record(f"dep_{number}")
+            await receiver.wait_until("it came", partial(_has_so_many, receiver, number))
+        end.set()
+
+
+async def test_no_claim_waits_for_one_for_failing_endpoints(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what failing ones are owed looked at by the claim that a hint calls for."""
+    is_claiming, end, claim = asyncio.Event(), asyncio.Event(), Claiming.claim_for_failing
+
+    async def claim_for_long(claiming: Claiming) -> int:
+        if any(claiming.isolation.lines[EndpointHealth.FAILING]):
+            is_claiming.set()
+            await end.wait()
+        return await claim(claiming)
+
+    monkeypatch.setattr(Claiming, "claim_for_failing", claim_for_long)
+    async with (
+        receivers(post, 1, ["deposit.failed"]) as [bad],
+        receivers(post, 1, ["deposit.detected"]) as [well],
+    ):
+        await post.execute("UPDATE endpoints SET failures_consecutive = 5 WHERE event_types = '{deposit.failed}'")
+        await post.record_all([(f"dep_bad_{number}", 1) for number in range(5)], "deposit.failed")
+        async with post.dispatching():
+            await is_claiming.wait()
+            told = await post.record_all([(f"dep_{number}", 1) for number in range(5)])
+            await well.wait_until("all came", _has_all(well, told))
+            assert bad.requests == []
+            end.set()
+            await bad.wait_until("all came", lambda: len(bad.requests) == 5)
+
+
 async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,11 +292,11 @@ async def test_who_cannot_settle_keeps_its_leases_and_claims_no_more(
     settle = settle_deliveries
 
     async def settle_unless_broken(
-        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False
+        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False, is_repeated: bool = False
     ) -> Settled:
         if is_broken.is_set():
             raise OperationalError("UPDATE", None, OSError("away"))
-        return await settle(connection, settlements, commits=commits)
+        return await settle(connection, settlements, commits=commits, is_repeated=is_repeated)
 
     monkeypatch.setattr("notifier.dispatcher.settle_deliveries", settle_unless_broken)
     async with post.dispatching() as [dispatcher], running_receiver() as receiver:
@@ -269,12 +321,12 @@ async def test_a_settling_that_takes_long_keeps_its_leases_and_holds_no_other_up
     end, settle, slow = asyncio.Event(), settle_deliveries, list[Settlement]()
 
     async def settle_slowly_at_first(
-        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False
+        connection: Connection, settlements: Sequence[Settlement], *, commits: bool = False, is_repeated: bool = False
     ) -> Settled:
         if not slow:
             slow.extend(settlements)
             await end.wait()
-        return await settle(connection, settlements, commits=commits)
+        return await settle(connection, settlements, commits=commits, is_repeated=is_repeated)
 
     monkeypatch.setattr("notifier.dispatcher.settle_deliveries", settle_slowly_at_first)
     async with post.dispatching() as [dispatcher], running_receiver() as receiver:
