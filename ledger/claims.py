@@ -57,7 +57,7 @@ from ledger.by_index import READ_BY_INDEX
 from ledger.columns import TIME
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
 from ledger.endpoint_pace import allowance_of, charge, pace_of_endpoint, paced
-from ledger.endpoint_secrets import LiveSecrets, live_secrets_step, open_secrets
+from ledger.endpoint_secrets import LeftOut, LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.schema import deliveries, endpoints
@@ -439,6 +439,8 @@ class ToSend(NamedTuple):
     claimed: list[Claimed]
     live: LiveSecrets
     """What to sign it with."""
+    left_out: list[LeftOut]
+    """Valid secrets that it is not signed with."""
     due_from: Mapping[tuple[TenantId, EndpointId], DueFrom]
     """Since when something is pending for the endpoints that were asked about."""
 
@@ -460,12 +462,12 @@ async def claim_to_send(
     _, pending, *_, rows = await run_together(connection, *steps)
     due_from = {(TenantId(row[0]), EndpointId(row[1])): DueFrom(row[2], row[3]) for row in pending} if unsure else {}
     if not rows:
-        return ToSend([], {}, due_from)
+        return ToSend([], {}, [], due_from)
     keys = sorted({(TenantId(row[0]), EndpointId(row[_ENDPOINT_ID])) for row in rows})
     *_, bodies, secrets = await run_together(
         connection, *bodies_steps(_told_of(rows)), live_secrets_step(keys), commits=True
     )
-    return ToSend(_with_bodies(rows, bodies), open_secrets(box, secrets), due_from)
+    return ToSend(_with_bodies(rows, bodies), *open_secrets(box, secrets), due_from)
 
 
 def _lease_steps(rooms: Sequence[EndpointRoom], lease_s: float, token: str) -> tuple[Step, Step]:

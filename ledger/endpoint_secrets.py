@@ -15,7 +15,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -198,14 +198,30 @@ _LIVE_SECRETS = Direct(
 
 LiveSecrets = Mapping[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken]
 """What endpoints' webhooks are to be signed with now, as `whsec_...` and `whsk_...`, the current ones first; the reason in
-their place where one does not open: one endpoint's broken secret is no other's concern."""
+their place where the current one does not open: one endpoint's broken secret is no other's concern."""
+
+
+class LeftOut(NamedTuple):
+    """A secret that is still valid after a rotation, and does not open: nothing is signed with it."""
+
+    tenant_id: TenantId
+    endpoint_id: EndpointId
+    secret_id: str
+    reason: str
+
+
+class Opened(NamedTuple):
+    """Secrets that were read."""
+
+    live: LiveSecrets
+    left_out: list[LeftOut]
 
 
 async def find_live_secrets(
     connection: AsyncConnection, secret_box: SecretBox, keys: Sequence[tuple[TenantId, EndpointId]]
 ) -> LiveSecrets:
     """The live secrets of endpoints."""
-    return open_secrets(secret_box, await run_direct(connection, live_secrets_step(keys)))
+    return open_secrets(secret_box, await run_direct(connection, live_secrets_step(keys))).live
 
 
 def live_secrets_step(keys: Sequence[tuple[TenantId, EndpointId]]) -> Step:
@@ -214,19 +230,24 @@ def live_secrets_step(keys: Sequence[tuple[TenantId, EndpointId]]) -> Step:
     return _LIVE_SECRETS, {"signers_rows": asked.decode()}
 
 
-def open_secrets(secret_box: SecretBox, rows: Rows) -> LiveSecrets:
-    """The live secrets in rows that were read."""
+def open_secrets(secret_box: SecretBox, rows: Rows) -> Opened:
+    """The live secrets in rows that were read. Without its current one an endpoint is not signed for. An earlier one that
+    does not open is left out: the way out of a broken secret is a rotation, which is to help before its grace is over."""
     found: dict[tuple[TenantId, EndpointId], tuple[str, ...] | SealBroken] = {}
+    left_out = list[LeftOut]()
     for tenant_id, endpoint_id, secret_id, sealed, sealed_key in rows:
         key = (TenantId(tenant_id), EndpointId(endpoint_id))
-        earlier = found.get(key, ())
-        if isinstance(earlier, SealBroken):
+        current = found.get(key)
+        if isinstance(current, SealBroken):
             continue
         try:
-            found[key] = (*earlier, *_open(secret_box, key, secret_id, sealed, sealed_key))
+            found[key] = (*(current or ()), *_open(secret_box, key, secret_id, sealed, sealed_key))
         except SealBroken as error:
-            found[key] = error
-    return found
+            if current is None:
+                found[key] = error
+            else:
+                left_out.append(LeftOut(*key, secret_id, str(error)))
+    return Opened(found, left_out)
 
 
 def _open(

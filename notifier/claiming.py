@@ -24,11 +24,12 @@ import structlog
 from ledger.claims import LATE_COMMIT, START, Claimed, claim_to_send, find_fresh, find_owed
 from ledger.database import UNAVAILABLE, Connection, Engine
 from ledger.direct import direct_transaction
-from ledger.endpoint_secrets import LiveSecrets
+from ledger.endpoint_secrets import LeftOut, LiveSecrets
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import EndpointHealth
 from notifier.beginnings import Beginnings
 from notifier.isolation import Isolation, Key, Turns, Waiting
+from notifier.left_out_secrets import LeftOutSecrets
 from notifier.metrics import LEASES_EXPIRED
 
 log = structlog.get_logger()
@@ -92,6 +93,7 @@ class Claiming:
         self.may_claim = may_claim
         self.wake = wake
         self.beginnings = Beginnings()
+        self.left_out_secrets = LeftOutSecrets(engine)
         self.token = secrets.token_hex(8)
         self.claims = 0
         self.looked_at = -math.inf
@@ -157,12 +159,14 @@ class Claiming:
                 if is_look:
                     await self._look(connection, now)
                 turns = turns or self._take_turns(healths, now)
-                claimed, live = await self._claim_turns(connection, turns, now)
+                claimed, live, left_out = await self._claim_turns(connection, turns, now)
         except (*UNAVAILABLE, OSError) as error:
             await wait_for_database(error)
             return 0
         self._let_wait(claimed, live, now)
         self.isolation.note_claimed(turns, claimed)
+        if left_out:
+            await self.left_out_secrets.tell_of(left_out, now)
         return len(claimed)
 
     def _take_turns(self, healths: Sequence[EndpointHealth], now: float) -> Turns:
@@ -171,9 +175,11 @@ class Claiming:
             self.is_moving = False
         return turns
 
-    async def _claim_turns(self, connection: Connection, turns: Turns, now: float) -> tuple[list[Claimed], LiveSecrets]:
+    async def _claim_turns(
+        self, connection: Connection, turns: Turns, now: float
+    ) -> tuple[list[Claimed], LiveSecrets, list[LeftOut]]:
         if not turns.rooms:
-            return [], {}
+            return [], {}, []
         self.claims += 1
         token = f"{self.token}-{self.claims}"
         rooms, unsure = self.beginnings.of(turns.rooms, now)
@@ -181,7 +187,7 @@ class Claiming:
             connection, self.secret_box, rooms, lease_s=self.lease_s, token=token, unsure=unsure
         )
         self.beginnings.note(found.due_from, now)
-        return found.claimed, found.live
+        return found.claimed, found.live, found.left_out
 
     def _is_short(self) -> bool:
         """Whether little of what was claimed still waits: claims are to be few and large."""

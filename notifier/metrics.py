@@ -47,6 +47,10 @@ LEASES_LOST = Counter(
     "chainbell_leases_lost_total",
     "Deliveries whose lease ended before this process could settle them: the receiver may have them twice",
 )
+SECRETS_LEFT_OUT = Counter(
+    "chainbell_secrets_left_out_total",
+    "Claims of deliveries that were signed without a valid secret of their endpoint, for it does not open",
+)
 HOUSEKEEPING = Counter("chainbell_housekeeping_total", "Housekeeping jobs by how they ended", ["job", "outcome"])
 LEASES_EXPIRED = Counter(
     "chainbell_leases_expired_total",

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from ledger.database import database_now, transaction
 from ledger.deliveries import count_deliveries
 from ledger.endpoint_health import glance_at
+from ledger.endpoint_secrets import GRACE_DEFAULT, rotate_secret
 from ledger.holding import Only, Task, start_task
 from ledger.ids import EndpointId
 from ledger.schema import endpoints
@@ -67,6 +68,27 @@ async def test_what_kills_its_workers_is_ours_too(post: Post) -> None:
             await post.wait_for_states(faulted=1)
     assert (await post.delivery(event_id)).fault == "workers_died"
     await require_blameless(post, endpoint_id)
+
+
+async def test_rotating_away_from_a_secret_that_does_not_open_helps_at_once_and_is_told_of(post: Post) -> None:
+    """It is valid for another day; everything is signed with the new one alone, and nobody passes over that in silence."""
+    before = REGISTRY.get_sample_value("chainbell_secrets_left_out_total") or 0.0
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+        await post.execute("UPDATE endpoint_secrets SET sealed = :bytes", bytes=b"x" * 64)
+        async with transaction(post.engine) as connection:
+            now = await database_now(connection)
+            made = await rotate_secret(connection, post.secret_box, TENANT, endpoint_id, GRACE_DEFAULT, now)
+        assert made is not None
+        receiver.secrets[:] = [made.secret]
+        async with post.dispatching():
+            for number in range(2):
+                await post.record(f"dep_{number}")
+                await post.wait_for_states(delivered=number + 1)
+    assert [request.is_signed for request in receiver.requests] == [True, True]
+    assert (REGISTRY.get_sample_value("chainbell_secrets_left_out_total") or 0.0) == before + 2
+    told = "SELECT 1 FROM audit_log WHERE action = 'endpoint.secret_left_out' AND subject = :id"
+    assert await post.execute(told, id=endpoint_id) == 1
 
 
 async def test_a_secret_that_does_not_open_shows_with_what_waits_for_it_until_it_is_sent(post: Post) -> None:
