@@ -438,9 +438,8 @@ class ToSend(NamedTuple):
 
     claimed: list[Claimed]
     live: LiveSecrets
-    """What to sign it with."""
     left_out: list[LeftOut]
-    """Valid secrets that it is not signed with."""
+    """What to sign it with, and which valid secrets it is not signed with."""
     due_from: Mapping[tuple[TenantId, EndpointId], DueFrom]
     """Since when something is pending for the endpoints that were asked about."""
 
