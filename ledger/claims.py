@@ -154,8 +154,7 @@ _now = func.now()
 
 def is_in(queue: FromClause, *states: DeliveryState) -> ColumnElement[bool]:
     """The state written into the statement, not sent as a parameter: a plan that is kept may then use a partial index."""
-    values = [state.value for state in states]
-    return queue.c.state.in_(bindparam(None, values, expanding=True, literal_execute=True))
+    return queue.c.state.in_(bindparam(None, [one.value for one in states], expanding=True, literal_execute=True))
 
 
 _is_in_the_way = and_(
