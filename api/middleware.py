@@ -92,9 +92,9 @@ def _record(request: web.Request, response: web.StreamResponse, request_id: str,
     if not request.query_string or "wait" not in request.query:
         _duration_of(route).observe(elapsed_s)
     resource = request.match_info.route.resource
-    caller = caller_of(
-        request.remote, request.headers.getall("X-Forwarded-For", ()), request.app[SERVICES].trusted_proxies
-    )
+    services = request.app.get(SERVICES)
+    proxies = services.trusted_proxies if services else ()
+    caller = caller_of(request.remote, request.headers.getall("X-Forwarded-For", ()), proxies)
     log.info(
         "request finished",
         route=route,
