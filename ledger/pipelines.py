@@ -89,7 +89,7 @@ class Pipeline:
         driver, known = await self._take()
         try:
             with sqlalchemy_errors():
-                results = await driver.wait(_exchange(driver, steps, known))
+                results = await _exchanged(driver, steps, known)
                 return [_rows_of(driver, result) for result in results]
         except BaseException:
             await self.drop()
@@ -118,6 +118,16 @@ class Pipeline:
         if self._connection is not None:
             await self._connection.invalidate()
         await self.give_back()
+
+
+async def _exchanged(driver: psycopg.AsyncConnection[Any], steps: Sequence[Step], known: set[bytes]) -> list[PGresult]:
+    """Ask, and once more where what was prepared is gone: after a rollback the driver takes back all that was prepared on
+    its connection, what we prepared too (DEALLOCATE ALL). Nothing was done then, for all is one transaction."""
+    try:
+        return await driver.wait(_exchange(driver, steps, known))
+    except psycopg.errors.InvalidSqlStatementName:
+        known.clear()
+        return await driver.wait(_exchange(driver, steps, known))
 
 
 def _exchange(driver: psycopg.AsyncConnection[Any], steps: Sequence[Step], known: set[bytes]) -> PQGen[list[PGresult]]:

@@ -16,12 +16,15 @@ from schemathesis.core.transport import Response
 
 MEANINGS = {
     *("/chain", "/address", "/after", "/url", "/from", "/to", "/since", "/until", "/event_types/*", "/event_type"),
-    *("/endpoint", "/event", "/entry", "/grace_seconds", "/wait"),
+    *("/accept_reorg_to", "/endpoint", "/event", "/entry", "/grace_seconds", "/wait"),
     *("/watches/*/chain", "/watches/*/address", "/watches/*/start_height", "/watches/*/metadata"),
 }
 """Parts whose form is described and whose meaning is not, as pointers with * for an index."""
 
-CODES = {"not_found", "missing_scope", "invalid_cursor", "job_ended", "idempotency_mismatch", "method_not_allowed"}
+CODES = {
+    *("not_found", "missing_scope", "invalid_cursor", "job_ended", "not_halted", "idempotency_mismatch"),
+    "method_not_allowed",
+}
 """Refusals that are no matter of form."""
 
 
