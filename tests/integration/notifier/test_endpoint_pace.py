@@ -92,7 +92,7 @@ async def test_an_endpoint_with_a_limit_gets_all_in_the_end(post: Post) -> None:
         await post.add_endpoint(slow, max_per_s=20)
         await post.add_endpoint(other)
         told = await post.record_all([(f"dep_{number}", 1) for number in range(40)])
-        async with post.dispatching(number=2):
+        async with post.dispatching(number=2, exchange_s=60.0):
             await other.wait_until("all came", lambda: len(other.requests) == len(told), deadline_s=60.0)
             await slow.wait_until("all came", lambda: len(slow.requests) == len(told), deadline_s=60.0)
             await post.wait_for_states(delivered=2 * len(told))
