@@ -175,3 +175,20 @@ async def test_a_dispatcher_sends_news_past_a_redelivery_that_fails(post: Post) 
             await receiver.wait_until("it was sent again", lambda: len(receiver.of_event(first)) == 2)
             await post.record("dep_1", 2)
             await post.wait_for_states(delivered=2, pending=1)
+
+
+async def test_at_an_endpoint_that_rests_a_dispatcher_tries_what_was_asked_for(post: Post) -> None:
+    """Another has been due for an hour."""
+    async with running_receiver(behaviour=answer(500)) as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+        first = await post.record("dep_1", 1)
+        await post.execute("UPDATE deliveries SET state = 'exhausted', settled_at = now()")
+        await post.record("dep_2", 1)
+        await post.execute("UPDATE deliveries SET due_at = now() - interval '1 hour' WHERE state = 'pending'")
+        await post.execute("UPDATE endpoints SET rests_until = now() + interval '1 hour', rests = 4")
+        async with post.dispatching():
+            await by_hand(post, first)
+            await receiver.wait_until("it was tried", lambda: len(receiver.requests) == 1, deadline_s=60.0)
+            await post.wait_for_attempts(first, 1)
+    assert [request.event_id for request in receiver.requests] == [first]
+    assert (await post.rest_of(endpoint_id)).rests == 5
