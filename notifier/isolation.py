@@ -184,6 +184,8 @@ class Isolation:
         """How often one was noted: what a claim did not see was noted after it began."""
         self.lines: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
         """The same in the order of their turns. Who is no more owed, or changed sides, is noticed at its turn."""
+        self.holding: dict[Key, None] = {}
+        """Endpoints for which something is claimed and has not begun."""
         self.resting: set[Key] = set()
         """Endpoints that are left alone for a while."""
         self.taken: Counter[EndpointHealth] = Counter()
@@ -300,6 +302,7 @@ class Isolation:
         standing.used_at = now
         (standing.live if waiting.claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
         self.waiting[standing.health] += 1
+        self.holding.setdefault(key)
         self._let_begin(key, standing, now)
 
     def _let_begin(self, key: Key, standing: Standing, now: float) -> None:
@@ -320,6 +323,8 @@ class Isolation:
         del self.ready[health][key]
         waiting = (standing.live or standing.late).popleft()
         self.waiting[health] -= 1
+        if not standing.waiting:
+            del self.holding[key]
         self.taken[health] += 1
         self.busy[health] += standing.in_flight == 0
         standing.in_flight += 1
@@ -416,16 +421,15 @@ class Isolation:
     def take_back(self, before: float) -> list[Claimed]:
         """What was claimed at that time or before and has not begun: it is waiting no more."""
         taken: list[Claimed] = []
-        if not any(self.waiting.values()):
-            return taken
-        for key, standing in self.standings.items():
-            count = len(taken)
+        for key in list(self.holding):
+            standing, count = self.standings[key], len(taken)
             for queue in (standing.live, standing.late):
                 while queue and queue[0].claimed_at <= before:
                     taken.append(queue.popleft().claimed)
             self.waiting[standing.health] -= len(taken) - count
             if not standing.waiting:
                 self.ready[standing.health].pop(key, None)
+                del self.holding[key]
         return taken
 
     def forget(self, now: float) -> None:

@@ -428,6 +428,7 @@ def check(isolation: Isolation, under_way: list[Exchange]) -> None:
         for key in isolation.ready[health]:
             assert standings[key].health is health
             assert standings[key].waiting
+    assert set(isolation.holding) == {key for key, standing in standings.items() if standing.waiting}
     assert Counter(exchange.key for exchange in under_way) == Counter(
         {key: standing.in_flight for key, standing in standings.items() if standing.in_flight}
     )
