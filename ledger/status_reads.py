@@ -262,7 +262,11 @@ class StatusReads:
             for asked, read in zip(together, found, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(read)
-        except Exception as error:  # noqa: BLE001 - whatever it is, each who asked raises it
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asked raises it
+            if len(together) > 1 and not isinstance(error, UNAVAILABLE):
+                for asked in together:
+                    await self._answer([asked])  # one of them cannot be answered, and shall not take the others along
+                return
             for asked in together:
                 if not asked.answer.done():
                     asked.answer.set_exception(error)

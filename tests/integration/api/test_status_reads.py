@@ -153,6 +153,17 @@ async def test_who_goes_away_takes_nobody_along(service: Service, reads: StatusR
     assert all(read.rows for read in await asyncio.gather(*asked[1::2]))
 
 
+async def test_a_question_that_cannot_be_put_fails_alone(service: Service, reads: StatusReads) -> None:
+    entry = await with_deposit(service, service.tenant_id)
+    key_id = id_of(service.key)
+    for unspeakable in ("\x00", "\ud800"):
+        names = ["order-1", "order-1", unspeakable, "order-1"]
+        told = await asyncio.gather(*(reads.read_reference(key_id, name) for name in names), return_exceptions=True)
+        assert isinstance(told.pop(2), Exception)
+        shown = [[one.entry.id for one in read.entries(Side.DEPOSIT)] for read in told if isinstance(read, StatusRead)]
+        assert shown == [[entry.id]] * 3
+
+
 async def test_all_who_ask_are_told_that_the_database_is_gone() -> None:
     engine = connect_api("postgresql://nobody@127.0.0.1:1/nothing", pool_size=1)
     reads = StatusReads(engine)
