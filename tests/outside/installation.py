@@ -27,8 +27,8 @@ from tests.fakes.receiver import Receiver
 
 T = TypeVar("T")
 
-DEADLINE_S = 40.0
-STOP_LIMIT_S = 30.0
+DEADLINE_S = 120.0
+STOP_LIMIT_S = 90.0
 POLL_S = 0.05
 MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 LOCAL_ENDPOINTS = """
