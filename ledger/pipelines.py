@@ -122,11 +122,14 @@ class Pipeline:
 
 async def _exchanged(driver: psycopg.AsyncConnection[Any], steps: Sequence[Step], known: set[bytes]) -> list[PGresult]:
     """Ask, and once more where what was prepared is gone: after a rollback the driver takes back all that was prepared on
-    its connection, what we prepared too (DEALLOCATE ALL). Nothing was done then, for all is one transaction."""
+    its connection, what we prepared too (DEALLOCATE ALL). Nothing was done then, for all is one transaction; but what was
+    prepared just before stays so."""
+    fresh = {step.name for step, _ in steps} - known
     try:
         return await driver.wait(_exchange(driver, steps, known))
     except psycopg.errors.InvalidSqlStatementName:
         known.clear()
+        known.update(fresh)
         return await driver.wait(_exchange(driver, steps, known))
 
 
