@@ -80,7 +80,7 @@ def values_of(count: int) -> dict[str, dict[str, Any]]:
             "with few": f"eip155:1/erc20:0x{2:a>40x}",
             "without any": f"eip155:42161/erc20:0x{2:a>40x}",
         },
-        "tx": {"": hash_of(count // 2 + count // 4), "that pays many": hash_of(0)},
+        "tx": {"": hash_of(count // 4), "that pays many": hash_of(0)},
         "since": {
             "the beginning": moment_of_entry(0),
             "an hour ago": moment_of_entry(count) - timedelta(hours=1),
