@@ -121,15 +121,15 @@ class _Asked:
         return [condition(columns) for name, condition in self.conditions.items() if name not in held]
 
     def is_ahead(self, columns: _Columns) -> list[ColumnElement[bool]]:
-        """Behind the page before, in the list's order."""
-        moment, found = columns[self.moment], []
-        if self.since is not None:
-            found.append(moment >= self.since)
-        if self.after is not None:
-            position = tuple_(moment, columns.id)
-            place = tuple_(moment_of(int(self.after[0])), str(self.after[1]))
-            found.append(position < place if self.since is None else position > place)
-        return found
+        """Behind the page before, in order. One bound alone: of two an index begins at one, and steps to the other."""
+        moment = columns[self.moment]
+        reached = None if self.after is None else moment_of(int(self.after[0]))
+        if self.since is not None and (reached is None or reached < self.since):
+            return [moment >= self.since]
+        if self.after is None:
+            return []
+        position, place = tuple_(moment, columns.id), tuple_(reached, str(self.after[1]))
+        return [position < place if self.since is None else position > place]
 
     def order(self, columns: _Columns) -> list[ColumnElement[Any]]:
         """The list's order."""
