@@ -17,7 +17,7 @@ from bench.installation import MASTER_KEY
 from bench.process import BenchFailed
 from bench.watching import plain_url
 
-START_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
 LOOK_INTERVAL_S = 0.02
 SETTINGS = """\
 [database]
