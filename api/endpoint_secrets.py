@@ -23,6 +23,7 @@ from ledger.endpoint_secrets import (
 )
 from ledger.endpoints import EndpointDocument, endpoint_document, find_endpoint
 from ledger.ids import EndpointId
+from ledger.words import Time
 
 
 class RotateOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +38,7 @@ class RotatedEndpointDocument(EndpointDocument, frozen=True, tag="endpoint"):
 
     secret: str
     public_key: str
-    earlier_secrets_end_at: str | None
+    earlier_secrets_end_at: Time | None
 
 
 class PublicKeyDocument(msgspec.Struct, frozen=True):
@@ -45,8 +46,8 @@ class PublicKeyDocument(msgspec.Struct, frozen=True):
     current one."""
 
     public_key: str
-    created_at: str
-    expires_at: str | None
+    created_at: Time
+    expires_at: Time | None
 
 
 class PublicKeysDocument(msgspec.Struct, frozen=True, tag_field="object", tag="public_keys"):

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from api.links import add_links
-from api.problems import KINDS, MEDIA_TYPE, Code, ProblemDocument
+from api.problems import KINDS, MEDIA_TYPE, Code, ProblemDocument, invalid, problem_document
 from api.routes import OpenRoute, Route
+from api.samples import PUBLISHED, sample_data
 from api.webhooks import data_type_of, event_name_of, example_of
 from ledger.documents import API_VERSION, EventDocument
 from ledger.states import EVENT_TYPES
@@ -81,6 +82,8 @@ def _components(routes: Sequence[Route], open_routes: Sequence[OpenRoute]) -> di
     for event_type in EVENT_TYPES:
         schemas.update(_event_schemas(event_type))
     names = [event_name_of(event_type) for event_type in EVENT_TYPES]
+    for name, example in _examples().items():
+        schemas[name]["examples"] = [example]
     schemas["Event"] = {
         "description": "Any event; `type` says which.",
         "oneOf": [{"$ref": _REF + name} for name in names],
@@ -90,6 +93,14 @@ def _components(routes: Sequence[Route], open_routes: Sequence[OpenRoute]) -> di
         },
     }
     return schemas
+
+
+def _examples() -> dict[str, Any]:
+    """An example of what is asked for most: the samples that webhooks' examples are, and a problem as it is made."""
+    refused = invalid("/watches/17/address", "an address is 0x and 40 hexadecimal digits")
+    types = ("deposit.confirmed", "withdrawal.confirmed", "watch.activated")
+    documents = [problem_document(refused, "req_5f2d0c9ab1e84c3796d0a1b2"), *(sample_data(t, PUBLISHED) for t in types)]
+    return {type(one).__name__: msgspec.to_builtins(one) for one in documents}
 
 
 def _schemas_of(types: Iterable[Any]) -> dict[str, Json]:
@@ -152,7 +163,10 @@ def _access(route: Route) -> str:
 
 
 _PATH_PARAMETERS: Mapping[str, Json] = {
-    "id": {"schema": {"type": "string", "pattern": "^[0-9A-Za-z_]+$"}},
+    "id": {
+        "description": "As an answer or an event gave it",
+        "schema": {"type": "string", "pattern": "^[0-9A-Za-z_]+$"},
+    },
     "chain": {
         "description": "A chain's slug, or its CAIP-2 name",
         "schema": {"type": "string", "pattern": "^[0-9A-Za-z_:-]+$"},
@@ -202,12 +216,27 @@ def _success(route: Route) -> Json:
     return {
         str(route.status): {
             "description": "The answer",
-            "headers": _REQUEST_ID,
+            "headers": {**_REQUEST_ID, **(_REPLAYED if route.method == "POST" else {})},
             "content": {"application/json": {"schema": _schema_of(route.answer)}},
         }
     }
 
 
+def _header(description: str, schema: Json) -> Json:
+    return {"description": description, "schema": schema}
+
+
+_RETRY_AFTER = {"Retry-After": _header("Seconds to wait before the next try", {"type": "integer", "minimum": 1})}
+_CHALLENGE = {"WWW-Authenticate": _header("The scheme of the key: Bearer", {"type": "string"})}
+_HEADERS_OF: Mapping[int, Json] = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+"""What a refusal of that status tells in headers."""
+
+_REPLAYED = {
+    "Idempotent-Replayed": _header(
+        "There, and true, where this is the stored answer to an earlier request with the same Idempotency-Key",
+        {"const": "true"},
+    )
+}
 _REQUEST_ID = {"X-Request-Id": {"description": "Name it when you ask for help", "schema": {"type": "string"}}}
 
 
@@ -231,11 +260,15 @@ def _problems(codes: Iterable[Code]) -> Json:
     return {
         str(status): {
             "description": "; ".join(f"`{code}`: {KINDS[code].title}" for code in found),
-            "headers": _REQUEST_ID,
+            "headers": {**_REQUEST_ID, **_headers_of(status, found)},
             "content": {MEDIA_TYPE: {"schema": {"$ref": _REF + "ProblemDocument"}}},
         }
         for status, found in sorted(by_status.items())
     }
+
+
+def _headers_of(status: int, codes: Sequence[Code]) -> Json:
+    return _RETRY_AFTER if Code.IDEMPOTENCY_IN_PROGRESS in codes else _HEADERS_OF.get(status, {})
 
 
 def _open_operation(route: OpenRoute) -> Json:
@@ -276,5 +309,8 @@ def _webhook(event_type: str) -> Json:
 _WEBHOOK_HEADERS = (
     ("webhook-id", "The event's id, the same on every attempt"),
     ("webhook-timestamp", "Seconds since 1970 at this attempt"),
-    ("webhook-signature", "v1 and a base64 HMAC-SHA256 over id, timestamp and body, joined by dots"),
+    (
+        "webhook-signature",
+        "Signatures over id, timestamp and body, joined by dots: v1 with base64 HMAC-SHA256, v1a with base64 ed25519",
+    ),
 )

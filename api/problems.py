@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ledger.redaction import hide_secrets
 
@@ -104,7 +106,7 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     title: str
     status: int
     detail: str
-    code: str
+    code: Annotated[str, Meta(extra_json_schema={"enum": [one.value for one in Code]})]
     request_id: str
     errors: list[FieldProblem] | msgspec.UnsetType = msgspec.UNSET
 

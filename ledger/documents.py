@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from chains.model import AssetId, hex_of
+from ledger import words
 from ledger.coverage import CoverageRange, Gap, Reading, gaps_of, lacking
 from ledger.ids import EventId, Side
 from ledger.model import AssetRow, ChainRow, Entry, Standing, WatchLabel
@@ -30,7 +31,7 @@ class AssetDocument(msgspec.Struct, frozen=True):
     symbol: str
     decimals: int
     contract: str | None
-    kind: str
+    kind: words.AssetWord
 
 
 class TransactionDocument(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class TransactionDocument(msgspec.Struct, frozen=True):
 class LocatorDocument(msgspec.Struct, frozen=True):
     """Where inside its transaction the transfer sits."""
 
-    kind: str
+    kind: words.LocatorWord
     path: str
     log_index: int | None
 
@@ -53,7 +54,7 @@ class BlockDocument(msgspec.Struct, frozen=True):
 
     height: int
     hash: str
-    timestamp: str
+    timestamp: words.Time
 
 
 class ConfirmationsDocument(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class ConfirmationsDocument(msgspec.Struct, frozen=True):
     current: int
     required: int | None
     credit_at: str
-    finality: str
+    finality: words.FinalityWord
     policy: str
 
 
@@ -75,7 +76,7 @@ class ProofDocument(msgspec.Struct, frozen=True):
     `enforced` is there, and false, while the operator only observes proofs on this chain: then a block that fails one is
     told of all the same, at the level that it reached."""
 
-    level: str
+    level: words.AnyProofWord
     agreed_by: int
     enforced: bool | UnsetType = UNSET
 
@@ -92,12 +93,12 @@ class EntryDocument(msgspec.Struct, frozen=True, tag_field="object"):
     """What a deposit and a withdrawal tell alike."""
 
     id: str
-    state: str
+    state: words.EntryWord
     sequence: int
     livemode: bool
-    disposition: str
-    reasons: list[str]
-    origin: str
+    disposition: words.DispositionWord
+    reasons: list[words.ReasonWord]
+    origin: words.OriginWord
     chain: str
     chain_id: str
     asset: AssetDocument
@@ -112,10 +113,10 @@ class EntryDocument(msgspec.Struct, frozen=True, tag_field="object"):
     confirmations: ConfirmationsDocument
     proof: ProofDocument
     watch: WatchLabelDocument
-    detected_at: str
-    confirmed_at: str | None
-    finalized_at: str | None
-    updated_at: str
+    detected_at: words.Time
+    confirmed_at: words.Time | None
+    finalized_at: words.Time | None
+    updated_at: words.Time
     replaced_by: str | None
 
 
@@ -133,7 +134,7 @@ class FeeDocument(msgspec.Struct, frozen=True):
 class FailureDocument(msgspec.Struct, frozen=True):
     """Why a withdrawal moved nothing."""
 
-    code: str
+    code: words.FailureWord
     detail: str
 
 
@@ -148,7 +149,7 @@ class NodeDocument(msgspec.Struct, frozen=True):
     """One node as last seen."""
 
     name: str
-    state: str
+    state: words.NodeWord
     head: int | None
     reason: str | None
     latency_ms: int | None
@@ -167,10 +168,10 @@ class ChainDocument(msgspec.Struct, frozen=True):
     lag_seconds: int | None
     safe: int | None
     finalized: int | None
-    proof: str
+    proof: words.ProofWord
     proof_enforced: bool
     quorum: int
-    state: str
+    state: words.ChainWord
     reason: str | None
     value_paths: list[str]
     nodes: list[NodeDocument]
@@ -183,8 +184,8 @@ class CoverageRangeDocument(msgspec.Struct, frozen=True):
 
     from_height: int
     to_height: int
-    proof: str
-    trace_proof: str | None
+    proof: words.ProofWord
+    trace_proof: words.TraceProofWord | None
     agreed_by: int
     value_paths: list[str] | None
     assets: list[str] | None
@@ -220,7 +221,7 @@ class DifferenceDocument(msgspec.Struct, frozen=True):
     mended: bool
     tenant: str
     id: str
-    state: str
+    state: words.EntryWord
     address: str
     asset: str
     amount_atomic: str
@@ -240,7 +241,7 @@ class ChainNoticeDocument(msgspec.Struct, frozen=True, tag_field="object", tag="
     runbook: str | UnsetType = UNSET
     halted_for: str | UnsetType | None = UNSET
     accept_reorg_to: int | UnsetType | None = UNSET
-    delayed_since: str | UnsetType = UNSET
+    delayed_since: words.Time | UnsetType = UNSET
     missed_deposits: int | UnsetType = UNSET
 
 
@@ -271,10 +272,10 @@ class EventDocument(msgspec.Struct, Generic[Subject], frozen=True, kw_only=True)
     id: str
     type: str
     api_version: str = API_VERSION
-    timestamp: str
+    timestamp: words.Time
     livemode: bool
     sequence: int | None
-    previous_state: str | None
+    previous_state: words.EntryWord | None
     data: Subject
 
 

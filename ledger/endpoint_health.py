@@ -21,6 +21,7 @@ from ledger.schema import deliveries
 from ledger.schema_health import endpoint_windows
 from ledger.states import DeliveryState
 from ledger.tally import DURATION_BOUNDS_MS, WINDOW
+from ledger.words import Time
 
 COUNT_MAX = 10_000
 """As far as deliveries are counted: whoever is owed more needs no exact number."""
@@ -46,7 +47,7 @@ class OwedDocument(msgspec.Struct, frozen=True):
     exhausted: int
     refused: int
     faulted: int
-    oldest_at: str | None
+    oldest_at: Time | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ledger.ids import EndpointId, TenantId, new_id
 from ledger.schema import endpoints
 from ledger.secrets import SecretBox
 from ledger.states import EndpointHealth, EndpointState
+from ledger.words import EndpointWord, ErrorWord, Time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,14 @@ class EndpointHealthDocument(msgspec.Struct, frozen=True):
 
     status: EndpointHealth
     breaker: Breaker
-    rests_until: str | None
+    rests_until: Time | None
     failures_consecutive: int
-    failing_since: str | None
-    last_attempt_at: str | None
-    last_accepted_at: str | None
-    last_failed_at: str | None
+    failing_since: Time | None
+    last_attempt_at: Time | None
+    last_accepted_at: Time | None
+    last_failed_at: Time | None
     last_status_code: int | None
-    last_error: str | None
+    last_error: ErrorWord | None
     deliveries: OwedDocument | None
     last_hour: TrafficDocument | None
     last_day: TrafficDocument | None
@@ -76,10 +77,10 @@ class EndpointDocument(msgspec.Struct, frozen=True, tag_field="object", tag="end
     event_types: list[str] | None
     description: str | None
     max_per_s: int | None
-    state: str
+    state: EndpointWord
     state_reason: str | None
-    created_at: str
-    updated_at: str
+    created_at: Time
+    updated_at: Time
     health: EndpointHealthDocument
 
 

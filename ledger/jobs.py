@@ -24,6 +24,7 @@ from ledger.errors import JobTaken
 from ledger.ids import JobId, TenantId, new_id
 from ledger.schema_jobs import jobs
 from ledger.states import JobKind, JobState
+from ledger.words import JobKindWord, JobWord, Time
 
 LEASE = timedelta(seconds=60)
 """How long a process may be silent about a job before another one takes it over: several times as long as a step."""
@@ -58,17 +59,17 @@ class JobDocument(msgspec.Struct, frozen=True, tag_field="object", tag="job"):
     `result` is what it has come to so far. `reason` says why it failed, or what it waits for."""
 
     id: str
-    kind: str
-    state: str
+    kind: JobKindWord
+    state: JobWord
     chain: str | None
     request: dict[str, Any]
     done: int
     total: int | None
     result: dict[str, Any]
     reason: str | None
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
+    created_at: Time
+    started_at: Time | None
+    ended_at: Time | None
 
 
 def job_document(job: JobRow, chain: str | None) -> JobDocument:

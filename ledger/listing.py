@@ -25,6 +25,7 @@ from ledger.model import Entry
 from ledger.rows import entry_from
 from ledger.schema import attempts, deliveries, endpoints, entries, events, tenants
 from ledger.states import DeliveryState
+from ledger.words import DeliveryWord, ErrorWord, FaultWord, OutcomeWord, Time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +55,23 @@ class DeliveryDocument(msgspec.Struct, frozen=True, tag_field="object", tag="del
     event_type: str
     endpoint_id: str
     entry_id: str | None
-    state: str
-    fault: str | None
+    state: DeliveryWord
+    fault: FaultWord | None
     attempts: int
-    due_at: str
-    created_at: str
-    settled_at: str | None
+    due_at: Time
+    created_at: Time
+    settled_at: Time | None
 
 
 class AttemptDocument(msgspec.Struct, frozen=True, tag_field="object", tag="attempt"):
     """One HTTP request made for a delivery."""
 
     number: int
-    started_at: str
+    started_at: Time
     duration_ms: int
     status_code: int | None
-    outcome: str
-    error: str | None
+    outcome: OutcomeWord
+    error: ErrorWord | None
     response_excerpt: str | None
 
 

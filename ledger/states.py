@@ -168,6 +168,38 @@ class Fault(StrEnum):
     """It was claimed as often as it may be, and its workers died each time."""
 
 
+class AttemptError(StrEnum):
+    """Why an attempt failed when a status code alone does not say it; stored and shown to the merchant."""
+
+    TIMEOUT = "timeout"
+    """No status within the time limit."""
+    DNS = "dns"
+    """The host's name did not resolve."""
+    CONNECT = "connect"
+    """Nothing accepted the connection."""
+    TLS = "tls"
+    """No trusted TLS session: an expired or foreign certificate, mostly."""
+    RESET = "reset"
+    """The connection ended before a status came."""
+    PROTOCOL = "protocol"
+    """What came was not HTTP."""
+    TOO_LARGE = "too_large"
+    """The answer's headers are larger than we read."""
+    REDIRECT = "redirect"
+    """A 3xx; the endpoint's URL has to be the final one."""
+    ABANDONED = "abandoned"
+    """We broke it off: this process stood still or had no thread free to look the name up, or another had taken the delivery
+    over. Says nothing of the receiver."""
+    REFUSED_ADDRESS = "refused_address"
+    """The URL leads to an address or port that webhooks never go to."""
+    BAD_URL = "bad_url"
+    """The URL is one that would not be accepted today."""
+    BAD_HEADER = "bad_header"
+    """A header could not be sent as it is."""
+    UNSIGNABLE = "unsignable"
+    """The event's id or the endpoint's secret cannot be signed with."""
+
+
 class JobKind(StrEnum):
     """What a job does."""
 

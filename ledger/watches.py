@@ -43,6 +43,7 @@ from ledger.jobs import create_job, find_job, new_job_id
 from ledger.model import ChainRow
 from ledger.schema import watches
 from ledger.states import JobKind
+from ledger.words import WatchWord
 
 UNDER_LOCK_MAX = 1_000
 """So many rows are inserted under the chains' lock: they take 20 ms. More are tried without it first."""
@@ -98,7 +99,7 @@ class WatchDocument(msgspec.Struct, frozen=True, tag_field="object", tag="watch"
     metadata: dict[str, Any]
     start_height: int | None
     covered_from_height: int | dict[str, int | None] | None
-    status: str
+    status: WatchWord
     backfill_job_id: str | None = None
 
 

@@ -118,3 +118,62 @@ def test_an_answer_links_to_what_takes_the_ids_that_it_shows() -> None:
     }
     # An event is bytes: nothing shows it as an object.
     assert taking - {name for _, name in links} == {"get_event", "recover_event"}
+
+
+def branches(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A property's schema, or the alternatives of it that are not null."""
+    return [one for one in schema.get("anyOf", [schema]) if one != {"type": "null"}]
+
+
+def test_every_time_that_is_answered_is_described_as_one() -> None:
+    times = re.compile(r"(?:(?<!credit)_at|_since|_until|^timestamp)$")
+    found = [
+        (name, part, one.get("format"))
+        for name, schema in SCHEMAS.items()
+        for part, described in schema.get("properties", {}).items()
+        if times.search(part)
+        for one in branches(described)
+    ]
+    assert len(found) > 30
+    assert [row for row in found if row[2] != "date-time"] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [
+        (("DepositDocument", "state"), "reversed"),
+        (("DepositDocument", "origin"), "catch_up"),
+        (("WithdrawalDocument", "disposition"), "ignore"),
+        (("ProofDocument", "level"), "agreed"),
+        (("LocatorDocument", "kind"), "output"),
+        (("FailureDocument", "code"), "reverted"),
+        (("DeliveryDocument", "state"), "superseded"),
+        (("DeliveryDocument", "fault"), "workers_died"),
+        (("AttemptDocument", "error"), "refused_address"),
+        (("AttemptDocument", "outcome"), "retryable"),
+        (("JobDocument", "kind"), "recover"),
+        (("EndpointDocument", "state"), "disabled"),
+        (("WatchDocument", "status"), "exists"),
+        (("ChainDocument", "state"), "catching_up"),
+        (("ProblemDocument", "code"), "rate_limited"),
+    ],
+)
+def test_words_of_a_fixed_set_are_listed(place: tuple[str, str], word: str) -> None:
+    [described] = branches(SCHEMAS[place[0]]["properties"][place[1]])
+    assert word in described["enum"]
+
+
+def test_headers_that_a_client_acts_on_are_described() -> None:
+    create = DOCUMENT["paths"]["/v1/endpoints"]["post"]["responses"]
+    assert "Idempotent-Replayed" in create["201"]["headers"]
+    assert "WWW-Authenticate" in create["401"]["headers"]
+    for status in ("409", "429", "503"):
+        assert "Retry-After" in create[status]["headers"]
+    assert "Idempotent-Replayed" not in DOCUMENT["paths"]["/v1/endpoints"]["get"]["responses"]["200"]["headers"]
+
+
+@pytest.mark.parametrize("name", ["DepositDocument", "WithdrawalDocument", "WatchDocument", "ProblemDocument"])
+def test_an_example_of_an_answer_is_one(name: str) -> None:
+    whole = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
+    [example] = SCHEMAS[name]["examples"]
+    jsonschema_rs.validator_for(whole).validate(example)
