@@ -109,15 +109,15 @@ async def test_each_kind_of_bad_row_is_pointed_at(service: Service) -> None:
         deep = {"a": deep}
     cases: list[tuple[dict[str, object], str, str]] = [
         ({**good, "chain": "dogecoin"}, "/watches/0/chain", "there are: ethereum"),
-        ({"chain": "ethereum"}, "/watches/0/address", "required"),
-        ({**good, "adress": 1}, "/watches/0/adress", "unknown"),
+        ({"chain": "ethereum"}, "/watches/0/address", "missing"),
+        ({**good, "adress": 1}, "/watches/0/adress", "there is no field"),
         ({**good, "address": "0x12"}, "/watches/0/address", "hexadecimal"),
         ({**good, "reference": "x" * 201}, "/watches/0/reference", "200"),
-        ({**good, "reference": "a\x00"}, "/watches/0/reference", "regex"),
+        ({**good, "reference": "a\x00"}, "/watches/0/reference", "NUL"),
         ({**good, "metadata": {"a": "x" * 5000}}, "/watches/0/metadata", "4096"),
         ({**good, "metadata": {"a": "\x00"}}, "/watches/0/metadata", "NUL"),
         ({**good, "metadata": deep}, "/watches/0/metadata", "deeper"),
-        ({**good, "start_height": -1}, "/watches/0/start_height", ">= 0"),
+        ({**good, "start_height": -1}, "/watches/0/start_height", "at least 0"),
         ({"chain": "evm", "address": TEXT, "start_height": 1}, "/watches/0/start_height", "differ"),
     ]
     for row, pointer, said in cases:
