@@ -142,7 +142,8 @@ class Claimed(msgspec.Struct, frozen=True):
     """Of this claim alone: a worker that claims the same again has another."""
     is_taken_over: bool
     """Another worker had it, and its lease ended: the receiver may have it already."""
-    body: bytes
+    body: bytes | None
+    """None where its event was retired meanwhile: there is nothing left to send."""
     url: str
     is_endpoint_gone: bool
     """The endpoint was deleted: nothing is to be sent."""
@@ -496,5 +497,5 @@ def _told_of(rows: Rows) -> Mapping[tuple[str, str], datetime]:
 
 def _with_bodies(rows: Rows, read: Rows) -> list[Claimed]:
     bodies = {(row[0], row[1]): row[2] for row in read}
-    claimed = [Claimed(*[*row[:_OF_CLAIM], bodies[row[0], row[_EVENT_ID]], *row[_OF_CLAIM:]]) for row in rows]
+    claimed = [Claimed(*[*row[:_OF_CLAIM], bodies.get((row[0], row[_EVENT_ID])), *row[_OF_CLAIM:]]) for row in rows]
     return sorted(claimed, key=lambda delivery: delivery.feed_position)

@@ -23,7 +23,7 @@ from ledger.events import LATE_PRIORITY, LIVE_PRIORITY, admits
 from ledger.hints import mark_news
 from ledger.holding import Only
 from ledger.ids import DeliveryId, EndpointId, TenantId, is_test, new_id
-from ledger.schema import deliveries, endpoints
+from ledger.schema import deliveries, endpoints, events
 from ledger.states import DeliveryState, EndpointState
 
 OPEN_STATES = (DeliveryState.PENDING.value, DeliveryState.HELD.value)
@@ -44,8 +44,8 @@ async def redeliver(
     connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, now: datetime
 ) -> DeliveryId | None:
     """Owe a delivery's event to its endpoint again, at once; returns the new delivery's id. Where the event is still owed to
-    the endpoint, that delivery is sent as it is, and its id returned. None where there is no such delivery, or its endpoint
-    was deleted."""
+    the endpoint, that delivery is sent as it is, and its id returned. None where there is no such delivery, its endpoint was
+    deleted, or its event is kept no longer."""
     statement = select(deliveries).where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
     row = (await connection.execute(statement)).first()
     endpoint = None if row is None else await lock_endpoint(connection, tenant_id, row.endpoint_id)
@@ -55,6 +55,8 @@ async def redeliver(
     made = await _find_owed(connection, tenant_id, endpoint, row.event_id)
     if made is not None:
         await _hurry(connection, tenant_id, made, now)
+    elif not await _kept(connection, [row._mapping]):
+        return None
     else:
         copy = {**_copy_of(row._mapping, endpoint, now), "feed_position": BY_HAND, "priority": LIVE_PRIORITY}
         await copy_rows(connection, deliveries, [copy])
@@ -124,13 +126,14 @@ def _copy_of(row: Mapping[Any, Any], endpoint: EndpointRow, now: datetime) -> di
 async def send_again(
     connection: AsyncConnection, endpoint: EndpointRow, rows: Sequence[Mapping[Any, Any]], now: datetime
 ) -> int:
-    """Another delivery for each of these, in its place in its lane, unless its event is owed or was accepted by a later
-    one. The endpoint is locked. Raises `ClaimUnfinished`."""
+    """Another delivery for each of these, in its place in its lane, unless its event is owed, was accepted by a later one,
+    or is kept no longer. The endpoint is locked. Raises `ClaimUnfinished`."""
     if not rows:
         return 0
     states = await _states_of(connection, rows[0]["tenant_id"], endpoint, [row["event_id"] for row in rows])
     settled = {DeliveryState.DELIVERED.value, *OPEN_STATES}
-    once = {row["event_id"]: row for row in rows if not states[row["event_id"]] & settled}
+    kept = await _kept(connection, rows)
+    once = {row["event_id"]: row for row in rows if row["event_id"] in kept and not states[row["event_id"]] & settled}
     await _put_in_lanes(connection, endpoint, list(once.values()), now)
     return len(once)
 
@@ -151,6 +154,18 @@ async def deliver_again(
     await _put_in_lanes(connection, endpoint, [_row_of(event) for event in wanted], now)
     mark_news(connection)
     return len(wanted)
+
+
+async def _kept(connection: AsyncConnection, rows: Sequence[Mapping[Any, Any]]) -> set[str]:
+    """Those of these deliveries' events that are still there: a delivery may outlive what it told, which goes by its own
+    day."""
+    times = [row["event_created_at"] for row in rows]
+    statement = select(events.c.id).where(
+        events.c.tenant_id == rows[0]["tenant_id"],
+        events.c.created_at.between(min(times), max(times)),
+        events.c.id.in_([row["event_id"] for row in rows]),
+    )
+    return set((await connection.execute(statement)).scalars())
 
 
 async def _put_in_lanes(

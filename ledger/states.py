@@ -161,7 +161,7 @@ class Fault(StrEnum):
     UNOPENED = "secret_unopened"
     """The endpoint's signing secret does not open with our master key. The delivery stays pending, and burns no attempt."""
     UNSIGNABLE = "unsignable"
-    """The event's id, or the endpoint's secret, is none that can be signed with."""
+    """The event's id, or the endpoint's secret, is none that can be signed with, or the event is kept no longer."""
     BAD_HEADER = "bad_header"
     """A header of ours could not be sent."""
     WORKERS_DIED = "workers_died"

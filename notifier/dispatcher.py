@@ -251,6 +251,8 @@ class Dispatcher:
         delivery, live_secrets, claimed_at = exchange.waiting
         if delivery.is_endpoint_gone:
             return Unsent.ENDPOINT_GONE
+        if delivery.body is None:
+            return Unsent.EVENT_RETIRED
         if delivery.attempts > ATTEMPTS_MAX:
             return Unsent.WORN_OUT
         if isinstance(live_secrets, SealBroken):

@@ -41,6 +41,8 @@ class Unsent(Enum):
     ENDPOINT_GONE = auto()
     WORN_OUT = auto()
     """It was claimed as often as it may be, and its workers died each time."""
+    EVENT_RETIRED = auto()
+    """What it tells was dropped with its day."""
     SECRET_UNOPENED = auto()
     """Ours to mend, not the merchant's."""
     NOT_BEGUN = auto()
@@ -87,6 +89,7 @@ def settlement_of(claimed: Claimed, result: AttemptResult | Unsent, randomness: 
 _UNSENT_SETTLEMENTS: dict[Unsent, Callable[[Claimed], Settlement]] = {
     Unsent.ENDPOINT_GONE: lambda claimed: Settlement(claimed, DeliveryState.DISCARDED),
     Unsent.WORN_OUT: lambda claimed: Settlement(claimed, DeliveryState.FAULTED, fault=Fault.WORKERS_DIED),
+    Unsent.EVENT_RETIRED: lambda claimed: Settlement(claimed, DeliveryState.FAULTED, fault=Fault.UNSIGNABLE),
     Unsent.SECRET_UNOPENED: lambda claimed: Settlement(
         claimed, DeliveryState.PENDING, UNOPENED_RETRY, is_given_back=True, fault=Fault.UNOPENED
     ),
