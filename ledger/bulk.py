@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import JSON, Table, TableValuedAlias, Text, Update, bindparam, cast, column, func, update
@@ -59,6 +60,11 @@ def recordset(name: str, **types: TypeEngine[Any]) -> TableValuedAlias:
     rows = cast(bindparam(f"{name}_rows", type_=Text), JSON)
     columns = [column(title, kind) for title, kind in types.items()]
     return func.json_to_recordset(rows).table_valued(*columns, name=name).render_derived(with_types=True)
+
+
+def as_json(rows: Sequence[Any] | Mapping[str, Any]) -> str:
+    """Rows as the text that a `recordset` takes."""
+    return msgspec.json.encode(rows).decode()
 
 
 def update_statement(table: Table, keys: Sequence[str], values: Sequence[str], counter: str) -> Update:

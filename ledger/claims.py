@@ -51,7 +51,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger import breaker
 from ledger.agreement import has_agreed
 from ledger.bodies import bodies_steps
-from ledger.bulk import recordset
+from ledger.bulk import as_json, recordset
 from ledger.by_hand import BY_HAND, agree_on, goes_first, may_claim
 from ledger.by_index import READ_BY_INDEX
 from ledger.columns import TIME
@@ -73,6 +73,9 @@ OVERTAKEN_AFTER_ATTEMPTS = 5
 LATE_COMMIT = timedelta(seconds=0.5)
 """How long before its commit a delivery may be due and still be found by its time; what was committed later is found by a
 sweep."""
+
+LOOKED_BACK = timedelta(seconds=5)
+"""How far before the last beginning a new one is looked for: a large block's commit takes a while."""
 
 OVERTAKING_ENDS = timedelta(seconds=60)
 """How long before its next attempt a delivery is not overtaken any more: as long as `ledger/database.py` lets a transaction
@@ -118,11 +121,6 @@ class Owed(NamedTuple):
     live_from: datetime | None = None
     late_from: datetime | None = None
     """Since when, of the live ones and of the late ones, where that was looked for."""
-
-
-def as_json(rows: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Rows as the text that a `recordset` takes."""
-    return msgspec.json.encode(rows).decode()
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -293,7 +291,10 @@ _room = case(
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
     else_=_rooms.c.room,
 )
-_asked = _joined(_rooms, _room.label("room"), pace_of_endpoint.label("max_per_s"))
+# A probe is the one that has been due for longest, of all: what a person asked for was put there.
+_FROM = "live_from", "late_from"
+_from = [case((breaker.is_open(endpoints), None), else_=_rooms.c[name]).label(name) for name in _FROM]
+_asked = _joined(_rooms, _room.label("room"), pace_of_endpoint.label("max_per_s"), *_from)
 _allowance = allowance_of(_rooms, _asked.c.max_per_s)
 _placed = (
     select(
@@ -301,16 +302,12 @@ _placed = (
         _rooms.c.endpoint_id,
         paced(_asked.c.room, _asked.c.max_per_s, _allowance).label("room"),
         _asked.c.max_per_s,
-        _rooms.c.live_from,
-        _rooms.c.late_from,
+        _asked.c.live_from,
+        _asked.c.late_from,
     )
     .select_from(_rooms.join(_asked, true()).outerjoin(_allowance, true()))
     .cte("placed")
 )
-
-
-def _known(due_from: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.coalesce(due_from, _EVER)
 
 
 def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]:
@@ -318,7 +315,7 @@ def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]
     due = (
         select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
         .where(
-            _is_due_to(_placed, priority, _known(due_from)),
+            _is_due_to(_placed, priority, func.coalesce(due_from, _EVER)),
             may_claim(deliveries),
             ~_blocking.correlate(deliveries).exists(),
         )
@@ -380,7 +377,7 @@ def _pending_from(priority: int, due_from: ColumnElement[Any]) -> ColumnElement[
         select(deliveries.c.due_at)
         .where(
             is_in(deliveries, DeliveryState.PENDING),
-            tuple_(*_turn) >= tuple_(*place, _known(due_from)),
+            tuple_(*_turn) >= tuple_(*place, func.coalesce(due_from, _EVER) - LOOKED_BACK),
             tuple_(*_turn[:3]) <= tuple_(*place),
         )
         .order_by(*_turn)

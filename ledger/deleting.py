@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, literal, select, update
+from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.claims import is_in
@@ -52,8 +52,8 @@ async def delete_endpoint(
     )
     if found.rowcount == 0:
         return None
-    discarded = await _discard(connection, tenant_id, endpoint_id, now)
-    if discarded < BATCH:
+    discarded, is_all = await _discard(connection, tenant_id, endpoint_id, now)
+    if is_all:
         return Deletion(discarded, None)
     return Deletion(discarded, await start_task(connection, tenant_id, endpoint_id, Task.DISCARD, {}, now))
 
@@ -63,9 +63,9 @@ async def discard_next(connection: AsyncConnection, job: JobRow, now: datetime) 
     endpoint_id = EndpointId(job.request["endpoint_id"])
     place = (endpoints.c.tenant_id == job.tenant_id, endpoints.c.id == endpoint_id)
     await connection.execute(select(endpoints.c.id).where(*place).with_for_update(key_share=True))
-    discarded = await _discard(connection, job.tenant_id, endpoint_id, now)
+    discarded, is_all = await _discard(connection, job.tenant_id, endpoint_id, now)
     job = await progress_job(connection, job, now, done=job.done + discarded)
-    if discarded < BATCH:
+    if is_all:
         return await end_job(connection, job, JobState.DONE, now)
     return await release_job(connection, job, now)
 
@@ -98,8 +98,10 @@ def _is_owed(tenant_id: ColumnElement[str], endpoint_id: ColumnElement[str]) -> 
     return [deliveries.c.tenant_id == tenant_id, deliveries.c.endpoint_id == endpoint_id, is_open]
 
 
-async def _discard(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime) -> int:
-    """Give up the next `BATCH`. The endpoint's row is locked."""
+async def _discard(
+    connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, now: datetime
+) -> tuple[int, bool]:
+    """Give up the next `BATCH`; returns how many these were, and whether that is all. The endpoint's row is locked."""
     owed = select(deliveries.c.id).where(*_is_owed(literal(tenant_id), literal(endpoint_id))).limit(BATCH)
     locked = (
         select(deliveries.c.id)
@@ -108,11 +110,16 @@ async def _discard(connection: AsyncConnection, tenant_id: TenantId, endpoint_id
         .with_for_update()
         .cte("locked")
     )
-    discarded = await connection.execute(
+    written = (
         update(deliveries)
         .where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == locked.c.id)
         .where(is_in(deliveries, DeliveryState.PENDING, DeliveryState.HELD))
         # Without its lease token an attempt under way cannot settle what its owner gave up.
         .values(state=DeliveryState.DISCARDED.value, settled_at=now, lease_token=None, leased_until=None)
+        .returning(deliveries.c.id)
+        .cte("written")
     )
-    return discarded.rowcount
+    # One that was settled before its turn came was locked, and is not written: there may be more all the same.
+    counts = [select(func.count()).select_from(part).scalar_subquery() for part in (written, locked)]
+    discarded, looked_at = (await connection.execute(select(*counts))).one()
+    return discarded, looked_at < BATCH

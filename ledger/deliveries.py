@@ -42,10 +42,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
-from ledger.bulk import recordset
+from ledger.bulk import as_json, recordset
 from ledger.by_hand import BY_HAND
 from ledger.by_index import READ_BY_INDEX
-from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, Claimed, as_json, is_in
+from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, Claimed, is_in
 from ledger.columns import TIME
 from ledger.direct import Direct, run_direct, run_together
 from ledger.ids import DeliveryId, EndpointId, TenantId

@@ -15,7 +15,7 @@ this time. Endpoints without a limit have no such row, and it is not looked for.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import (
     ColumnElement,
@@ -51,6 +51,13 @@ async def set_pace(connection: AsyncConnection, tenant_id: TenantId, endpoint_id
     await connection.execute(insert(endpoint_paces).values(row).on_conflict_do_nothing())
 
 
+AHEAD_MAX = timedelta(seconds=10)
+"""Beyond this the moment is none that a claim made, which stays within `BURST_S`: the database's clock was set back."""
+
+_used_until = case(
+    (endpoint_paces.c.paced_until > func.now() + AHEAD_MAX, func.now()),
+    else_=func.greatest(endpoint_paces.c.paced_until, func.now()),
+)
 pace_of_endpoint = case((endpoints.c.deleted_at.is_(None), endpoints.c.max_per_s))
 """The limit that an endpoint's claims keep to, null where there is none: what is owed to a deleted one is not sent."""
 
@@ -58,7 +65,7 @@ pace_of_endpoint = case((endpoints.c.deleted_at.is_(None), endpoints.c.max_per_s
 def allowance_of(queue: FromClause, max_per_s: ColumnElement[int | None]) -> FromClause:
     """How many may be claimed now of an endpoint of `queue` that has a limit, one row at most: none where it has no limit,
     or another claim is at it. The row is locked until the commit."""
-    ahead_s = func.extract("epoch", func.greatest(endpoint_paces.c.paced_until, func.now()) - func.now())
+    ahead_s = func.extract("epoch", _used_until - func.now())
     number = func.floor((BURST_S - cast(ahead_s, Double)) * max_per_s)
     return (
         select(cast(func.greatest(number, 0), Integer).label("number"))
@@ -93,6 +100,6 @@ def charge(placed: FromClause, claimed: FromClause) -> UpdateBase:
     return (
         update(endpoint_paces)
         .where(endpoint_paces.c.tenant_id == taken.c.tenant_id, endpoint_paces.c.endpoint_id == taken.c.endpoint_id)
-        .values(paced_until=func.greatest(endpoint_paces.c.paced_until, func.now()) + forward)
+        .values(paced_until=_used_until + forward)
         .returning(literal(1))
     )

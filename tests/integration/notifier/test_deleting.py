@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import text
 
 from ledger import deleting
 from ledger.claims import EndpointRoom, claim_due_deliveries
@@ -88,3 +90,22 @@ async def test_housekeeping_finds_what_nobody_goes_over(post: Post, owed: Endpoi
     await discard_leftovers(post.engine)
     await work_off(post)
     assert await post.states() == {"discarded": OWED, "pending": 1}
+
+
+async def test_what_was_settled_while_a_step_waited_hides_nothing_of_the_rest(post: Post, owed: EndpointId) -> None:
+    settle = (
+        "UPDATE deliveries SET state = 'delivered', settled_at = now() WHERE endpoint_id = :id AND subject < 'dep_7'"
+    )
+    waits = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with transaction(post.engine) as worker, asyncio.TaskGroup() as group:
+        settled = (await worker.execute(text(settle), {"id": owed})).rowcount
+        assert OWED - settled < BATCH < settled
+        deletion = group.create_task(delete(post, owed))
+        while not (await worker.execute(waits)).scalar_one():  # noqa: ASYNC110 - Postgres sets no event
+            await asyncio.sleep(0.01)
+        await worker.commit()
+    done = deletion.result()
+    assert done.discarded < BATCH
+    assert done.job is not None

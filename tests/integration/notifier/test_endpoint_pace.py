@@ -97,3 +97,11 @@ async def test_an_endpoint_with_a_limit_gets_all_in_the_end(post: Post) -> None:
             await slow.wait_until("all came", lambda: len(slow.requests) == len(told), deadline_s=60.0)
             await post.wait_for_states(delivered=2 * len(told))
     assert [row.attempts for row in await post.deliveries()] == [1] * (2 * len(told))
+
+
+async def test_a_clock_that_was_set_back_silences_nobody(post: Post, limited: EndpointId) -> None:
+    await post.execute("UPDATE endpoint_paces SET paced_until = now() + interval '1 hour'")
+    async with transaction(post.engine) as connection:
+        assert len(await claim(connection, limited)) == LIMIT
+    async with transaction(post.engine) as connection:
+        assert len(await claim(connection, limited)) < LIMIT

@@ -152,6 +152,33 @@ async def test_a_claim_tells_since_when_something_is_pending_and_reads_from_ther
     assert made not in {one.id for one in told.claimed}
 
 
+async def test_a_beginning_is_moved_back_for_what_was_committed_a_while_after_it_was_due(
+    post: Post, endpoints: list[EndpointId]
+) -> None:
+    room = EndpointRoom(TENANT, endpoints[0], 20)
+    assert await post.execute("UPDATE deliveries SET due_at = now() - interval '3 seconds'") > 0
+    due = next(row.due_at for row in await post.deliveries())
+    later = replace(room, due_from=DueFrom(due + timedelta(seconds=2), due))
+    async with direct_transaction(post.engine) as connection:
+        told = await claim_to_send(connection, post.secret_box, [later], lease_s=60.0, token="a", unsure=[later])
+    assert (told.claimed, told.due_from[room.tenant_id, room.endpoint_id].live) == ([], due)
+
+
+async def test_the_probe_of_an_open_breaker_is_the_longest_due_whatever_is_known_of_the_beginning(
+    post: Post, endpoints: list[EndpointId]
+) -> None:
+    await post.execute(
+        "UPDATE endpoints SET rests = 1, rests_until = now(), failures_consecutive = 10 WHERE id = :id", id=endpoints[0]
+    )
+    [first, *_] = sorted(row.id for row in await post.deliveries() if row.endpoint_id == endpoints[0])
+    assert await post.execute("UPDATE deliveries SET due_at = due_at - interval '1 hour' WHERE id = :id", id=first) == 1
+    now = datetime.now(UTC)
+    room = EndpointRoom(TENANT, endpoints[0], 20, DueFrom(now - timedelta(minutes=1), now))
+    async with direct_transaction(post.engine) as connection:
+        told = await claim_to_send(connection, post.secret_box, [room], lease_s=60.0, token="a")
+    assert [one.id for one in told.claimed] == [first]
+
+
 async def test_what_was_committed_long_after_it_was_due_is_found_all_the_same(post: Post) -> None:
     async with post.dispatching(), running_receiver() as receiver:
         await post.add_endpoint(receiver)
