@@ -94,6 +94,7 @@ class Connection(web.RequestHandler):
         for timer in (self._patience, self._taking):
             if timer is not None:
                 timer.cancel()
+        self._wire = None  # what is still being answered shall not wait for who is gone
         self._is_body_over = _always  # it leads back to us: nothing is to wait for the collector of cycles
         super().connection_lost(exc)
 
@@ -125,9 +126,11 @@ class Connection(web.RequestHandler):
                 await request.writer.drain()
             except ConnectionError:
                 is_lost = True
+        if self._wire is None:
+            return finished, True
         self._answered += 1
         self._is_body_over = request.content.is_eof
-        if self._answered == self._request_count and self._wire is not None:
+        if self._answered == self._request_count:
             self._crowds.wait(self)
             self._wait_at_most(self._bounds.idle_s, self.cut, "idle")
         return finished, is_lost

@@ -18,8 +18,8 @@ from contextlib import asynccontextmanager
 
 from ledger.keys import KeyParts
 
-WAITING_MAX = 200
-"""Requests of one key that may wait."""
+WAITING_MAX = 400
+"""Requests of one key that may wait: as many as its bucket admits at once (`api/limits.py`)."""
 
 WAIT_LIMIT_S = 30.0
 """As long as anybody waits for a connection."""

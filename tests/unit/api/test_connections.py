@@ -86,8 +86,18 @@ class Watched(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember it."""
+        self.finished = asyncio.Event()
         self.made.append(self)
         super().connection_made(transport)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Tell when it has."""
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self.finished.set()
 
     def has_s(self) -> float | None:
         """For how long it may go on like this; None: for as long as it likes."""
@@ -312,3 +322,17 @@ async def test_where_all_are_being_answered_the_newcomer_is_told_to_come_again(p
             await door.room.begun.get()
         reader, _ = await door.open()
         assert "too many connections" in await require_refusal(reader, 503, "unavailable")
+
+
+@over_uvloop
+async def test_nothing_waits_for_a_client_who_went_away_while_he_was_answered() -> None:
+    async with opened(PATIENT) as door:
+        _, writer = await door.open(ASKED.replace(b"small", b"slow"))
+        await door.room.begun.get()
+        [connection] = Watched.made
+        writer.transport.abort()
+        while connection.transport is not None:  # noqa: ASYNC110 - a connection sets no event
+            await asyncio.sleep(0.001)
+        door.room.may_end.set()
+        await connection.finished.wait()
+        assert connection.has_s() is None
