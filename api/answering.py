@@ -76,9 +76,14 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     if (status := await _answer_status(route, services, http, key)) is not None:
         return _response(status)
     request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
+    found: _Answer | None = None
     while True:
         asked, coming = loop.time(), services.news.coming()
-        found = await _answer_once(route, services, request)
+        try:
+            found = await _answer_once(route, services, request)
+        except TooManyAtOnce:
+            if found is None:  # a long poll that was let in stays: what it heard, nothing, is where its cursor goes on
+                raise _too_many() from None
         left_s = started + found.wait_s - loop.time()
         if found.is_satisfied or left_s <= 0 or services.stopping.is_set():
             return _response(found)
@@ -131,15 +136,16 @@ async def _read_status(
 
 
 async def _answer_once(route: Route, services: Services, request: _Request) -> _Answer:
-    try:
-        async with services.turns.taken(request.key):
-            return await _answer_in_transaction(route, services, request)
-    except TooManyAtOnce:
-        raise Refused(
-            Code.RATE_LIMITED,
-            "too many requests with this key are under way; wait for answers, then ask again",
-            headers={"Retry-After": "1"},
-        ) from None
+    async with services.turns.taken(request.key):
+        return await _answer_in_transaction(route, services, request)
+
+
+def _too_many() -> Refused:
+    return Refused(
+        Code.RATE_LIMITED,
+        "too many requests with this key are under way; wait for answers, then ask again",
+        headers={"Retry-After": "1"},
+    )
 
 
 async def _answer_in_transaction(route: Route, services: Services, request: _Request) -> _Answer:

@@ -90,6 +90,7 @@ def create_app(
         limits,
         Turns(connections_of(engine) - CONNECTIONS_KEPT),
         trusted_proxies,
+        is_for_tenants,
     )
     routes = [route for route in ROUTES if not (is_for_tenants and route.is_operators)]
     open_routes = [route for route in OPEN_ROUTES if not (is_for_tenants and route.is_operators)]

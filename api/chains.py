@@ -11,7 +11,7 @@ from api.inputs import Height, find_chain_named
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
-from api.withholding import may_see_nodes, without_hosts
+from api.withholding import without_hosts
 from ledger.chains import chain_state_of, find_chain, list_chains, lock_chain
 from ledger.documents import ChainDocument, chain_document
 from ledger.errors import NoSuchBranch, NotHalted
@@ -35,14 +35,14 @@ class ResumeChainOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_all_chains(call: Call[PageQuery, None]) -> Page[ChainDocument]:
     """List chains
 
-    Every chain with the node's head, our tip, the lag between them, and the state of the follower, by name. Where nodes
-    are and what they say when they fail is for the operator's keys."""
+    Every chain with the node's head, our tip, the lag between them, and the state of the follower, by name. Where tenants
+    have an address of their own, where nodes are and what they say when they fail is for the operator's keys."""
     after = place_after(call, _LIST, call.query.cursor)
     known = sorted(await list_chains(call.connection), key=lambda row: row.slug)
     rows = [row for row in known if after is None or row.slug > str(after[0])]
     page = rows[: call.query.limit]
     following = cursor_at(call, _LIST, (page[-1].slug,)) if len(rows) > len(page) else None
-    page = page if may_see_nodes(call.tenant_id) else [without_hosts(row) for row in page]
+    page = page if call.may_see_nodes else [without_hosts(row) for row in page]
     data = [chain_document(row, state=chain_state_of(row, call.now).value, now=call.now) for row in page]
     return Page(data, following)
 

@@ -189,7 +189,8 @@ class Connection(web.RequestHandler):
         if self._wire is None or self._wire.is_closing():
             return
         CONNECTIONS_CUT.labels(reason).inc()
-        status, headers, body = _problem(Refused(code, detail))
+        again = {"Retry-After": "2"} if code is Code.UNAVAILABLE else {}
+        status, headers, body = _problem(Refused(code, detail, headers=again))
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]

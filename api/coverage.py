@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -11,11 +11,10 @@ from msgspec import Meta
 from api.inputs import AddressText, ChainName, Height, address_given, chain_named
 from api.problems import Code, invalid, not_found
 from api.routes import Call, Route
-from api.withholding import ANOTHER, may_see_nodes, told_names
+from api.withholding import ANOTHER, told_names
 from ledger.chains import list_chains
 from ledger.documents import CoverageDocument, CoverageRangeDocument
 from ledger.errors import NoSuchHeights
-from ledger.ids import TenantId
 from ledger.model import ChainRow
 from ledger.watch_coverage import (
     AddressCoverageDocument,
@@ -52,24 +51,22 @@ async def get_coverage(call: Call[CoverageQuery, None]) -> CoverageDocument | Ad
     try:
         if query.address is None:
             told = await describe_coverage(call.connection, chain, *heights)
-            return msgspec.structs.replace(told, ranges=_shown(call.tenant_id, chain, told.ranges))
+            return msgspec.structs.replace(told, ranges=_shown(call, chain, told.ranges))
         address = address_given(query.address, "/address")
         found = await describe_address_coverage(call.connection, chain, address, call.tenant_id, *heights)
     except NoSuchHeights as error:
         raise invalid(f"/{error.part}", str(error)) from None
     if found is None:
         raise not_found("watch: you have no live one on that address and chain")
-    watches = [
-        msgspec.structs.replace(watch, ranges=_shown(call.tenant_id, chain, watch.ranges)) for watch in found.watches
-    ]
+    watches = [msgspec.structs.replace(watch, ranges=_shown(call, chain, watch.ranges)) for watch in found.watches]
     return msgspec.structs.replace(found, watches=watches)
 
 
 def _shown(
-    tenant_id: TenantId, chain: ChainRow, ranges: Sequence[CoverageRangeDocument]
+    call: Call[Any, Any], chain: ChainRow, ranges: Sequence[CoverageRangeDocument]
 ) -> list[CoverageRangeDocument]:
     """The ranges with their nodes as the tenant knows them."""
-    if may_see_nodes(tenant_id):
+    if call.may_see_nodes:
         return list(ranges)
     names = told_names(chain.nodes)
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,9 +13,8 @@ from api.inputs import AddressText, ChainName, Height, NoFields, address_given, 
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
-from api.withholding import may_see_nodes, without_words
+from api.withholding import without_words
 from ledger.chains import list_chains
-from ledger.database import Connection
 from ledger.errors import NoSuchHeights
 from ledger.ids import JobId
 from ledger.jobs import JobDocument, JobRow, cancel_job, find_job, job_document, list_jobs
@@ -82,7 +81,7 @@ async def list_my_jobs(call: Call[JobQuery, None]) -> Page[JobDocument]:
     )
     page = rows[: query.limit]
     following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > query.limit else None
-    return Page(await _described(call.connection, page), following)
+    return Page(await _described(call, page), following)
 
 
 async def get_job(call: Call[None, None]) -> JobDocument:
@@ -90,7 +89,7 @@ async def get_job(call: Call[None, None]) -> JobDocument:
 
     A backfill of your watches by its `backfill_job_id`, and what recovers your deliveries; for the
     operator also replays, and backfills of listed assets."""
-    return await _found(call.connection, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
+    return await _found(call, await find_job(call.connection, call.tenant_id, JobId(call.path["id"])))
 
 
 async def cancel_my_job(call: Call[None, NoFields]) -> JobDocument:
@@ -103,24 +102,24 @@ async def cancel_my_job(call: Call[None, NoFields]) -> JobDocument:
         raise Refused(Code.JOB_ENDED, f"the job has ended: it is {job.state}; there is nothing left to cancel")
     if job is not None and job.ended_at == call.now:
         await audit(call, "job.cancelled", job.id)
-    return await _found(call.connection, job)
+    return await _found(call, job)
 
 
-async def _found(connection: Connection, job: JobRow | None) -> JobDocument:
+async def _found(call: Call[Any, Any], job: JobRow | None) -> JobDocument:
     if job is None:
         raise not_found("job")
-    [described] = await _described(connection, [job])
+    [described] = await _described(call, [job])
     return described
 
 
-async def _described(connection: Connection, rows: Sequence[JobRow]) -> list[JobDocument]:
-    chains = await list_chains(connection)
+async def _described(call: Call[Any, Any], rows: Sequence[JobRow]) -> list[JobDocument]:
+    chains = await list_chains(call.connection)
     slugs = {chain.chain_id: chain.slug for chain in chains}
     nodes = [node for chain in chains for node in chain.nodes]
     documents = [job_document(row, None if row.chain_id is None else slugs[row.chain_id]) for row in rows]
     return [
         document
-        if document.reason is None or may_see_nodes(row.tenant_id)
+        if document.reason is None or call.may_see_nodes
         else msgspec.structs.replace(document, reason=without_words(document.reason, nodes))
         for row, document in zip(rows, documents, strict=True)
     ]

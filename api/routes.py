@@ -22,6 +22,7 @@ from api.limits import Limits
 from api.news import News
 from api.problems import Code
 from api.turns import Turns
+from api.withholding import may_see_nodes
 from ledger.database import Connection, Engine
 from ledger.ids import TenantId
 from ledger.keys import KeyRow
@@ -50,6 +51,8 @@ class Services:
     turns: Turns
     """At the connections of `engine`."""
     trusted_proxies: Sequence[Network]
+    is_for_tenants: bool
+    """What is the operator's is elsewhere."""
     news: News = field(default_factory=News)
     """What long polls are woken by."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,6 +76,11 @@ class Call(Generic[Query, Body]):
     def tenant_id(self) -> TenantId:
         """Whose rows this request may see: a part of every statement."""
         return self.key.tenant_id
+
+    @property
+    def may_see_nodes(self) -> bool:
+        """Whether this request may be told where nodes are and what they say."""
+        return may_see_nodes(self.tenant_id, is_for_tenants=self.services.is_for_tenants)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ _PATTERNS = {
         "it holds a line end or another control character; give one line of text"
     ),
     r"^[0-9A-Za-z_]+$": "an id has letters, digits and _ only",
+    r"^ep_[0-9A-Za-z_]+$": "an endpoint's id begins with ep_",
+    r"^evt_[0-9A-Za-z_]+$": "an event's id begins with evt_",
+    r"^(dep|wdr)_[0-9A-Za-z_]+$": "the id of a deposit or withdrawal begins with dep_ or wdr_",
 }
 _OTHER_PATTERN = "it is not formed as the description in /openapi.json says"
 _SHOWN_MAX = 60

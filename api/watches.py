@@ -36,9 +36,9 @@ METADATA_DEPTH_MAX = 16
 ERRORS_MAX = 50
 """Bad rows that one answer names; the rest are found with the next try."""
 
-START_AHEAD_MAX = 256
-"""So far above the newest block that we know a start height may lie. What we know is a minute old at most while a chain is
-followed, and the fastest, Arbitrum, makes four blocks a second. What lies further up is no height of this chain."""
+START_AHEAD_MAX = 10_000
+"""So far above the newest block that we know a start height may lie: what the fastest chain, Arbitrum, makes in forty
+minutes in which it is not followed. What lies further up is no height of this chain, but a time, or another's height."""
 
 _LIST = "watches"
 _EXPONENT = re.compile(rb"\de[-+]?\d")

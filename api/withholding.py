@@ -1,5 +1,6 @@
 """What a tenant is told of the operator's nodes: that there are so many and how each does, not where they are or what they
-say. A node's host is the operator's, and a node's words are a stranger's. Pure.
+say. A node's host is the operator's, and a node's words are a stranger's. So it is where tenants have an address of their
+own (`api.operator_listen`); where they share the operator's, `/metrics` names nodes to whoever asks. Pure.
 
 A node is called what the operator calls it; one without a name by its place, `node-1`. Of a sentence that goes on to
 quote nodes the beginning is told, which says what is wrong; for how each of them failed the operator is asked.
@@ -24,9 +25,9 @@ _VERDICT = re.compile(r"no node(?:'s answer can be proven \([a-z_, ]*\)| has it|
 """Where `chains/node/pool.py` goes on with what each node said."""
 
 
-def may_see_nodes(tenant_id: TenantId) -> bool:
-    """True for the operator."""
-    return tenant_id == OPS_TENANT
+def may_see_nodes(tenant_id: TenantId, *, is_for_tenants: bool) -> bool:
+    """True for the operator, and for all where the service is not for tenants alone."""
+    return tenant_id == OPS_TENANT or not is_for_tenants
 
 
 def told_names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -203,7 +203,34 @@ async def test_a_line_of_the_log_says_who_asked_what(service: Service) -> None:
     assert key[-40:] not in said
 
 
-async def test_only_the_operator_reads_where_nodes_are_and_what_they_said(service: Service) -> None:
+async def test_tenants_of_an_address_of_their_own_read_not_where_nodes_are_nor_what_they_said(
+    database_url: str,
+) -> None:
+    async with running(database_url, is_for_tenants=True) as service:
+        await check_nodes_are_withheld(service)
+
+
+async def test_where_tenants_share_the_operators_address_all_read_the_same_of_chains(service: Service) -> None:
+    node = {
+        "name": "10.0.0.7",
+        "host": "10.0.0.7",
+        "state": "failing",
+        "head": 130,
+        "reason": "it said",
+        "latency_ms": 1,
+    }
+    async with transaction(service.owner) as connection:
+        await add_chain(connection, tip=122)
+        await update_chain(connection, ETHEREUM, {"state": "halted", "reason": "10.0.0.7: it said", "nodes": [node]})
+    operator = await service.make_key("*", tenant_id=OPS_TENANT)
+    [told], [shown] = [
+        (await service.ask("GET", "/v1/chains", key=key)).json["data"] for key in (service.key, operator)
+    ]
+    assert (told["nodes"], told["reason"]) == (shown["nodes"], shown["reason"])
+    assert (told["nodes"][0]["name"], told["reason"]) == ("10.0.0.7", "10.0.0.7: it said")
+
+
+async def check_nodes_are_withheld(service: Service) -> None:
     said = "Connect call failed ('10.0.0.7', 8545)"
     node = {"name": "10.0.0.7", "host": "10.0.0.7", "state": "failing", "head": 130, "reason": said, "latency_ms": 1}
     why = f"ethereum: block 123: no node answered: 10.0.0.7: {said}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,6 +12,7 @@ from api import turns
 from chains.model import hex_of
 from ledger.chains import lock_chain
 from ledger.database import transaction
+from ledger.keys import KeyParts
 from tests.integration.api.conftest import Answer, Service
 from tests.integration.api.seeding import ETHEREUM, add_chain
 
@@ -55,4 +58,26 @@ async def test_a_long_poll_takes_no_place_while_it_waits(service: Service) -> No
     ]
     assert (await service.ask("GET", "/v1/deposits")).status == 200
     assert not any(poll.done() for poll in polls)
+    assert {answer.status for answer in await asyncio.gather(*polls)} == {200}
+
+
+async def test_a_long_poll_that_was_let_in_is_not_refused_when_it_asks_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, take = 0, turns.Turns.taken
+
+    @asynccontextmanager
+    async def counted(self: turns.Turns, key: KeyParts) -> AsyncIterator[None]:
+        nonlocal asked
+        async with take(self, key):
+            yield
+        asked += 1
+
+    first = (await service.ask("GET", "/v1/events")).json["next_cursor"]
+    monkeypatch.setattr(turns.Turns, "taken", counted)
+    query = {"after": first, "wait": 5}
+    polls = [asyncio.create_task(service.ask("GET", "/v1/events", query=query)) for _ in range(20)]
+    while asked < len(polls):  # noqa: ASYNC110 - the service sets no event
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(turns, "WAITING_MAX", 0)
     assert {answer.status for answer in await asyncio.gather(*polls)} == {200}
