@@ -28,6 +28,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import Pool
+from sqlalchemy.util import greenlet_spawn
 
 from ledger.direct import Direct, direct_transaction, run_together
 
@@ -88,14 +89,12 @@ class _Hinter:
 
 
 async def _notify_through(engine: AsyncEngine, pool: Pool) -> None:
-    async with direct_transaction(engine) as connection:
-        try:
+    try:
+        async with direct_transaction(engine) as connection:
             await run_together(connection, (_NOTIFY, {}), commits=True)
-        finally:
-            if (
-                engine.pool is not pool
-            ):  # disposed meanwhile: nobody would close what goes back to a pool that is no more
-                await connection.invalidate()
+    finally:
+        if engine.pool is not pool:  # disposed meanwhile: what went back to it since nobody else would close
+            await greenlet_spawn(pool.dispose)
 
 
 _hinters: WeakKeyDictionary[AsyncEngine, _Hinter] = WeakKeyDictionary()

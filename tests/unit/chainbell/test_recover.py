@@ -31,7 +31,7 @@ def test_what_cannot_be_meant_is_refused(given: dict[str, str], said: str) -> No
 
 def test_a_range_means_what_failed_and_a_name_means_all_unless_something_else_is_said() -> None:
     by_time = _read_order(**{**NOTHING, "endpoint": "ep_1", "since": SINCE}, only=None)
-    assert by_time.asked == {"since": "2026-01-02T00:00:00+00:00", "until": None, "only": "failed"}
+    assert by_time.asked == {"since": "2026-01-02T00:00:00Z", "until": None, "only": "failed"}
     assert _read_order(**{**NOTHING, "event": "evt_1"}, only=None).asked == {"event_id": "evt_1", "only": "all"}
     missing = _read_order(**{**NOTHING, "entry": "dep_1"}, only=Only.MISSING)
     assert missing.asked == {"entry_id": "dep_1", "only": "missing"}
