@@ -115,7 +115,8 @@ class Asker:
             for path in task.paths
         )
         self._connections: list[Connection] = []
-        self._free: list[Connection] = []
+        self._free: deque[Connection] = deque()
+        """In turn: one that is not used is closed by the server after a while."""
         self._waiting: deque[float] = deque()
         self._under_way = 0
         self._failures: list[str] = []
@@ -131,7 +132,7 @@ class Asker:
                 lambda: Connection(self._take, self._failures.append), parts.hostname or "", parts.port or 0
             )
             self._connections.append(made)
-        self._free = list(self._connections)
+        self._free = deque(self._connections)
 
     def close(self) -> None:
         """Hang up all."""
@@ -141,7 +142,7 @@ class Asker:
     def _ask(self, due_at: float) -> None:
         if self._free:
             self._under_way += 1
-            self._free.pop().ask(next(self._requests), due_at)
+            self._free.popleft().ask(next(self._requests), due_at)
         else:
             self._waiting.append(due_at)
 
