@@ -16,11 +16,10 @@ from aiohttp import web
 from bench.chain import load_chain, watched_live
 from bench.following import open_adapter
 from bench.installation import add_tenant, add_watches, ledger_at, make_follower, register
-from bench.live import POLL_INTERVAL_S, PROOF
+from bench.live import PROOF, follow_live, start_mining
 from bench.serving import serve_until_stdin_closes
 from chainbell.logs import configure_logs
 from chainbell.supervisor import calm_garbage_collector
-from indexer.run import follow
 
 
 async def following(_app: web.Application) -> AsyncIterator[None]:
@@ -33,19 +32,10 @@ async def following(_app: web.Application) -> AsyncIterator[None]:
         await add_watches(engine, tenant_id, watched_live(load_chain(chain_path)))
         follower = make_follower(engine, adapter, followed)
         await follower.converge()
-        async with aiohttp.ClientSession() as session, session.post(f"{node_url}/start") as response:
-            response.raise_for_status()
+        async with aiohttp.ClientSession() as session:
+            await start_mining(session, node_url)
         async with asyncio.TaskGroup() as group:
-            group.create_task(
-                follow(
-                    follower,
-                    engine,
-                    poll_interval_s=POLL_INTERVAL_S,
-                    behind_limit_s=60,
-                    stop=stop,
-                    block_time_s=float(interval_s),
-                )
-            )
+            group.create_task(follow_live(follower, engine, float(interval_s), stop))
             yield
             stop.set()
 

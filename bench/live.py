@@ -32,6 +32,7 @@ from bench.usage import Usage, measure_usage
 from chainbell.logs import configure_logs
 from chainbell.supervisor import calm_garbage_collector
 from indexer.commit import Followed
+from indexer.follower import Follower
 from indexer.historian import Historian
 from indexer.run import follow
 from ledger.chains import find_chain
@@ -120,6 +121,24 @@ def spread_of(durations_s: Sequence[float]) -> Spread:
     return Spread(cuts[49] * 1000, cuts[98] * 1000)
 
 
+async def follow_live(follower: Follower, engine: AsyncEngine, interval_s: float, stop: asyncio.Event) -> None:
+    """Follow a chain with a block every so many seconds, at its pace, until `stop` is set."""
+    await follow(
+        follower,
+        engine,
+        poll_interval_s=POLL_INTERVAL_S,
+        behind_limit_s=60,
+        stop=stop,
+        block_time_s=interval_s,
+    )
+
+
+async def start_mining(session: aiohttp.ClientSession, node_url: str) -> None:
+    """Let the node make its blocks from now on."""
+    async with session.post(f"{node_url}/start") as response:
+        response.raise_for_status()
+
+
 async def run_chainbell(task: LiveTask, commits: CommitTimes) -> Latency:
     """Follow and deliver until every deposit has arrived."""
     watched = watched_live(load_chain(task.chain_path))
@@ -137,20 +156,11 @@ async def run_chainbell(task: LiveTask, commits: CommitTimes) -> Latency:
         await follower.converge()  # the first block: connections are open and statements compiled after it
         async with asyncio.TaskGroup() as group:
             group.create_task(dispatcher.run(stop))
-            group.create_task(
-                follow(
-                    follower,
-                    engine,
-                    poll_interval_s=POLL_INTERVAL_S,
-                    behind_limit_s=60,
-                    stop=stop,
-                    block_time_s=task.interval_s,
-                )
-            )
+            group.create_task(follow_live(follower, engine, task.interval_s, stop))
             if task.is_beside_past:
                 group.create_task(_replay(engine, task, followed, stop))
             with measure_usage(task.blocks - 1) as usage:
-                await _mine(session, task)
+                await start_mining(session, task.node_url)
                 received = await _received(session, task)
             stop.set()
         node = await _node_times(session, task)
@@ -176,7 +186,7 @@ async def run_bare(task: LiveTask) -> Latency:
     async with aiohttp.ClientSession(headers={"content-type": "application/json"}) as session:
         await fetch_bare(session, task.node_url, START_HEIGHT)
         with measure_usage(task.blocks - 1) as usage:
-            await _mine(session, task)
+            await start_mining(session, task.node_url)
             while height < last:
                 head = await _head(session, task.node_url)
                 while height < head:
@@ -193,11 +203,6 @@ async def _head(session: aiohttp.ClientSession, node_url: str) -> int:
     call = {"jsonrpc": "2.0", "id": 1, "method": "eth_getBlockByNumber", "params": ["latest", False]}
     async with session.post(node_url, data=msgspec.json.encode(call)) as response:
         return int((await response.json())["result"]["number"], 16)
-
-
-async def _mine(session: aiohttp.ClientSession, task: LiveTask) -> None:
-    async with session.post(f"{task.node_url}/start") as response:
-        response.raise_for_status()
 
 
 async def _received(session: aiohttp.ClientSession, task: LiveTask) -> dict[int, float]:
