@@ -1,20 +1,9 @@
 """Claiming: which deliveries a worker may send next, handed out in turns over the endpoints that are owed any.
 
-Order. A lane is one endpoint and one subject (an entry, most often). Within it one delivery is under way at a time, in the
-order of the feed; lanes never wait for each other. After five failed attempts of one delivery the next of its lane may
-overtake it, but only while it waits for its own next attempt: a receiver goes by `sequence`, and news about a deposit must
-not wait a day behind a poisoned one. What is redelivered by hand is in no order (`ledger/by_hand.py`).
-
-Two claims at one moment do not see each other's leases. What keeps them apart is that both would have to want the same row,
-and `SKIP LOCKED` gives it to one; for the first of a lane has no one else in front. Overtaking is the exception: so it ends
-a while before the wait does (`OVERTAKING_ENDS`), longer than any claim can stay open.
-
-Turns. A claim says of which endpoints it wants how many, and looks for these alone: what other endpoints are owed is not
-read, however much that is. Which endpoints are owed anything is found in two ways. What became due since the last look
-(`find_fresh`) is found by its time, which is quick whoever else is owed what. And a sweep (`find_owed`) goes from endpoint
-to endpoint, some hundreds at a time and round and round, and finds what the first way misses: what was committed late, what
-a dead worker had, what waited for an endpoint that rested, what another process let go. Which endpoints have their turn,
-with how much room, is `notifier/isolation.py`'s business; one whose breaker is open (`ledger/breaker.py`) has none.
+A claim says of which endpoints it wants how many, and looks for these alone: what other endpoints are owed is not read,
+however much that is. Which endpoints are owed anything is found by `ledger/owed.py`; which of them have their turn, with how
+much room, is `notifier/isolation.py`'s business; one whose breaker is open (`ledger/breaker.py`) has none. Of each lane a
+claim takes the first, if nothing stands in its way (`ledger/lanes.py`).
 """
 
 from __future__ import annotations
@@ -27,17 +16,13 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     ColumnElement,
-    Double,
     FromClause,
     Integer,
     Select,
     Text,
-    and_,
     bindparam,
     case,
     func,
-    literal,
-    literal_column,
     not_,
     or_,
     select,
@@ -52,7 +37,7 @@ from ledger import breaker
 from ledger.agreement import has_agreed
 from ledger.bodies import bodies_steps
 from ledger.bulk import as_json, recordset
-from ledger.by_hand import BY_HAND, agree_on, goes_first, may_claim
+from ledger.by_hand import agree_on, may_claim
 from ledger.by_index import READ_BY_INDEX
 from ledger.columns import TIME
 from ledger.direct import Direct, Rows, Step, run_direct, run_together
@@ -60,37 +45,14 @@ from ledger.endpoint_pace import allowance_of, charge, pace_of_endpoint, paced
 from ledger.endpoint_secrets import LeftOut, LiveSecrets, live_secrets_step, open_secrets
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
+from ledger.lanes import blocking, is_in
+from ledger.owed import EVER, LATE_COMMIT, TURN, is_due_to, is_left_alone, joined, place_of, seconds
 from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
-from ledger.states import DeliveryState, EndpointHealth, EndpointState
-
-FAILING_AFTER_FAILURES = 3
-"""Failures in a row after which an endpoint counts as failing: a single one may be about the event."""
-
-OVERTAKEN_AFTER_ATTEMPTS = 5
-"""Failed attempts after which the next delivery of a lane may go first (the contract's figure)."""
-
-LATE_COMMIT = timedelta(seconds=0.5)
-"""How long before its commit a delivery may be due and still be found by its time; what was committed later is found by a
-sweep."""
+from ledger.states import DeliveryState
 
 LOOKED_BACK = timedelta(seconds=5)
 """How far before the last beginning a new one is looked for: a large block's commit takes a while."""
-
-OVERTAKING_ENDS = timedelta(seconds=60)
-"""How long before its next attempt a delivery is not overtaken any more: as long as `ledger/database.py` lets a transaction
-stay idle, so that a claim of the next one has either committed or is gone when this one is claimed."""
-
-
-class Place(NamedTuple):
-    """An endpoint in the order in which claims walk."""
-
-    tenant_id: str
-    endpoint_id: str
-
-
-START = Place("", "")
-"""Before the first endpoint."""
 
 
 class DueFrom(NamedTuple):
@@ -110,17 +72,6 @@ class EndpointRoom:
     room: int
     due_from: DueFrom | None = None
     """None where that is not known: all is read."""
-
-
-class Owed(NamedTuple):
-    """An endpoint to which something is due, and how it does by what is stored of it."""
-
-    tenant_id: TenantId
-    endpoint_id: EndpointId
-    health: EndpointHealth
-    live_from: datetime | None = None
-    late_from: datetime | None = None
-    """Since when, of the live ones and of the late ones, where that was looked for."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -147,154 +98,18 @@ class Claimed(msgspec.Struct, frozen=True):
     """The endpoint was deleted: nothing is to be sent."""
 
 
-_other = deliveries.alias("other")
 _now = func.now()
-
-
-def is_in(queue: FromClause, *states: DeliveryState) -> ColumnElement[bool]:
-    """The state written into the statement, not sent as a parameter: a plan that is kept may then use a partial index."""
-    return queue.c.state.in_(bindparam(None, [one.value for one in states], expanding=True, literal_execute=True))
-
-
-_is_in_the_way = and_(
-    _other.c.tenant_id == deliveries.c.tenant_id,
-    _other.c.endpoint_id == deliveries.c.endpoint_id,
-    _other.c.subject == deliveries.c.subject,
-    is_in(_other, DeliveryState.PENDING, DeliveryState.HELD),
-    _other.c.id != deliveries.c.id,
-    or_(
-        _other.c.leased_until > _now,
-        goes_first(_other, deliveries),
-        and_(
-            _other.c.feed_position > BY_HAND,
-            _other.c.feed_position < deliveries.c.feed_position,
-            not_(and_(_other.c.attempts >= OVERTAKEN_AFTER_ATTEMPTS, _other.c.due_at > _now + OVERTAKING_ENDS)),
-        ),
-    ),
-)
-
-# OFFSET 0 keeps Postgres from making a join of it, which by old statistics reads all that an endpoint is owed for each row:
-# looked up by the lane's index it is a row or two.
-_blocking = select(literal(1)).where(_is_in_the_way).offset(literal_column("0"))
-
-_stored_health = case(
-    (breaker.is_open(endpoints), EndpointHealth.FAILING.value),
-    (endpoints.c.failures_consecutive >= FAILING_AFTER_FAILURES, EndpointHealth.FAILING.value),
-    (endpoints.c.last_accepted_at.is_not(None), EndpointHealth.ACCEPTING.value),
-    else_=EndpointHealth.UNPROVEN.value,
-)
-# What is pending to one that was paused a moment ago is still being held; what was deleted is claimed to be discarded.
-_is_stopped = and_(endpoints.c.state != EndpointState.ACTIVE.value, endpoints.c.deleted_at.is_(None))
-
-_is_free = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now)
-_EVER: ColumnElement[Any] = literal_column("CAST('-infinity' AS timestamptz)")
-_turn = deliveries.c.tenant_id, deliveries.c.endpoint_id, deliveries.c.priority, deliveries.c.due_at
-
-
-def _place(endpoint: FromClause, priority: int) -> tuple[ColumnElement[Any], ...]:
-    of_priority: ColumnElement[int] = bindparam(None, priority, literal_execute=True)
-    return endpoint.c.tenant_id, endpoint.c.endpoint_id, of_priority
-
-
-def _is_due_to(endpoint: FromClause, priority: int, due_from: ColumnElement[Any] = _EVER) -> ColumnElement[bool]:
-    """Due to one endpoint; to be read in the order of `_turn`. Compared as rows, which leaves one index that has that order.
-    By equalities Postgres may read the due deliveries of everybody, in the order of time, to find those of one."""
-    place = _place(endpoint, priority)
-    return and_(
-        is_in(deliveries, DeliveryState.PENDING),
-        tuple_(*_turn) >= tuple_(*place, due_from),
-        tuple_(*_turn) <= tuple_(*place, _now),
-        _is_free,
-    )
-
-
-def _seconds(name: str) -> ColumnElement[Any]:
-    return func.make_interval(0, 0, 0, 0, 0, 0, bindparam(name, type_=Double))
-
-
-_fresh = (
-    select(deliveries.c.tenant_id, deliveries.c.endpoint_id)
-    .where(
-        is_in(deliveries, DeliveryState.PENDING),
-        deliveries.c.due_at > _now - _seconds("age_s"),
-        deliveries.c.due_at <= _now,
-        deliveries.c.lease_token.is_(None),
-    )
-    .distinct()
-    .cte("fresh")
-)
-
-
-def _of(found: FromClause) -> ColumnElement[bool]:
-    return and_(endpoints.c.tenant_id == found.c.tenant_id, endpoints.c.id == found.c.endpoint_id)
-
-
-def _joined(found: FromClause, *columns: ColumnElement[Any]) -> FromClause:
-    """The endpoint of each row that was found, looked up by its key. OFFSET 0 as above: where there are few endpoints
-    Postgres would rather go through all of them, and through all that was found for each."""
-    return (
-        select(*columns).select_from(endpoints).where(_of(found)).offset(literal_column("0")).correlate(found).lateral()
-    )
-
-
-_is_left_alone = or_(_is_stopped, breaker.is_resting(endpoints)).label("is_left_alone")
-
-_fresh_endpoint = _joined(_fresh, _stored_health.label("health"), _is_left_alone)
-_FRESH = Direct(
-    select(_fresh, _fresh_endpoint.c.health)
-    .select_from(_fresh.join(_fresh_endpoint, true()))
-    .where(not_(_fresh_endpoint.c.is_left_alone))
-)
-
-
-def _first_owed_after(*place: ColumnElement[Any]) -> Select[Any]:
-    """The next endpoint that is owed anything, due or not: one look into the index."""
-    endpoint = deliveries.c.tenant_id, deliveries.c.endpoint_id
-    return (
-        select(*endpoint)
-        .where(is_in(deliveries, DeliveryState.PENDING), tuple_(*endpoint) > tuple_(*place))
-        .order_by(*endpoint)
-        .limit(1)
-    )
-
-
-def _walk() -> FromClause:
-    after = bindparam("after_tenant_id", type_=Text), bindparam("after_endpoint_id", type_=Text)
-    first = _first_owed_after(*after).subquery("first_one")
-    owed = select(first.c.tenant_id, first.c.endpoint_id).cte("owed", recursive=True)
-    following = _first_owed_after(owed.c.tenant_id, owed.c.endpoint_id).lateral("following")
-    step = select(following.c.tenant_id, following.c.endpoint_id).select_from(owed.join(following, true()))
-    return owed.union_all(step)
-
-
-_walked = select(_walk()).limit(bindparam("limit", type_=Integer)).subquery("walked")
-
-
-_swept = _joined(_walked, _stored_health.label("health"), _is_left_alone)
-
-
-def _first_due(priority: int) -> ColumnElement[Any]:
-    due = select(deliveries.c.due_at).where(_is_due_to(_walked, priority)).order_by(*_turn).limit(1)
-    return case((_swept.c.is_left_alone, None), else_=due.correlate(_walked).scalar_subquery())
-
-
-_sweep = (
-    select(_walked, _swept.c.health, _first_due(LIVE_PRIORITY).label("live"), _first_due(LATE_PRIORITY).label("late"))
-    .select_from(_walked.join(_swept, true()))
-    .order_by(_walked.c.tenant_id, _walked.c.endpoint_id)
-)
-_SWEEP = Direct(_sweep)
 
 _rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer(), live_from=TIME, late_from=TIME)
 _room = case(
-    (or_(_is_left_alone, not_(has_agreed(_rooms.c.endpoint_id))), 0),
+    (or_(is_left_alone, not_(has_agreed(_rooms.c.endpoint_id))), 0),
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
     else_=_rooms.c.room,
 )
 # A probe is the one that has been due for longest, of all: what a person asked for was put there.
 _FROM = "live_from", "late_from"
 _from = [case((breaker.is_open(endpoints), None), else_=_rooms.c[name]).label(name) for name in _FROM]
-_asked = _joined(_rooms, _room.label("room"), pace_of_endpoint.label("max_per_s"), *_from)
+_asked = joined(_rooms, _room.label("room"), pace_of_endpoint.label("max_per_s"), *_from)
 _allowance = allowance_of(_rooms, _asked.c.max_per_s)
 _placed = (
     select(
@@ -315,11 +130,11 @@ def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]
     due = (
         select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
         .where(
-            _is_due_to(_placed, priority, func.coalesce(due_from, _EVER)),
+            is_due_to(_placed, priority, func.coalesce(due_from, EVER)),
             may_claim(deliveries),
-            ~_blocking.correlate(deliveries).exists(),
+            ~blocking.correlate(deliveries).exists(),
         )
-        .order_by(*_turn)
+        .order_by(*TURN)
         .limit(_placed.c.room)
         .with_for_update(skip_locked=True)
         .correlate(_placed)
@@ -344,7 +159,7 @@ _claim = (
     .values(
         attempts=deliveries.c.attempts + 1,
         lease_token=bindparam("token"),
-        leased_until=_now + _seconds("lease_s"),
+        leased_until=_now + seconds("lease_s"),
     )
     .returning(
         deliveries.c.tenant_id,
@@ -362,7 +177,7 @@ _claim = (
     .cte("claimed")
 )
 
-_claimed_endpoint = _joined(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None).label("is_gone"))
+_claimed_endpoint = joined(_claim, endpoints.c.url, endpoints.c.deleted_at.is_not(None).label("is_gone"))
 _claim_with_urls = (
     select(_claim, _claimed_endpoint.c.url, _claimed_endpoint.c.is_gone)
     .select_from(_claim.join(_claimed_endpoint, true()))
@@ -372,15 +187,15 @@ _claim_with_urls = (
 
 def _pending_from(priority: int, due_from: ColumnElement[Any]) -> ColumnElement[Any]:
     """Since when something is pending: not later than a moment ago, for what is being committed may be due since then."""
-    place = _place(_rooms, priority)
+    place = place_of(_rooms, priority)
     pending = (
         select(deliveries.c.due_at)
         .where(
             is_in(deliveries, DeliveryState.PENDING),
-            tuple_(*_turn) >= tuple_(*place, func.coalesce(due_from, _EVER) - LOOKED_BACK),
-            tuple_(*_turn[:3]) <= tuple_(*place),
+            tuple_(*TURN) >= tuple_(*place, func.coalesce(due_from, EVER) - LOOKED_BACK),
+            tuple_(*TURN[:3]) <= tuple_(*place),
         )
-        .order_by(*_turn)
+        .order_by(*TURN)
         .limit(1)
         .correlate(_rooms)
         .scalar_subquery()
@@ -400,25 +215,6 @@ _AGREE = Direct(agree_on(_rooms))
 _CLAIM = Direct(_claim_with_urls)
 _EVENT_ID, _EVENT_CREATED_AT, _ENDPOINT_ID, _OF_CLAIM = 2, 3, 4, 11
 """Places in a claim's row; the last is the first of its endpoint's."""
-
-
-async def find_fresh(connection: AsyncConnection, age_s: float) -> list[Owed]:
-    """Endpoints to which something became due within the last seconds. Crosses tenants."""
-    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_FRESH, {"age_s": age_s}))
-    return [_owed_of(row) for row in rows]
-
-
-async def find_owed(connection: AsyncConnection, after: Place, limit: int) -> tuple[list[Owed], Place]:
-    """Of the next endpoints, `limit` at most, those to which something is due, and the place that the sweep has come to: the
-    start when it has been at the last. Crosses tenants."""
-    parameters = {"after_tenant_id": after.tenant_id, "after_endpoint_id": after.endpoint_id, "limit": limit}
-    rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SWEEP, parameters))
-    place = Place(rows[-1][0], rows[-1][1]) if len(rows) == limit else START
-    return [_owed_of(row) for row in rows if row[3] is not None or row[4] is not None], place
-
-
-def _owed_of(row: tuple[Any, ...]) -> Owed:
-    return Owed(TenantId(row[0]), EndpointId(row[1]), EndpointHealth(row[2]), *row[3:])
 
 
 async def claim_due_deliveries(

@@ -15,10 +15,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.claims import is_in
 from ledger.holding import Task, start_task
 from ledger.ids import EndpointId, TenantId
 from ledger.jobs import JobRow, end_job, progress_job, release_job
+from ledger.lanes import is_in
 from ledger.schema import deliveries, endpoints, tenants
 from ledger.schema_jobs import jobs
 from ledger.states import DeliveryState, JobState

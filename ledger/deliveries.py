@@ -45,10 +45,11 @@ from ledger import breaker
 from ledger.bulk import as_json, recordset
 from ledger.by_hand import BY_HAND
 from ledger.by_index import READ_BY_INDEX
-from ledger.claims import OVERTAKEN_AFTER_ATTEMPTS, Claimed, is_in
+from ledger.claims import Claimed
 from ledger.columns import TIME
 from ledger.direct import Direct, run_direct, run_together
 from ledger.ids import DeliveryId, EndpointId, TenantId
+from ledger.lanes import OVERTAKEN_AFTER_ATTEMPTS, is_in
 from ledger.schema import attempts, deliveries, endpoints
 from ledger.states import SETTLED_STATES, DeliveryState, Fault, Outcome
 

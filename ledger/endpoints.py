@@ -12,12 +12,12 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.breaker import CLOSED, Breaker, breaker_at
-from ledger.claims import FAILING_AFTER_FAILURES
 from ledger.documents import time_of
 from ledger.endpoint_health import COUNT_MAX, Glance, OwedDocument, TrafficDocument
 from ledger.endpoint_pace import set_pace
 from ledger.endpoint_secrets import add_secret
 from ledger.ids import EndpointId, TenantId, new_id
+from ledger.owed import FAILING_AFTER_FAILURES
 from ledger.schema import endpoints
 from ledger.secrets import SecretBox
 from ledger.states import EndpointHealth, EndpointState

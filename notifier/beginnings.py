@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ledger.claims import DueFrom, EndpointRoom, Owed
+from ledger.claims import DueFrom, EndpointRoom
+from ledger.owed import Owed
 from notifier.isolation import FORGOTTEN_AFTER_S, Key
 
 ASKED_INTERVAL_S = 0.25

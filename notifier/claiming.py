@@ -8,7 +8,8 @@ Three ways lead to a claim, and none of them waits for another.
 - A **sweep** goes through all that are owed anything, resting, failing and full ones as well: it reads much, finds little,
   and claims nothing by itself.
 
-Who has his turn, with how much room, is `notifier/isolation.py`'s business; the statements are in `ledger/claims.py`.
+Who has his turn, with how much room, is `notifier/isolation.py`'s business; the statements are in `ledger/owed.py` and
+`ledger/claims.py`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from ledger.claims import LATE_COMMIT, START, Claimed, claim_to_send, find_fresh, find_owed
+from ledger.claims import Claimed, claim_to_send
 from ledger.database import UNAVAILABLE, Connection, Engine
 from ledger.direct import direct_transaction
 from ledger.endpoint_secrets import LeftOut, LiveSecrets
+from ledger.owed import LATE_COMMIT, START, find_fresh, find_owed
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import EndpointHealth
 from notifier.beginnings import Beginnings

@@ -1,6 +1,6 @@
 """Claim, send, settle: how deliveries leave.
 
-Order. A lane is one endpoint and one subject. The claim (`ledger/claims.py`) hands out at most one delivery of a lane at a
+Order. A lane is one endpoint and one subject. A claim (`ledger/lanes.py`) hands out at most one delivery of a lane at a
 time, in feed order; so two events of one deposit can never be under way together, whatever this process does. Lanes do not
 wait for each other: a deposit that cannot be told delays no other.
 

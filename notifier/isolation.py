@@ -28,9 +28,10 @@ from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
 
-from ledger.claims import Claimed, EndpointRoom, Owed
+from ledger.claims import Claimed, EndpointRoom
 from ledger.events import LIVE_PRIORITY
 from ledger.ids import EndpointId, TenantId
+from ledger.owed import Owed
 from ledger.secrets import SealBroken
 from ledger.states import EndpointHealth, Outcome
 from notifier.outcome import AttemptError

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ledger.claims import START, Claimed, EndpointRoom, claim_due_deliveries, find_owed
+from ledger.claims import Claimed, EndpointRoom, claim_due_deliveries
 from ledger.database import Connection
+from ledger.owed import START, find_owed
 
 
 async def claim_any(connection: Connection, limit: int, *, lease_s: float = 60.0, token: str) -> list[Claimed]:

@@ -14,22 +14,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from ledger.breaker import OPENS_AFTER_FAILURES
-from ledger.claims import (
-    START,
-    Claimed,
-    DueFrom,
-    EndpointRoom,
-    Owed,
-    Place,
-    claim_due_deliveries,
-    claim_to_send,
-    find_fresh,
-    find_owed,
-)
+from ledger.claims import Claimed, DueFrom, EndpointRoom, claim_due_deliveries, claim_to_send
 from ledger.database import Connection, transaction
 from ledger.deliveries import AttemptRow, Settled, Settlement, count_deliveries, settle_deliveries
 from ledger.direct import direct_transaction
 from ledger.ids import EndpointId
+from ledger.owed import START, Owed, Place, find_fresh, find_owed
 from ledger.states import DeliveryState, EndpointHealth, Outcome
 from notifier.claiming import Claiming
 from notifier.isolation import SLOTS

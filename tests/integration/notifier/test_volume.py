@@ -13,7 +13,7 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger import bodies, claims, deliveries
+from ledger import bodies, claims, deliveries, owed
 from ledger.by_index import READ_BY_INDEX
 from ledger.claims import Claimed
 from ledger.database import transaction
@@ -155,9 +155,9 @@ async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool
         await post.execute("ANALYZE")
     async with transaction(post.engine) as connection:
         await connection.execute(READ_BY_INDEX.statement)
-        fresh = await plan_of(connection, claims._FRESH.statement, {"age_s": 1.0})
+        fresh = await plan_of(connection, owed._FRESH.statement, {"age_s": 1.0})
         place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
-        sweep = await plan_of(connection, claims._SWEEP.statement, place)
+        sweep = await plan_of(connection, owed._SWEEP.statement, place)
     assert "ix_deliveries_due" in fresh
     assert sweep.count("ix_deliveries_turn") >= 3
     assert "Seq Scan on deliveries" not in fresh + sweep
@@ -176,7 +176,7 @@ async def test_what_others_are_owed_is_not_read_where_little_is_due(post: Post) 
         await connection.execute(READ_BY_INDEX.statement)
         claim = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
         place = {"after_tenant_id": "", "after_endpoint_id": "", "limit": 500}
-        sweep = await plan_of(connection, claims._SWEEP.statement, place)
+        sweep = await plan_of(connection, owed._SWEEP.statement, place)
     for plan in (claim[claim.index("CTE due") : claim.index("CTE claimed")], sweep):
         assert "ix_deliveries_turn" in plan
         assert "ix_deliveries_due" not in plan

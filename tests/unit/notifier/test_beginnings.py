@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ledger.claims import DueFrom, EndpointRoom, Owed
+from ledger.claims import DueFrom, EndpointRoom
 from ledger.ids import EndpointId, TenantId
+from ledger.owed import Owed
 from ledger.states import EndpointHealth
 from notifier.beginnings import ASKED_INTERVAL_S, Beginnings
 from notifier.isolation import FORGOTTEN_AFTER_S

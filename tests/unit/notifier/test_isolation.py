@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.claims import Claimed, Owed
+from ledger.claims import Claimed
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
+from ledger.owed import Owed
 from ledger.states import EndpointHealth, Outcome
 from notifier.isolation import (
     AHEAD,
