@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from api.auditing import audit
 from api.inputs import OneLine
 from api.paging import Page, PageQuery, cursor_at, place_after
-from api.problems import invalid, not_found
+from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.deleting import delete_endpoint
@@ -27,6 +27,7 @@ from ledger.endpoints import (
     find_endpoint,
     list_endpoints,
 )
+from ledger.errors import HoldUnfinished
 from ledger.events import record_event
 from ledger.holding import Held, Only, Task, pause_endpoint, resume_endpoint, start_task
 from ledger.ids import TEST_PREFIX, DeliveryId, EndpointId, new_id
@@ -252,7 +253,10 @@ async def resume_my_endpoint(call: Call[None, ResumeOrder]) -> ResumedEndpointDo
     `held` says what becomes of what was held, by the job that the answer names; where nothing is said all of it is sent.
     One that is active stays as it is, also while it rests: to discard what it is owed, pause it first."""
     held = call.body.held
-    found = await resume_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), held, call.now)
+    try:
+        found = await resume_endpoint(call.connection, call.tenant_id, EndpointId(call.path["id"]), held, call.now)
+    except HoldUnfinished as error:
+        raise Refused(Code.HOLD_UNFINISHED, str(error), headers={"Retry-After": "1"}) from None
     if found is None:
         raise not_found("endpoint")
     row, job = found
@@ -317,6 +321,12 @@ ROUTES = (
     Route("DELETE", "/v1/endpoints/{id}", "endpoints:write", remove_endpoint, status=204),
     Route("POST", "/v1/endpoints/{id}/test", "endpoints:write", send_test),
     Route("POST", "/v1/endpoints/{id}/pause", "endpoints:write", pause_my_endpoint),
-    Route("POST", "/v1/endpoints/{id}/resume", "endpoints:write", resume_my_endpoint),
+    Route(
+        "POST",
+        "/v1/endpoints/{id}/resume",
+        "endpoints:write",
+        resume_my_endpoint,
+        problems=(Code.HOLD_UNFINISHED,),
+    ),
     Route("POST", "/v1/endpoints/{id}/recover", "endpoints:write", recover_my_endpoint, status=202),
 )

@@ -16,10 +16,11 @@ from api.routes import Call, Route
 from api.withholding import without_words
 from ledger.chains import list_chains
 from ledger.errors import NoSuchHeights
+from ledger.holding import Task
 from ledger.ids import JobId
 from ledger.jobs import JobDocument, JobRow, cancel_job, find_job, job_document, list_jobs
 from ledger.replays import NewReplay, create_replay
-from ledger.states import JobKind, JobState
+from ledger.states import ENDED_STATES, JobKind, JobState
 
 _LIST = "jobs"
 
@@ -96,7 +97,11 @@ async def cancel_my_job(call: Call[None, NoFields]) -> JobDocument:
     """Cancel a job
 
     What it did stays, and it does nothing more. A cancelled backfill leaves its watches covered from where it stood. A job
-    that was cancelled before is answered as it is; one that is done or has failed is refused."""
+    that was cancelled before is answered as it is; one that is done or has failed is refused. So is one of a pause, a
+    resumption or a deletion: half of an endpoint's deliveries would be left behind, and what comes after them would wait."""
+    asked = await find_job(call.connection, call.tenant_id, JobId(call.path["id"]))
+    if asked is not None and asked.state not in ENDED_STATES and asked.request.get("task") in _NEEDED:
+        raise Refused(Code.JOB_NEEDED, _WHY_NEEDED)
     job = await cancel_job(call.connection, call.tenant_id, JobId(call.path["id"]), call.now)
     if job is not None and job.state is not JobState.CANCELLED:
         raise Refused(Code.JOB_ENDED, f"the job has ended: it is {job.state}; there is nothing left to cancel")
@@ -125,6 +130,12 @@ async def _described(call: Call[Any, Any], rows: Sequence[JobRow]) -> list[JobDo
     ]
 
 
+_NEEDED = frozenset({Task.HOLD, Task.RELEASE, Task.DISCARD})
+_WHY_NEEDED = (
+    "this job does what a pause, a resumption or a deletion of an endpoint left to do; pause or resume the endpoint, which"
+    " ends it"
+)
+
 _OTHER_SCOPES = ("replays:write", "endpoints:write")
 """Who may ask for a job may look at jobs."""
 
@@ -137,7 +148,7 @@ ROUTES = (
         "/v1/jobs/{id}/cancel",
         "watches:write",
         cancel_my_job,
-        problems=(Code.JOB_ENDED,),
+        problems=(Code.JOB_ENDED, Code.JOB_NEEDED),
         other_scopes=_OTHER_SCOPES,
     ),
 )

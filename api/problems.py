@@ -36,6 +36,8 @@ class Code(StrEnum):
     REQUEST_TIMEOUT = "request_timeout"
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
     JOB_ENDED = "job_ended"
+    JOB_NEEDED = "job_needed"
+    HOLD_UNFINISHED = "hold_unfinished"
     NOT_HALTED = "not_halted"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -70,6 +72,8 @@ KINDS: Mapping[Code, Kind] = {
     Code.REQUEST_TIMEOUT: Kind(408, "The request came too slowly"),
     Code.IDEMPOTENCY_IN_PROGRESS: Kind(409, "The first request with this Idempotency-Key is still being answered"),
     Code.JOB_ENDED: Kind(409, "The job has ended"),
+    Code.JOB_NEEDED: Kind(409, "The job cannot be cancelled"),
+    Code.HOLD_UNFINISHED: Kind(409, "The endpoint's deliveries are still being held"),
     Code.NOT_HALTED: Kind(409, "The chain is not halted"),
     Code.BODY_TOO_LARGE: Kind(413, "The body is too large"),
     Code.UNSUPPORTED_MEDIA_TYPE: Kind(415, "The body has an unsupported type"),

@@ -5,6 +5,7 @@
     |-- StoryConflict          stop and look: an entry changed under the chain's lock, which must not be possible
     |-- JobTaken               stop working on it: a job was cancelled, or another process has it; nothing was written
     |-- ClaimUnfinished        try again later: a worker stands still while it claims; nothing was put into its lanes
+    |-- HoldUnfinished         refuse the input for now: a pause has not gone over all that its endpoint is owed
     |-- UnknownName            refuse the input: no such chain, tenant, key or endpoint
     |-- NameTaken              refuse the input: the name is in use
     |-- NoSuchHeights          refuse the input: heights that we have not read, or the higher one first
@@ -46,6 +47,10 @@ class JobTaken(LedgerError):
 
 class ClaimUnfinished(LedgerError):
     """A claim of an endpoint is half done, and does not end: its worker stands still."""
+
+
+class HoldUnfinished(LedgerError):
+    """A paused endpoint is owed more that is not held yet than a resumption holds at once."""
 
 
 class UnknownName(LedgerError):

@@ -2,7 +2,9 @@
 
 The tenant's row is locked first. Fan-out holds that lock from before it reads endpoints until it commits, so every delivery
 that was stored as pending is visible to the pause, and every later one is stored as held. What is pending at the pause is
-held by a job in bounded batches (`ledger/recovery.py`), and so is what a resumption does with what was held.
+held by a job in bounded batches (`ledger/recovery.py`), and so is what a resumption does with what was held. A resumption
+ends the pause's job. Where not all is to be sent, it first holds itself what that job had not come to: left pending, it
+would be sent like all that is new.
 """
 
 from __future__ import annotations
@@ -12,18 +14,23 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.breaker import CLOSED
 from ledger.endpoints import EndpointRow, change_endpoint, endpoint_document, find_endpoint
+from ledger.errors import HoldUnfinished
 from ledger.events import NewEvent, record_events
 from ledger.ids import OPS_TENANT, EndpointId, TenantId
 from ledger.jobs import JobRow, create_job
-from ledger.schema import tenants
+from ledger.schema import deliveries, tenants
 from ledger.schema_jobs import jobs
-from ledger.states import ENDED_STATES, EndpointState, JobKind, JobState
+from ledger.states import ENDED_STATES, DeliveryState, EndpointState, JobKind, JobState
 from ledger.tenancy import speaking_for
+
+HELD_AT_ONCE_MAX = 5_000
+"""Deliveries that a resumption holds itself: some hundred milliseconds of the tenant's lock. The pause's job needs less than
+a second for so many."""
 
 
 class Held(StrEnum):
@@ -82,15 +89,41 @@ async def resume_endpoint(
     connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId, held: Held, now: datetime
 ) -> tuple[EndpointRow, JobRow | None] | None:
     """Resume an endpoint; returns its row and the job that sends, supersedes or discards what was held: no job where it was
-    active. None where there is no such endpoint."""
+    active. None where there is no such endpoint. Raises `HoldUnfinished`."""
     await lock_tenants(connection, tenant_id)
     found = await find_endpoint(connection, tenant_id, endpoint_id)
     if found is None or found.state is EndpointState.ACTIVE:
         return None if found is None else (found, None)
     changes = {"state": EndpointState.ACTIVE.value, "state_reason": None, **CLOSED}
     row = await _turn(connection, tenant_id, endpoint_id, changes, now)
+    if held is not Held.ALL:
+        await _hold_the_rest(connection, tenant_id, endpoint_id)
     job = await start_task(connection, tenant_id, endpoint_id, Task.RELEASE, {"held": held.value}, now)
     return row, job
+
+
+async def _hold_the_rest(connection: AsyncConnection, tenant_id: TenantId, endpoint_id: EndpointId) -> None:
+    """Hold what is pending and not under way. Waits for nobody: what a claim has locked is about to be under way."""
+    idle = (
+        select(deliveries.c.id)
+        .where(
+            deliveries.c.tenant_id == tenant_id,
+            deliveries.c.endpoint_id == endpoint_id,
+            deliveries.c.state == bindparam(None, DeliveryState.PENDING.value, literal_execute=True),
+            or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= func.now()),
+        )
+        .limit(HELD_AT_ONCE_MAX)
+        .with_for_update(skip_locked=True)
+    )
+    held = await connection.execute(
+        update(deliveries)
+        .where(deliveries.c.tenant_id == tenant_id, deliveries.c.id.in_(idle))
+        .values(state=DeliveryState.HELD.value, lease_token=None, leased_until=None)
+    )
+    if held.rowcount == HELD_AT_ONCE_MAX:
+        raise HoldUnfinished(
+            f"endpoint {endpoint_id} was paused a moment ago, and much that it is owed is not held yet"
+        )
 
 
 async def start_task(

@@ -22,7 +22,7 @@ MEANINGS = {
 """Parts whose form is described and whose meaning is not, as pointers with * for an index."""
 
 CODES = {
-    *("not_found", "missing_scope", "invalid_cursor", "job_ended", "not_halted", "idempotency_mismatch"),
+    *("not_found", "missing_scope", "invalid_cursor", "job_ended", "job_needed", "not_halted", "idempotency_mismatch"),
     "method_not_allowed",
 }
 """Refusals that are no matter of form."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from ledger import releasing
+from ledger import deleting, holding, releasing
 from ledger.database import transaction
 from ledger.ids import OPS_TENANT
 from ledger.schema import deliveries, events
@@ -187,6 +187,64 @@ async def test_a_cancelled_recovery_does_nothing_more(service: Service) -> None:
     assert (await service.ask("POST", f"/v1/jobs/{job_id}/cancel")).json["state"] == "cancelled"
     await work(service)
     assert await listed(service) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"), [("discard", {"discarded": 2, "pending": 1}), ("latest", {"superseded": 1, "pending": 2})]
+)
+async def test_a_resumption_just_after_the_pause_finds_held_what_is_not_under_way(
+    service: Service, held: str, expected: dict[str, int]
+) -> None:
+    endpoint = await create(service)
+    await tell(service, "dep_0", "dep_1", "dep_1")
+    lease = "lease_token = 't', leased_until = now() + interval '1 hour'"
+    await execute(service, f"UPDATE deliveries SET {lease} WHERE subject = 'dep_0'")
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/resume", {"held": held})
+    await work(service)
+    assert await states(service) == expected
+    assert [row["state"] for row in await listed(service, entry="dep_0")] == ["pending"]
+
+
+async def test_a_resumption_waits_for_a_pause_that_has_much_to_hold(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "HELD_AT_ONCE_MAX", 2)
+    endpoint = await create(service)
+    await tell(service, "dep_0", "dep_1")
+    path = f"/v1/endpoints/{endpoint}/resume"
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    refused = await service.ask("POST", path, {"held": "discard"})
+    assert (refused.status, refused.json["code"], refused.headers["Retry-After"]) == (409, "hold_unfinished", "1")
+    assert (await service.ask("GET", f"/v1/endpoints/{endpoint}")).json["state"] == "paused"
+    await work(service)
+    assert await states(service) == {"held": 2}
+    assert (await service.ask("POST", path, {"held": "discard"})).status == 200
+    await work(service)
+    assert await states(service) == {"discarded": 2}
+
+
+@pytest.mark.parametrize("task", ["hold", "release", "discard"])
+async def test_what_a_pause_a_resumption_or_a_deletion_left_to_do_is_not_cancelled(
+    service: Service, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(deleting, "BATCH", 1)
+    endpoint = await create(service)
+    await tell(service, "dep_0", "dep_1", "dep_1")
+    await service.ask("POST", f"/v1/endpoints/{endpoint}/pause", {})
+    if task == "release":
+        await work(service)
+        await service.ask("POST", f"/v1/endpoints/{endpoint}/resume", {})
+    if task == "discard":
+        await service.ask("DELETE", f"/v1/endpoints/{endpoint}")
+    jobs = (await service.ask("GET", "/v1/jobs", query={"state": "queued"})).json["data"]
+    assert [job["request"]["task"] for job in jobs] == [task]
+    refused = await service.ask("POST", f"/v1/jobs/{jobs[0]['id']}/cancel")
+    assert (refused.status, refused.json["code"]) == (409, "job_needed")
+    await work(service)
+    assert await states(service) == {{"hold": "held", "release": "pending", "discard": "discarded"}[task]: 3}
+    ended = await service.ask("POST", f"/v1/jobs/{jobs[0]['id']}/cancel")
+    assert ended.json["code"] == "job_ended"
 
 
 @pytest.mark.parametrize(
