@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -28,9 +28,11 @@ from typing import IO, Any
 
 import aiohttp
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 120.0
+_CALL_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
+_SAID_MAX = 64 * 1024
 
 
 class AnvilError(Exception):
@@ -99,50 +101,43 @@ def _require_program(path: Path) -> Path:
 
 @asynccontextmanager
 async def anvil(port: int | None = None, *, extra_args: Sequence[str] = ()) -> AsyncIterator[AnvilNode]:
-    """Run Anvil on a loopback port (a free one by default) for as long as the block lasts; it mines on each transaction.
+    """Run Anvil on a loopback port for as long as the block lasts; it mines on each transaction. Without a port it takes a
+    free one itself, and says which: one that was found for it could be another program's by the time it starts.
 
     `extra_args` are options of the program, e.g. `["--slots-in-an-epoch", "4", "--chain-id", "31338"]`.
     """
-    port = port or _free_port()
     # Where it keeps old states: it would leave 20 MB in the user's home for each run.
     kept = tempfile.TemporaryDirectory(prefix="chainbell-anvil-", ignore_cleanup_errors=True)
     with tempfile.TemporaryFile() as output, kept as cache:
-        options = ["--host", "127.0.0.1", "--port", str(port), "--cache-path", cache, *extra_args]
+        options = ["--host", "127.0.0.1", "--port", str(port or 0), "--cache-path", cache, *extra_args]
         process = await asyncio.create_subprocess_exec(
             str(find_anvil()), *options, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-                node = AnvilNode(f"http://127.0.0.1:{port}", process.pid, session)
-                await _wait_until_answering(node, process, output)
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)) as session:
+                place = await _wait_until_listening(process, output)
+                node = AnvilNode(f"http://{place}", process.pid, session)
+                await node.height()
                 yield node
         finally:
             await _stop(process)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def _wait_until_answering(node: AnvilNode, process: asyncio.subprocess.Process, output: IO[bytes]) -> None:
+async def _wait_until_listening(process: asyncio.subprocess.Process, output: IO[bytes]) -> str:
+    """Its address, as it says when it takes connections. Raises `AnvilError` when it ends before, or does not come to it."""
     deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
     while True:
-        try:
-            await node.rpc("eth_blockNumber")
-        except aiohttp.ClientError as error:
-            if process.returncode is not None:
-                output.seek(0)
-                said = output.read().decode(errors="replace").strip().splitlines()
-                raise AnvilError(f"anvil ended with status {process.returncode}: {' / '.join(said)}") from error
-            if asyncio.get_running_loop().time() > deadline:
-                raise AnvilError(f"anvil did not answer at {node.url} within {_START_TIMEOUT_S:.0f} s") from error
-            await asyncio.sleep(_POLL_S)
-        else:
-            return
+        is_over = process.returncode is not None
+        # Not by `output.seek`, which would move Anvil's own place in it.
+        said = os.pread(output.fileno(), _SAID_MAX, 0).decode(errors="replace")
+        if found := re.search(r"^Listening on (\S+:\d+)$", said, re.MULTILINE):
+            return found[1]
+        if is_over:
+            raise AnvilError(f"anvil ended with status {process.returncode}: {' / '.join(said.strip().splitlines())}")
+        if asyncio.get_running_loop().time() > deadline:
+            raise AnvilError(f"anvil did not listen within {_START_TIMEOUT_S:.0f} s")
+        await asyncio.sleep(_POLL_S)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

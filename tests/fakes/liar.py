@@ -125,7 +125,7 @@ async def lying_node(
     tracing: asyncio.Lock | None = None,
 ) -> AsyncIterator[LyingNode]:
     """Run a proxy on a loopback address of its own: agreement is counted over hosts."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
         node = LyingNode(upstream_url, session, Random(seed), lies, tracing=tracing or asyncio.Lock())
         runner = web.ServerRunner(web.Server(node.handle, access_log=None), shutdown_timeout=0.1)
         await runner.setup()

@@ -71,7 +71,7 @@ class Receiver:
         """The requests for one event, in the order in which they came."""
         return [request for request in self.requests if request.event_id == event_id]
 
-    async def wait_until(self, what: str, condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+    async def wait_until(self, what: str, condition: Callable[[], bool], deadline_s: float = 120.0) -> None:
         """Return as soon as `condition` holds, asked again at every request; fail naming `what` at the deadline."""
         try:
             async with asyncio.timeout(deadline_s), self._changed:

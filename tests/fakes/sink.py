@@ -30,7 +30,7 @@ RECEIVE_BUFFER_BYTES = 64 * 1024
 """Of a request that nobody reads, the kernel takes about so much, and not the megabytes that it may grow to."""
 ANSWER_DELAY_MAX_S = 0.02
 """Answers take up to this long, by chance: a kill then finds others under way too."""
-REACHED_LIMIT_S = 60.0
+REACHED_LIMIT_S = 120.0
 
 
 class Stage(Enum):

@@ -289,7 +289,7 @@ async def answers_of_example(port: int, process: asyncio.subprocess.Process) -> 
         (body, {}),
     ]
     url = f"http://127.0.0.1:{port}/"
-    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(120), aiohttp.ClientSession() as session:
         await _until_it_listens(port, process)
         return [(await session.post(url, data=text, headers=headers)).status for text, headers in sent]
 

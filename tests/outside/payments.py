@@ -21,7 +21,7 @@ def new_address() -> str:
 
 async def receipt_of(node: AnvilNode, transaction_hash: str) -> dict[str, Any]:
     """The receipt, once it is there: Anvil answers a send before it has mined."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             receipt: dict[str, Any] | None = await node.rpc("eth_getTransactionReceipt", transaction_hash)
             if receipt is not None:

@@ -117,7 +117,7 @@ class World:
         """Have a transaction written; the ids of what was committed."""
         self.ask_writer(news)
         assert self.writer is not None and self.writer.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             answer = await self.writer.stdout.readline()
         assert answer, "the writer ended by itself"
         return list(msgspec.json.decode(answer))

@@ -119,7 +119,7 @@ class World:
             events = [request.document for request in self.receiver.requests]
             return [(e["type"], e["sequence"]) for e in events if e["data"].get("to") == address] == wanted
 
-        await self.receiver.wait_until(f"{address}: {wanted}", is_told, 20)
+        await self.receiver.wait_until(f"{address}: {wanted}", is_told)
 
     async def deposits(self, address: str) -> list[Summary]:
         """Every deposit to an address, sorted."""

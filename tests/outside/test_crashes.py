@@ -21,7 +21,7 @@ from aiohttp import web
 from chainbell.demo.anvil import AnvilNode, anvil
 from tests.fakes.receiver import Behaviour, Receiver, hang, running_receiver
 from tests.fixtures.cluster import Cluster, own_cluster
-from tests.outside.installation import LOCAL_ENDPOINTS, Installation, Tenant, installed
+from tests.outside.installation import DEADLINE_S, LOCAL_ENDPOINTS, Installation, Tenant, installed
 from tests.outside.payments import new_address, receipt_of, send, submit
 
 ROLES = ("follow", "notify", "serve")
@@ -103,7 +103,7 @@ async def kill_at_random(
 ) -> None:
     """The notifier while its first request waits for an answer; then three kills of each role and one of Postgres, in
     random order, after random pauses; each is started again at once, so that it can be killed while it starts."""
-    await receiver.wait_until("the first request waits", lambda: bool(receiver.requests), 20)
+    await receiver.wait_until("the first request waits", lambda: bool(receiver.requests))
     await restart(installation, "notify")
     victims = [*ROLES * 3, "postgres"]
     chance.shuffle(victims)
@@ -146,13 +146,13 @@ async def test_run_outlives_a_postgres_and_a_follower_that_are_killed_together(
         await shop.watch("local", first, second)
         accounts = await node.rpc("eth_accounts")
         await send(node, accounts[0], to=first, value=1)
-        await receiver.wait_until("the first deposit is told", lambda: len(receiver.requests) == 1, 20)
+        await receiver.wait_until("the first deposit is told", lambda: len(receiver.requests) == 1)
         cluster.kill()
         os.kill(child_of(installation, "follow"), signal.SIGKILL)
         await send(node, accounts[0], to=second, value=2)
         await installation.until("the follower complains", lambda: complains(installation, "follow"))
         await asyncio.to_thread(cluster.start)
-        await receiver.wait_until("both are told, the first to its credit", lambda: len(receiver.requests) == 3, 40)
+        await receiver.wait_until("both are told, the first to its credit", lambda: len(receiver.requests) == 3)
         await shop.until_delivered()
         assert [row["amount_atomic"] for row in await shop.rows("/v1/deposits")] == ["2", "1"]
         assert {event["id"] for event in await shop.feed()} == {request.event_id for request in receiver.requests}
@@ -203,7 +203,7 @@ async def test_whatever_is_killed_under_load_nothing_is_lost_doubled_or_out_of_o
         last = await node.height()
         await node.mine(9)
         await shop.until_final("local", last)
-        await shop.until_delivered(LEASE_S + 30)
+        await shop.until_delivered(LEASE_S + DEADLINE_S)
         await check_ledger(load)
         await check_merchant(load, receiver)
         for role in ROLES:

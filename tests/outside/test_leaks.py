@@ -32,7 +32,7 @@ from tests.fakes.receiver import Behaviour, Receiver, answer, raw, redirect, res
 from tests.outside.installation import LOCAL_ENDPOINTS, MASTER_KEY, Installation, Tenant, free_port, installed
 from tests.outside.payments import new_address, send
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 
 DATABASE_PASSWORD = "8fQ2xL7vBn-database"
 NODE_USER, NODE_PASSWORD = "3kR7wJ5sDf-user", "5mT9zC4gHy-password"
@@ -227,7 +227,7 @@ async def speak_no_http(shop: Tenant) -> None:
         f"POST /v1/watches HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{STRANGERS_TOKEN}\r\n",
     ]
     for request in requests:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             reader, writer = await asyncio.open_connection("127.0.0.1", shop.installation.port)
             writer.write(request.encode())
             status = (await reader.readline()).split()[1]

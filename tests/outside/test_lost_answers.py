@@ -13,7 +13,7 @@ import pytest
 from tests.outside.installation import LOCAL_ENDPOINTS, Answer, Installation, Tenant, installed
 from tests.outside.postgres_wire import PostgresWire, Side, wire_before
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def asked(name: str) -> tuple[str, str, object, Mapping[str, str]]:

@@ -28,7 +28,7 @@ from tests.outside.payments import REVERTING_CODE, deploy, height_of, new_addres
 from tests.outside.sending_contracts import FORWARDER, creating, word
 
 PAST_BLOCKS = int(os.environ.get("CHAINBELL_PAST_BLOCKS", "600"))
-PAST_DEADLINE_S = 60.0 + PAST_BLOCKS / 20
+PAST_DEADLINE_S = 240.0 + PAST_BLOCKS / 20
 MINED_AT_ONCE = 200
 ROLES = ("follow", "notify", "serve")
 CREDITED = ["deposit.detected", "deposit.confirmed", "deposit.finalized"]

@@ -52,7 +52,7 @@ class World:
         """Wait until the whole story of the deposits to an address is `types`, numbered from 1 on."""
         wanted = [(name, number) for number, name in enumerate(types, start=1)]
         await self.receiver.wait_until(
-            f"{address}: {wanted}, not {self.story(address)}", lambda: self.story(address) == wanted, 20
+            f"{address}: {wanted}, not {self.story(address)}", lambda: self.story(address) == wanted
         )
 
     async def deposit(self, address: str) -> Any:  # noqa: ANN401 - JSON

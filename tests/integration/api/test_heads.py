@@ -21,7 +21,7 @@ async def said(
 ) -> tuple[int, dict[str, str], bytes]:
     """All that the service says to this before it closes, or the client has what was announced."""
     place = urlsplit(service.url)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
         lines = [first_line, "Host: a", f"Authorization: Bearer {service.key}", *headers]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)

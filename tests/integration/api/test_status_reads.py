@@ -129,7 +129,7 @@ async def test_a_connection_that_was_cut_off_while_it_was_idle_is_made_again(
         driver = reads._pipeline._driver
         assert driver is not None
         async with transaction(service.owner) as connection:
-            ended = text("SELECT pg_terminate_backend(:pid, 10000)")
+            ended = text("SELECT pg_terminate_backend(:pid, 120000)")
             assert (await connection.execute(ended, {"pid": driver.info.backend_pid})).scalar_one()
         found = await ask_together(reads, *[(id_of(service.key), entry.id)] * 3)
         assert all(read.rows for read in found)

@@ -264,7 +264,7 @@ async def test_an_insert_waits_for_the_commit_of_a_block(service: Service) -> No
 async def until_waiting(connection: AsyncConnection, count: int) -> None:
     """Return when so many connections wait for a lock."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while (await connection.execute(waiting)).scalar_one() < count:  # noqa: ASYNC110 - Postgres tells nobody
             await asyncio.sleep(0.01)
 

@@ -20,7 +20,7 @@ from ledger.schema import tenants
 from ledger.tenancy import speak_for
 
 TENANT = TenantId("ten_a")
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 LISTENERS = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
 
 

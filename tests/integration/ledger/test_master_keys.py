@@ -175,7 +175,7 @@ async def test_a_row_that_somebody_holds_is_waited_for_by_nobody_and_done_by_the
     await vault.add_endpoints(3, SecretBox(OLD))
     async with transaction(vault.engine) as connection:
         await connection.execute(select(endpoint_secrets).order_by(endpoint_secrets.c.id).limit(1).with_for_update())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert await vault.rewrap(BOTH) == 2
         assert await vault.old_rows(BOTH) == 1
     assert await vault.rewrap(BOTH) == 1
@@ -199,7 +199,7 @@ async def test_secrets_rotate_and_sign_while_they_are_sealed_anew(vault: Vault) 
             await rotate(endpoint_id)
             assert None not in (await vault.opened(BOTH)).values()
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await asyncio.gather(vault.rewrap(BOTH), rotate_each())
     await vault.rewrap(BOTH)
     assert await vault.opened(SecretBox(NEW)) == vault.shown

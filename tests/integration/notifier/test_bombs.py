@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from notifier.isolation import SLOTS
 from tests.fakes.receiver import Behaviour, Receiver, drip, drip_headers, endless, gzip_bomb, raw, running_receiver
-from tests.integration.notifier.conftest import Post
+from tests.integration.notifier.conftest import SHORT_EXCHANGE_S, Post
 from tests.integration.notifier.test_leases import dispatcher_process
 
 GIANT_HEADERS = b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: %s\r\n" % (n, b"a" * 8000) for n in range(500)) + b"\r\n"
@@ -28,7 +28,7 @@ OF_EACH = 2 * SLOTS // len(BOMBS)
 """Twice as many as there are slots, so that the second half is begun only where the first has left."""
 GROWTH_KIB_MAX = 30 * 1024
 """What a process may need more than before: one gzip bomb alone would be 50 MB."""
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 def memory_peak_kib(pid: int) -> int:
@@ -52,7 +52,7 @@ async def open_endpoints(post: Post, stack: AsyncExitStack) -> tuple[Receiver, S
 async def test_bombs_free_their_slots_in_time_with_memory_flat(post: Post) -> None:
     async with AsyncExitStack() as stack:
         healthy, types = await open_endpoints(post, stack)
-        process = await stack.enter_async_context(dispatcher_process(post.url))
+        process = await stack.enter_async_context(dispatcher_process(post.url, SHORT_EXCHANGE_S))
         await post.record("dep_0")
         await healthy.wait_until("it is at work", lambda: len(healthy.requests) == 1, DEADLINE_S)
         before_kib = memory_peak_kib(process.pid)

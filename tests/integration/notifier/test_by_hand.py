@@ -188,7 +188,7 @@ async def test_at_an_endpoint_that_rests_a_dispatcher_tries_what_was_asked_for(p
         await post.execute("UPDATE endpoints SET rests_until = now() + interval '1 hour', rests = 4")
         async with post.dispatching():
             await by_hand(post, first)
-            await receiver.wait_until("it was tried", lambda: len(receiver.requests) == 1, deadline_s=60.0)
+            await receiver.wait_until("it was tried", lambda: len(receiver.requests) == 1)
             await post.wait_for_attempts(first, 1)
     assert [request.event_id for request in receiver.requests] == [first]
     assert (await post.rest_of(endpoint_id)).rests == 5

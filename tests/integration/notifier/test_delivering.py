@@ -10,8 +10,8 @@ from aiohttp import web
 from ledger.database import transaction
 from ledger.deleting import delete_endpoint
 from notifier.backoff import ATTEMPTS_MAX, SCHEDULE
-from tests.fakes.receiver import Behaviour, Receiver, answer, hang, running_receiver
-from tests.integration.notifier.conftest import PUBLIC_ONLY, TENANT, Post
+from tests.fakes.receiver import Behaviour, Receiver, answer, hang, running_receiver, wait_for
+from tests.integration.notifier.conftest import PUBLIC_ONLY, SHORT_EXCHANGE_S, TENANT, Post
 
 
 def sequences_of(receiver: Receiver) -> dict[str, list[int]]:
@@ -53,7 +53,8 @@ async def test_lanes_do_not_wait_for_each_other(post: Post) -> None:
     async with running_receiver() as receiver:
         await post.add_endpoint(receiver)
         stuck, behind = await post.record_all([("dep_stuck", 1), ("dep_stuck", 2)])
-        receiver.script_event(stuck, hang())
+        release = asyncio.Event()
+        receiver.script_event(stuck, wait_for(release))
         others = await post.record_all([(f"dep_{number}", 1) for number in range(30)])
         async with post.dispatching():
             await receiver.wait_until(
@@ -61,6 +62,7 @@ async def test_lanes_do_not_wait_for_each_other(post: Post) -> None:
             )
             assert (await post.delivery(stuck)).lease_token is not None
             assert receiver.of_event(behind) == []
+            release.set()
 
 
 def counting(in_flight: dict[str, int], overlaps: list[str]) -> Behaviour:
@@ -226,7 +228,7 @@ async def test_a_deleted_endpoint_is_told_nothing(post: Post) -> None:
 
 
 async def test_deleting_an_endpoint_while_it_is_told_discards_what_is_under_way(post: Post) -> None:
-    async with running_receiver(behaviour=hang()) as receiver, post.dispatching():
+    async with running_receiver(behaviour=hang()) as receiver, post.dispatching(exchange_s=SHORT_EXCHANGE_S):
         endpoint_id = await post.add_endpoint(receiver)
         event_id = await post.record("dep_1")
         await receiver.wait_until("it hangs", lambda: len(receiver.requests) == 1)

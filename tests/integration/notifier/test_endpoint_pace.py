@@ -92,16 +92,15 @@ async def test_an_endpoint_with_a_limit_gets_all_in_the_end(post: Post) -> None:
         await post.add_endpoint(slow, max_per_s=20)
         await post.add_endpoint(other)
         told = await post.record_all([(f"dep_{number}", 1) for number in range(40)])
-        async with post.dispatching(number=2, exchange_s=60.0):
-            await other.wait_until("all came", lambda: len(other.requests) == len(told), deadline_s=60.0)
-            await slow.wait_until("all came", lambda: len(slow.requests) == len(told), deadline_s=60.0)
+        async with post.dispatching(number=2):
+            await other.wait_until("all came", lambda: len(other.requests) == len(told))
+            await slow.wait_until("all came", lambda: len(slow.requests) == len(told))
             await post.wait_for_states(delivered=2 * len(told))
     assert [row.attempts for row in await post.deliveries()] == [1] * (2 * len(told))
 
 
 async def test_a_clock_that_was_set_back_silences_nobody(post: Post, limited: EndpointId) -> None:
     await post.execute("UPDATE endpoint_paces SET paced_until = now() + interval '1 hour'")
-    async with transaction(post.engine) as connection:
+    async with transaction(post.engine) as connection:  # one, whose clock stands still: a slow machine earns no more
         assert len(await claim(connection, limited)) == LIMIT
-    async with transaction(post.engine) as connection:
-        assert len(await claim(connection, limited)) < LIMIT
+        assert await claim(connection, limited) == []

@@ -30,12 +30,12 @@ def jobs_done(job: str, outcome: str = "done") -> float:
 
 
 async def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    """Return as soon as `condition` holds; fail naming `what` after ten seconds."""
-    for _ in range(1_000):
+    """Return as soon as `condition` holds; fail naming `what` after two minutes."""
+    for _ in range(12_000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"not within 10 s: {what}")
+    raise AssertionError(f"not within 120 s: {what}")
 
 
 async def drop_all_partitions(post: Post) -> None:

@@ -39,7 +39,7 @@ async def test_a_delivery_without_its_event_stops_nobody(post: Post) -> None:
         await post.execute("UPDATE deliveries SET state = 'pending', settled_at = NULL, due_at = now()")
         told = await post.record("dep_2", 1)
         async with post.dispatching():
-            await post.wait_until("both ended", lambda rows: all(row.state != "pending" for row in rows), 60)
+            await post.wait_until("both ended", lambda rows: all(row.state != "pending" for row in rows))
         states = {row.event_id: (row.state, row.fault) for row in await post.deliveries()}
         assert states.pop(told) == ("delivered", None)
         assert list(states.values()) == [("faulted", "unsignable")]

@@ -110,7 +110,7 @@ async def test_a_job_whose_process_fell_silent_is_freed_and_is_not_its_any_more(
 
 async def wait_for_rows(post: Post, *, live: int, dead: int) -> None:
     """Until the statistics know of so many: sessions report them when they end, and not in the moment."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             async with transaction(post.engine) as connection:
                 [rows] = [row for row in await count_rows(connection) if row.table == "deliveries"]

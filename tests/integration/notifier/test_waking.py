@@ -65,10 +65,12 @@ async def test_a_dispatcher_whose_listener_is_killed_hears_again(
             killed = await connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+                    " WHERE application_name = 'dispatcher' AND datname = current_database()"
                 )
             )
-        assert len(killed.all()) == 1
+        assert (
+            len(killed.all()) >= 1
+        )  # its listener's among them, whose last word may have been LISTEN or a sign of life
         for number in (2, 3, 4):
             await post.record(f"dep_{number}")
             await post.wait_for_states(delivered=number)
