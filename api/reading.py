@@ -24,7 +24,8 @@ BODY_TOO_LARGE = f"the body has more than {BODY_BYTES_MAX} bytes; send it in par
 
 BODY_DEPTH_MAX = 64
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One that nobody closes ends with the body, and what was taken is not given back: else each quote in it would begin another.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))

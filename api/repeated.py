@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,8 @@ def repeated_name(body: bytes) -> FieldProblem | None:
         known = dict(pairs)
         if len(known) == len(pairs):
             return known
-        names = [name for name, _ in pairs]
-        found.append(_Repeated(next(name for name in names if names.count(name) > 1)))
+        counts = Counter(name for name, _ in pairs)
+        found.append(_Repeated(next(name for name, count in counts.items() if count > 1)))
         return found[-1]
 
     document = json.loads(body, object_pairs_hook=_keep, parse_int=str, parse_float=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import urlencode
@@ -117,6 +118,25 @@ def test_a_body_without_backslashes_has_the_brackets_that_a_closer_look_finds(va
     body = msgspec.json.encode(value)
     assert b"\\" not in body
     assert _brackets_of(body) == _brackets_of(body + b"\\")
+
+
+_ROW_OF = b'{"watches":[{"chain":"ethereum","address":"0x00","metadata":{%s}}]}'
+_MANY_NAMES = b",".join(b'"n%d":1' % number for number in range(40_000))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(_ROW_OF % (_MANY_NAMES + b',"twice":1,"twice":2'), id="a name is repeated at the end of many"),
+        pytest.param(b"[]" * 65 + b'"' + b'\\"' * 60_000, id="each of many quotes is escaped in a text without an end"),
+    ],
+)
+def test_no_body_keeps_the_process_from_others(body: bytes) -> None:
+    # Either took more than ten seconds with these, and hours with a body of 5 MiB.
+    started = time.thread_time()
+    with pytest.raises(Refused):
+        decode_body(body, NewWatches)
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize(
