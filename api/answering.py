@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from api.callers import caller_of
-from api.problems import Code, Refused
+from api.problems import Code, Misformed, Refused
 from api.reading import decode_body, decode_query, read_body
 from api.routes import KEY_ID, TENANT_ID, Call, Route, Services, StatusCall
 from api.turns import TooManyAtOnce
@@ -39,6 +39,9 @@ POLL_INTERVAL_S = 2.0
 
 ASK_INTERVAL_S = 0.25
 """No long poll asks more often, however much is told: most hints are of others' events."""
+
+DECODED_AT_ONCE_MAX = 64 * 1024
+"""Bytes. A longer body is read in a thread: megabytes of it would keep every other request waiting."""
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="chainbell"'}
@@ -168,7 +171,7 @@ async def _handle(route: Route, services: Services, request: _Request, connectio
         now=key.read_at,
         path=request.http.match_info,
         query=query,
-        body=decode_body(request.body, route.body),
+        body=await _decoded(route, request.body, connection),
     )
     try:
         result = await route.handler(call)
@@ -178,6 +181,17 @@ async def _handle(route: Route, services: Services, request: _Request, connectio
     if route.is_satisfied is None:
         return _Answer(route.status, body)
     return _Answer(route.status, body, is_satisfied=route.is_satisfied(result), wait_s=query.wait)
+
+
+async def _decoded(route: Route, body: bytes, connection: Connection) -> Any:  # noqa: ANN401 (the type is the route's)
+    try:
+        if len(body) <= DECODED_AT_ONCE_MAX:
+            return decode_body(body, route.body)
+        return await asyncio.to_thread(decode_body, body, route.body)
+    except Misformed as misformed:
+        if route.review is None:
+            raise
+        raise await route.review(connection, misformed) from None
 
 
 async def _answer_with_idempotency(

@@ -16,6 +16,9 @@ from msgspec import Meta
 
 from ledger.redaction import hide_secrets
 
+ERRORS_MAX = 1_000
+"""Faults of one input that an answer shows; how many there are it says of all."""
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -104,7 +107,8 @@ class FieldProblem(msgspec.Struct, frozen=True):
 
 
 class ProblemDocument(msgspec.Struct, frozen=True):
-    """A refusal (RFC 9457). Decide by `code`; show `detail` to a person; name `request_id` when you ask for help."""
+    """A refusal (RFC 9457). Decide by `code`; show `detail` to a person; name `request_id` when you ask for help. For bad
+    input `errors` shows what is wrong with which part, the first 1,000, and `errors_total` says how much was found."""
 
     type: str
     title: str
@@ -112,7 +116,16 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     detail: str
     code: Annotated[str, Meta(extra_json_schema={"enum": [one.value for one in Code]})]
     request_id: str
-    errors: list[FieldProblem] | msgspec.UnsetType = msgspec.UNSET
+    errors: Annotated[list[FieldProblem], Meta(max_length=ERRORS_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    errors_total: int | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What is wrong with an input: the first `ERRORS_MAX` of it in words, in the input's order, and how much was found."""
+
+    shown: Sequence[FieldProblem]
+    total: int
 
 
 class Refused(Exception):
@@ -124,18 +137,41 @@ class Refused(Exception):
         detail: str,
         *,
         errors: Sequence[FieldProblem] = (),
+        errors_total: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.errors = tuple(errors)
+        self.errors_total = len(self.errors) if errors_total is None else errors_total
         self.headers = dict(headers or {})
 
 
 def invalid(pointer: str, detail: str) -> Refused:
     """A refusal of one part of the input."""
     return Refused(Code.INVALID_REQUEST, f"{pointer}: {detail}", errors=[FieldProblem(pointer, detail)])
+
+
+class Misformed(Refused):
+    """A refusal of a body that is not formed as described, with what it says."""
+
+    def __init__(self, faults: Faults, given: object) -> None:
+        super().__init__(Code.INVALID_REQUEST, _sentence_of(faults), errors=faults.shown, errors_total=faults.total)
+        self.given = given
+
+
+def refusal_of(faults: Faults, outcome: str = "") -> Refused:
+    """A refusal of everything that is wrong with the input, whose sentence is about the first of it, and the outcome."""
+    said = _sentence_of(faults)
+    detail = f"{said}; {outcome}" if outcome else said
+    return Refused(Code.INVALID_REQUEST, detail, errors=faults.shown, errors_total=faults.total)
+
+
+def _sentence_of(faults: Faults) -> str:
+    first = faults.shown[0]
+    said = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
+    return said if faults.total == 1 else f"{said}; and {faults.total - 1} more"
 
 
 def not_found(what: str) -> Refused:
@@ -155,4 +191,5 @@ def problem_document(refused: Refused, request_id: str) -> ProblemDocument:
         code=refused.code.value,
         request_id=request_id,
         errors=errors or msgspec.UNSET,
+        errors_total=refused.errors_total if errors else msgspec.UNSET,
     )

@@ -12,10 +12,10 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
+from api.faults import faults_of
 from api.heads import awaits_leave
-from api.problems import Code, FieldProblem, Refused
+from api.problems import Code, Misformed, Refused, invalid, refusal_of
 from api.repeated import escaped, repeated_name
-from api.sentences import sentence_of
 
 BODY_BYTES_MAX = 5 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
@@ -29,10 +29,7 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
-_PATH = re.compile(r"^(?P<detail>.*?)(?: - at (?:key in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.IGNORECASE)
-_NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -61,21 +58,28 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def decode_body(body: bytes, type_: Any) -> Any:  # noqa: ANN401 (the type is the route's)
-    """The body as the route's struct; an absent body is an empty object. Raises `Refused`."""
+    """The body as the route's struct; an absent body is an empty object. Raises `Refused`, of what is JSON `Misformed`."""
     if type_ is type(None):
         return None
     if _is_too_deep(body):
         raise Refused(Code.INVALID_JSON, f"the body is nested more than {BODY_DEPTH_MAX} levels deep")
+    body = body or b"{}"
     try:
-        read = msgspec.json.decode(body or b"{}", type=type_)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), type_) from None
+        read = _read(body, type_)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(Code.INVALID_JSON, f"the body is not JSON: {_plain(error)}") from None
-    repeated = repeated_name(body or b"{}")
+    repeated = repeated_name(body)
     if repeated is not None:
-        raise Refused(Code.INVALID_REQUEST, f"{repeated.pointer}: {repeated.detail}", errors=[repeated])
+        raise invalid(repeated.pointer, repeated.detail)
     return read
+
+
+def _read(body: bytes, type_: Any) -> Any:  # noqa: ANN401
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        given = msgspec.json.decode(body)
+        raise Misformed(faults_of(given, type_, str(error)), given) from None
 
 
 def _is_too_deep(body: bytes) -> bool:
@@ -108,14 +112,14 @@ def decode_query(request: web.Request, type_: Any) -> Any:  # noqa: ANN401
     given = dict(request.query)
     if len(given) != len(request.query):
         repeated = sorted({name for name in given if len(request.query.getall(name)) > 1})
-        raise _invalid(f"the parameter is given more than once - at `$.{repeated[0]}`")
+        raise invalid(f"/{escaped(repeated[0])}", "the parameter is given more than once")
     for name, value in given.items():
         if "\x00" in value:
-            raise _invalid(f"it holds a NUL character, which nothing here does - at `$.{name}`")
+            raise invalid(f"/{escaped(name)}", "it holds a NUL character, which nothing here does")
     try:
         query = msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), type_, is_query=True) from None
+        raise refusal_of(faults_of(given, type_, str(error), is_query=True)) from None
     for part in _fields_of(type_):
         if part.encode_name in given:
             _check_reading(part.encode_name, given[part.encode_name], getattr(query, part.name))
@@ -126,9 +130,9 @@ def _check_reading(name: str, text: str, value: object) -> None:
     """Refuse what msgspec reads into a text out of kindness: "null", by which a filter that was written would be one that
     was left out, and numbers as times, of which nobody knows whether they are seconds or milliseconds."""
     if value is None:
-        raise _invalid(f"there is no null in a query: leave the parameter out - at `$.{name}`")
+        raise invalid(f"/{name}", "there is no null in a query: leave the parameter out")
     if isinstance(value, datetime) and not _DATE.match(text):
-        raise _invalid(f"a time is written as in RFC 3339: 2026-11-01T00:00:00Z - at `$.{name}`")
+        raise invalid(f"/{name}", "a time is written as in RFC 3339: 2026-11-01T00:00:00Z")
 
 
 @cache
@@ -145,19 +149,3 @@ _NO_QUERY = NoQuery()
 
 def _plain(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ") if isinstance(error, msgspec.DecodeError) else "not UTF-8"
-
-
-def _invalid(message: str, type_: Any = None, *, is_query: bool = False) -> Refused:  # noqa: ANN401
-    """A refusal from a sentence of msgspec, such as "Expected `str`, got `int` - at `$.watches[17].address`", about what is
-    read as `type_`; without one, from a sentence of ours."""
-    match = _PATH.match(message)
-    detail, path = (match["detail"], match["path"] or "") if match else (message, "")
-    steps = [step["name"] or step["index"] or "*" for step in _STEP.finditer(path)]
-    pointer = "".join(f"/{escaped(step)}" for step in steps)
-    named = _NAMED_FIELD.search(detail)
-    if named:
-        pointer += f"/{escaped(named['name'])}"
-    if type_ is not None:
-        detail = sentence_of(detail, type_, steps, is_query=is_query)
-    said = f"{pointer}: {detail}" if pointer else detail
-    return Refused(Code.INVALID_REQUEST, said, errors=[FieldProblem(pointer, detail)])

@@ -20,7 +20,7 @@ from aiohttp import web
 from api.callers import Network
 from api.limits import Limits
 from api.news import News
-from api.problems import Code
+from api.problems import Code, Misformed, Refused
 from api.turns import Turns
 from api.withholding import may_see_nodes
 from ledger.database import Connection, Engine
@@ -122,6 +122,8 @@ class Route:
     once (`ledger/status_reads.py`)."""
     by_reference: ByReference | None = None
     """For a list that may be a status read."""
+    review: Callable[[Connection, Misformed], Awaitable[Refused]] | None = None
+    """Of a body that is not formed as described: what is wrong with the parts that are, told together with the rest."""
     is_satisfied: Callable[[Any], bool] | None = None
     """For a long poll: whether an answer is worth sending before the `wait` of its query is over."""
 

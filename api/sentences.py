@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec.inspect
@@ -39,12 +40,17 @@ _PLURALS = {"str": "characters", "array": "entries", "object": "entries"}
 
 def sentence_of(said: str, type_: Any, steps: Sequence[str], *, is_query: bool) -> str:  # noqa: ANN401
     """Our sentence for what msgspec `said` of what the steps lead to in a `type_`. What has no other words stays."""
-    place = _part_at(msgspec.inspect.type_info(type_), steps)
+    place = _part_at(_info_of(type_), steps)
     for pattern, say in _SENTENCES:
         match = pattern.fullmatch(said)
         if match is not None:
             return say(match, place, is_query)
     return said
+
+
+@cache
+def _info_of(type_: Any) -> Any:  # noqa: ANN401
+    return msgspec.inspect.type_info(type_)
 
 
 def _part_at(found: Any, steps: Sequence[str]) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from api.watches import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
+from api.watch_rows import METADATA_BYTES_MAX, METADATA_DEPTH_MAX
 from chains.model import hex_of
 from ledger.database import transaction
 from ledger.documents import time_of

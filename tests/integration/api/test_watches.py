@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import ledger.watches
-from api.watches import START_AHEAD_MAX
+from api.watch_rows import START_AHEAD_MAX
 from chains.model import hex_of
 from ledger.chains import lock_chain, share_chains, update_chain
 from ledger.database import transaction
@@ -126,6 +126,35 @@ async def test_each_kind_of_bad_row_is_pointed_at(service: Service) -> None:
         assert said in answer.json["errors"][0]["detail"]
     for rows in ([], [good] * 10_001):
         assert (await watch(service, *rows)).json["errors"][0]["pointer"] == "/watches"
+
+
+async def test_all_bad_rows_are_told_in_one_answer_for_their_form_and_for_their_meaning(service: Service) -> None:
+    await with_chain(service)
+    good: dict[str, object] = {"chain": "ethereum", "address": TEXT}
+    rows: list[object] = [
+        {**good, "chain": "dogecoin", "address": "0x12"},
+        good,
+        {**good, "reference": 5},
+        {"chain": "evm", "address": TEXT, "start_height": 1, "metadata": {"a": "x" * 5000}},
+    ]
+    pointers = ["/watches/0/chain", "/watches/0/address", "/watches/2/reference"]
+    pointers += ["/watches/3/metadata", "/watches/3/start_height"]
+    for sent, expected in (
+        (rows, pointers),
+        ([*rows[:2], *rows[3:]], [one.replace("/3/", "/2/") for one in pointers[:2] + pointers[3:]]),
+    ):
+        answer = await service.ask("POST", "/v1/watches", {"watches": sent})
+        assert answer.status == 422
+        assert [one["pointer"] for one in answer.json["errors"]] == expected
+        assert answer.json["errors_total"] == len(expected)
+        assert answer.json["detail"].endswith(f"; and {len(expected) - 1} more; no watch was made")
+    unknown = await service.ask("POST", "/v1/watches", {"watches": rows, "whatches": []})
+    assert [one["pointer"] for one in unknown.json["errors"]] == ["/whatches", *pointers]
+    many = [{**good, "chain": "dogecoin" if index % 2 else 7} for index in range(3_000)]
+    answer = await service.ask("POST", "/v1/watches", {"watches": many})
+    assert [one["pointer"] for one in answer.json["errors"]] == [f"/watches/{index}/chain" for index in range(1_000)]
+    assert answer.json["errors_total"] == 3_000
+    assert (await service.ask("GET", "/v1/watches")).json["data"] == []
 
 
 async def test_metadata_keeps_backslashes_and_any_character_but_nul(service: Service) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from api.entries import EntryQuery
 from api.problems import Code, Refused
 from api.reading import _brackets_of, decode_body, decode_query
-from api.watches import METADATA_DEPTH_MAX, NewWatches, _check_metadata, _depth
+from api.watch_rows import METADATA_DEPTH_MAX, _check_metadata, _depth
+from api.watches import NewWatches
 
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
