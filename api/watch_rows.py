@@ -13,7 +13,6 @@ from msgspec import Meta
 
 from api.inputs import AddressText, Height, Line, address_given, scope_named, unknown_chain
 from api.problems import ERRORS_MAX, Faults, FieldProblem, Misformed, Refused, invalid, refusal_of
-from chains.model import Address
 from ledger.chains import EVM_SCOPE, list_chains
 from ledger.database import Connection
 from ledger.model import ChainRow
@@ -117,8 +116,8 @@ def _scope(row: WatchInput, chains: Sequence[ChainRow]) -> str:
     return scope
 
 
-def _address(row: WatchInput, _chains: Sequence[ChainRow]) -> Address:
-    return Address(address_given(row.address, "/address"))
+def _address(row: WatchInput, _chains: Sequence[ChainRow]) -> bytes:
+    return address_given(row.address, "/address")
 
 
 def _start(row: WatchInput, chains: Sequence[ChainRow]) -> int | None:
