@@ -108,11 +108,30 @@ async def _find_owed(
 
 
 async def _hurry(connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, now: datetime) -> None:
-    """Make it due now, unless it is under way."""
+    """Make it due now, unless it is under way. It leaves its lane: what was moved to its next attempt, to go after it, is
+    due as well."""
     is_idle = deliveries.c.leased_until.is_(None) | (deliveries.c.leased_until <= func.now())
     place = (deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
+    row = (await connection.execute(select(deliveries).where(*place, is_idle))).first()
+    if row is None:
+        return
     await connection.execute(
-        update(deliveries).where(*place, is_idle).values(due_at=now, priority=LIVE_PRIORITY, feed_position=BY_HAND)
+        update(deliveries).where(*place).values(due_at=now, priority=LIVE_PRIORITY, feed_position=BY_HAND)
+    )
+    if row.feed_position == BY_HAND:
+        return
+    await connection.execute(
+        update(deliveries)
+        .where(
+            deliveries.c.tenant_id == tenant_id,
+            deliveries.c.endpoint_id == row.endpoint_id,
+            deliveries.c.subject == row.subject,
+            deliveries.c.state == bindparam(None, DeliveryState.PENDING.value, literal_execute=True),
+            deliveries.c.feed_position > row.feed_position,
+            deliveries.c.attempts == 0,
+            deliveries.c.due_at > now,
+        )
+        .values(due_at=now)
     )
 
 

@@ -85,6 +85,18 @@ async def test_what_waits_in_its_lane_keeps_its_time_whatever_becomes_of_it(post
     assert due_at == {event_id: (await post.delivery(event_id)).due_at for event_id in (failing, waiting)}
 
 
+async def test_what_waited_behind_one_that_leaves_its_lane_by_hand_waits_no_more(post: Post, told: EventId) -> None:
+    failing, waiting = await post.record("dep_1", 2), await post.record("dep_1", 3)
+    await settle(post, await claim(post), DeliveryState.PENDING)
+    async with transaction(post.engine) as connection:
+        hurried = (await post.delivery(failing)).id
+        assert await redeliver(connection, TENANT, hurried, await database_now(connection)) == hurried
+    first = await claim(post)
+    assert [one.id for one in first] == [hurried]
+    await settle(post, first, DeliveryState.DELIVERED)
+    assert [one.event_id for one in await claim(post)] == [waiting]
+
+
 async def test_neither_is_under_way_while_the_other_is(post: Post, told: EventId) -> None:
     await post.record("dep_1", 2)
     in_flight = await claim(post)
