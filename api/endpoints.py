@@ -284,7 +284,10 @@ async def recover_my_endpoint(call: Call[None, RecoverOrder]) -> JobDocument:
 def _utc(pointer: str, moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise invalid(pointer, "a time needs its zone, such as 2026-11-01T00:00:00Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise invalid(pointer, "in UTC it is not within the years 1 to 9999") from None
 
 
 async def _described(call: Call[Any, Any], row: EndpointRow) -> EndpointDocument:

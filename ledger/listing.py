@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, case, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, case, func, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import breaker
@@ -122,14 +122,16 @@ async def find_feed_end(connection: AsyncConnection, tenant_id: TenantId) -> int
 async def find_feed_place(connection: AsyncConnection, tenant_id: TenantId, since: datetime) -> int:
     """The position before the first event, in feed order, that was stored at `since` or later; the feed's end where there
     is none. Times do not rise strictly along the feed, so what follows may hold one that is a moment older."""
-    statement = (
-        select(events.c.feed_position)
+    first = (
+        select(events.c.feed_position - 1)
         .where(events.c.tenant_id == tenant_id, events.c.created_at >= since)
         .order_by(events.c.feed_position)
         .limit(1)
+        .scalar_subquery()
     )
-    first = (await connection.execute(statement)).scalar_one_or_none()
-    return await find_feed_end(connection, tenant_id) if first is None else first - 1
+    end = select(tenants.c.feed_position).where(tenants.c.id == tenant_id).scalar_subquery()
+    # One statement, so that both are of one moment: the end of a moment later is behind what was stored in between.
+    return int((await connection.execute(select(func.coalesce(first, end)))).scalar_one())
 
 
 async def find_event(connection: AsyncConnection, tenant_id: TenantId, event_id: EventId) -> StoredEvent | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import CursorResult, Executable, select
 
 from api import answering
 from api.news import News
-from ledger.database import transaction
+from ledger.database import Connection, database_now, transaction
+from ledger.listing import find_feed_place, list_events
 from ledger.schema import events
 from tests.integration.api.conftest import Service
 from tests.integration.api.seeding import add_chain, add_entry, add_watch
+from tests.integration.api.telling import tell
 
 
 async def add_deposits(service: Service, first: int, count: int) -> None:
@@ -115,6 +119,33 @@ async def test_a_reader_that_keeps_its_cursor_skips_nothing_under_concurrent_com
     async with asyncio.timeout(60):
         await asyncio.gather(read(), *(write(writer) for writer in range(8)))
     assert len(set(seen)) == len(seen) == 80
+
+
+class _Meanwhile:
+    """A connection on which something happens before each statement but the first."""
+
+    def __init__(self, connection: Connection, happen: Callable[[], Awaitable[object]]) -> None:
+        self._connection = connection
+        self._happen = happen
+        self._is_first = True
+
+    async def execute(self, statement: Executable) -> CursorResult[Any]:
+        """As the connection does."""
+        if not self._is_first:
+            await self._happen()
+        self._is_first = False
+        return await self._connection.execute(statement)
+
+
+async def test_a_feed_that_is_begun_at_a_time_skips_nothing_that_is_stored_meanwhile(service: Service) -> None:
+    async with transaction(service.owner) as connection:
+        since = await database_now(connection)
+        meanwhile = cast(Connection, _Meanwhile(connection, lambda: tell(service, "dep_1")))
+        place = await find_feed_place(meanwhile, service.tenant_id, since)
+    await tell(service, "dep_2")
+    async with transaction(service.owner) as connection:
+        told = await list_events(connection, service.tenant_id, limit=10)
+        assert await list_events(connection, service.tenant_id, after=place, limit=10) == told
 
 
 async def test_a_foreign_event_is_404(service: Service) -> None:

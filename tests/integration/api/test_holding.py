@@ -256,6 +256,8 @@ async def test_what_a_pause_a_resumption_or_a_deletion_left_to_do_is_not_cancell
         ("recover", {"since": "2026-11-01T00:00:00"}, "/since"),
         ("recover", {"since": SINCE, "until": "2025-11-01T00:00:00Z"}, "/since"),
         ("recover", {"since": SINCE, "only": "some"}, "/only"),
+        ("recover", {"since": "0001-01-01T00:00:00+14:00"}, "/since"),
+        ("recover", {"since": SINCE, "until": "9999-12-31T23:59:59-14:00"}, "/until"),
     ],
 )
 async def test_bad_input_is_named(service: Service, path: str, body: dict[str, Any], pointer: str) -> None:
