@@ -41,7 +41,7 @@ from ledger.ids import new_id
 from ledger.secrets import new_endpoint_secret
 
 PROOF = "roots"
-ARRIVAL_LIMIT_S = 30.0
+ARRIVAL_LIMIT_S = 120.0
 """How long after the last block its webhook may take before the measurement is given up."""
 LOOK_INTERVAL_S = 0.1
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-STOP_LIMIT_S = 10.0
+STOP_LIMIT_S = 60.0
 WORK_LIMIT_S = 600.0
 
 

@@ -91,7 +91,7 @@ def measure(*parts: str) -> Report:
         "--json",
         *(word for part in parts for word in ("--only", part)),
     ]
-    done = subprocess.run(command, capture_output=True, timeout=580, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return msgspec.json.decode(done.stdout, type=Report)
 
@@ -105,12 +105,12 @@ def check_rows(report: Report, expected: Mapping[str, set[str]]) -> None:
         assert row.cpu_ms is None or row.cpu_ms > 0, row
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_quick_run_measures_every_row() -> None:
     check_rows(measure(*(part for part in PARTS if part not in STRAIN)), ROWS)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_quick_run_measures_notifiers_under_strain() -> None:
     check_rows(measure("isolation", "snapshot"), STRAIN_ROWS)
 
@@ -129,9 +129,8 @@ def test_without_a_choice_every_part_is_measured_and_with_one_only_that() -> Non
     assert parse_arguments(["--only", "live", "--only", "following"]).parts == ("following", "live")
 
 
-@pytest.mark.timeout(400)
 def test_very_many_watches_are_told_of_step_by_step() -> None:
     command = [sys.executable, "-m", "bench.many", "--steps", "1000,12000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=380, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split(" after ")[0] for line in done.stdout.splitlines()] == ["1,000 watches", "12,000 watches"]

@@ -61,7 +61,7 @@ def holder(data_dir: Path, *, user: str | None = None) -> Iterator[tuple[subproc
         yield process, process.stdout.readline().strip()
     finally:
         process.stdin.close()
-        process.wait(timeout=60)
+        process.wait(timeout=240)
         process.stdout.close()
 
 

@@ -69,7 +69,7 @@ class Bench:
     async def send(self, sender: Address, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         """Send from an unlocked account and wait for the receipt: Anvil answers before it mines."""
         transaction_hash = await self.submit(sender, **fields)
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             while True:
                 receipt: dict[str, Any] | None = await self.node.rpc("eth_getTransactionReceipt", transaction_hash)
                 if receipt is not None:

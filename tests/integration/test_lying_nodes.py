@@ -28,7 +28,7 @@ from tests.integration.lying_scenarios import (
     side_by_side,
 )
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 """Tens of scenarios in each test: a busy machine may take its time for them."""
 
 SEEDS = (*range(15), *FOUND)

@@ -24,6 +24,8 @@ from tests.outside.payments import deploy, height_of, receipt_of, submit
 from tests.outside.sending_contracts import batch_of, creating
 
 TRACER = "debug_traceBlockByHash"
+LONG_S = 600.0
+"""Who waits for a trace that never comes waits this long."""
 ALICE, BOB = "0x" + "a11ce0" * 6 + "a11c", "0x" + "b0b0" * 10
 PAID = [(ALICE, 3), (BOB, 5)]
 
@@ -84,6 +86,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "PATIENCE_S", (0.01,))
+    monkeypatch.setattr("chains.evm.fetching.TRACE_BOUNDS", replace(TRACE_BOUNDS, timeout_s=LONG_S))
 
 
 async def opened(stack: AsyncExitStack, anvil: AnvilNode, count: int) -> Court:
@@ -148,7 +151,7 @@ async def test_two_honest_hosts_of_three_give_the_block_and_do_not_wait_for_the_
     stack: AsyncExitStack, anvil_node: AnvilNode, lie: Lie, liar: int
 ) -> None:
     court = await opened(stack, anvil_node, 3)
-    async with asyncio.timeout(TRACE_BOUNDS.timeout_s / 2):
+    async with asyncio.timeout(LONG_S / 2):
         block = await court.while_lying(liar, lie)
     honest = tuple(f"node-{number}" for number in range(3) if number != liar)
     assert (told(block), proofs_of(block), block.traced_by) == (PAID, {TraceProof.AGREED}, honest)
@@ -165,7 +168,7 @@ async def test_agreed_is_said_of_two_hosts_alone_and_not_while_one_is_undecided(
     block = await court.block()
     assert (told(block), proofs_of(block), block.traced_by) == (PAID, {TraceProof.TRACE}, ("node-0",))
     court.hosts[1].lies = []
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         while proofs_of(block) != {TraceProof.AGREED}:
             block = await court.block()  # the search goes on beside it
     assert (told(block), block.traced_by) == (PAID, ("node-0", "node-1"))

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 import urllib.request
@@ -19,9 +18,10 @@ import pytest
 
 from chainbell.demo.anvil import AnvilNode
 from ledger.embedded import remove_embedded_postgres
+from tests.outside.installation import free_port
 
 ROOT = Path(__file__).parent.parent.parent
-START_LIMIT_S = 90.0
+START_LIMIT_S = 240.0
 
 
 @pytest.fixture
@@ -42,13 +42,6 @@ def read_commands() -> list[str]:
     return block[1].replace("\\\n", " ").splitlines()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def start(command: str, environment: dict[str, str], home: Path) -> asyncio.subprocess.Process:
     """A line of the README in a shell; `chainbell` is this checkout's."""
     ours = re.sub(r"^chainbell ", f"exec {shlex.quote(sys.executable)} -m chainbell ", command)
@@ -64,12 +57,18 @@ async def finish(command: str, environment: dict[str, str], home: Path) -> str:
     return output.decode()
 
 
+def read_all(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - our own, on loopback
+        body: bytes = response.read()
+        return body
+
+
 async def wait_until_ready(url: str, process: asyncio.subprocess.Process) -> None:
     deadline = asyncio.get_running_loop().time() + START_LIMIT_S
     while asyncio.get_running_loop().time() < deadline:
         assert process.returncode is None, "chainbell run ended"
         try:
-            await asyncio.to_thread(urllib.request.urlopen, f"{url}/readyz", timeout=5)
+            await asyncio.to_thread(read_all, f"{url}/readyz")
             return
         except OSError:
             await asyncio.sleep(0.2)

@@ -26,7 +26,9 @@ POLL_S = 0.05
 QUIET_S = 20.0
 """How long nothing happens before what is still leased counts as nobody's: claimed by a statement whose answer was lost. Far
 longer than a notifier waits for anything here."""
-SETTLED_LIMIT_S = 90.0
+QUIET_LOOKS = 200
+"""How often that must have been seen besides: where all are slow, whoever holds the lease is slow too."""
+SETTLED_LIMIT_S = 240.0
 TARGET_LANE = "wdr_1"
 """The one entry of which the target is told: so there is never more than one delivery to it under way."""
 
@@ -201,7 +203,7 @@ class Play:
         ids = [sink.endpoint_id for sink in self.sinks]
         deadline = time.monotonic() + SETTLED_LIMIT_S
         seen: list[object] = []
-        quiet_since = time.monotonic()
+        quiet_since, looks = time.monotonic(), 0
         while True:
             await self._pass_time(ids)
             rows = await self.world.ask(
@@ -214,10 +216,11 @@ class Play:
             now = time.monotonic()
             assert now < deadline, f"still owed: {rows}\n{self.world.installation.log_tail()}"
             if rows != seen or any(sink.is_busy for sink in self.sinks):
-                seen, quiet_since = list(rows), now
-            elif now - quiet_since > QUIET_S:
+                seen, quiet_since, looks = list(rows), now, 0
+            elif now - quiet_since > QUIET_S and looks > QUIET_LOOKS:
                 self.unknown += await self.world.expire_leases("endpoint_id = ANY(:ids)", ids=ids)
-                quiet_since = now
+                quiet_since, looks = now, 0
+            looks += 1
             await asyncio.sleep(POLL_S)
 
     async def _pass_time(self, ids: Sequence[str]) -> None:

@@ -101,15 +101,16 @@ async def test_what_was_allowed_once_is_refused_when_it_is_sent_and_nobody_is_co
         endpoints = [await shop.call("POST", "/v1/endpoints", {"url": url}) for url in urls]
         state, _ = await ping(shop, endpoints[0]["id"])
         assert state == "pending"  # allowed, and reached, although nothing there speaks HTTP
-        assert listener.accepted == 1
+        assert listener.accepted >= 1
         for port in (22, 5432):  # no server of HTTP listens there, and the settings open a network, not every port
             assert await refused(shop, f"http://127.0.0.1:{port}/")
 
         await serving(installation, STRICT)
+        reached = listener.accepted  # on a slow machine there was time for a second attempt
         for endpoint in endpoints:
             state, attempts = await ping(shop, endpoint["id"])
             assert state == "refused"
             assert [(row["outcome"], row["error"]) for row in attempts] == [("refused", "refused_address")]
-        assert listener.accepted == 1
+        assert listener.accepted == reached
         counts = (await installation.command("status"))["deliveries"]
         assert counts["refused"] >= len(endpoints)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.fakes.node import Json
 from tests.outside.installation import Installation, Tenant, installed
-from tests.outside.test_recorded import AT, HEIGHT, chain_settings, metric, recorded_node, watch_all
+from tests.outside.test_recorded import AT, HEIGHT, chain_settings, holds_unproven, metric, recorded_node, watch_all
 
 SLUG = "newnet"
 
@@ -86,7 +86,7 @@ async def test_an_observed_chain_says_so_everywhere_and_holds_once_proofs_are_en
             await installation.stop("serve")
             installation.configure(settings)
             await installation.run()
-            row = await shop.until_chain("it holds", SLUG, lambda row: row["state"] == "holding")
+            row = await shop.until_chain("it holds", SLUG, holds_unproven)
             assert row["proof_enforced"] is True
             assert "no node's answer can be proven (header_hash)" in row["reason"]
             assert await metric(installation, "chainbell_chain_proof_enforced", chain=SLUG) == 1

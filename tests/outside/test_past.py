@@ -86,8 +86,9 @@ poll_interval_s = 0.1
     async def settle(self) -> None:
         """Make everything so far final, and wait until it was told."""
         height = await self.node.height()
-        await self.node.mine(9)
+        head = await self.node.mine(9)
         await self.shop.until_final("anvil", height)
+        await self.shop.until_followed("anvil", head)  # so that nothing is read at one tip and compared at another
         await self.shop.until_delivered()
 
     async def state(self) -> Any:  # noqa: ANN401 - JSON
@@ -193,6 +194,13 @@ async def test_a_watch_from_far_back_gets_its_whole_past_though_the_follower_is_
 
     await world.installation.until("the backfill is under way", is_half_done, PAST_DEADLINE_S)
     await world.installation.kill("follow")
+
+    async def is_gone() -> bool:
+        """Postgres has done what the killed one had told it to."""
+        sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'chainbell follow'"
+        return not await world.execute(f"{sessions} AND datname = current_database()", {})
+
+    await world.installation.until("its sessions are gone", is_gone)
     stopped_at = (await world.shop.call("GET", watch))["covered_from_height"]
     assert start <= stopped_at < first_covered
     assert {(e["object"], e["amount_atomic"]) for e in await entries()} == {

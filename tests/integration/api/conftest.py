@@ -30,6 +30,12 @@ from ledger.urls import EndpointPolicy
 MASTER_KEY = bytes(range(32))
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle of a follower ends with its work and not with its time, which a slow machine uses up earlier."""
+    monkeypatch.setattr("indexer.follower.CYCLE_LIMIT_S", 600.0)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the API answered."""

@@ -15,7 +15,7 @@ EXAMPLES = 3
 SEED = 7
 
 
-@pytest.mark.timeout(900)  # some 2,000 requests: half a minute on a machine that does nothing else
+@pytest.mark.timeout(1800)  # some 2,000 requests: half a minute on a machine that does nothing else
 async def test_no_request_of_schemathesis_is_answered_against_the_description(service: Service, tmp_path: Path) -> None:
     await fill(service)
     operators = await service.make_key("*", tenant_id=OPS_TENANT)

@@ -190,6 +190,7 @@ def noticing(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 async def test_the_question_under_way_is_answered_before_the_end_and_no_other(
     service: Service, reads: StatusReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ledger.status_reads, "LAST_QUESTION_LIMIT_S", 120.0)
     is_under_way = noticing(monkeypatch)
     entry = await with_deposit(service, service.tenant_id)
     first = asyncio.create_task(reads.read(id_of(service.key), entry.id))

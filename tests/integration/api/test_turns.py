@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from api import turns
+from api import answering, turns
 from chains.model import hex_of
 from ledger.chains import lock_chain
 from ledger.database import transaction
 from ledger.keys import KeyParts
 from tests.integration.api.conftest import Answer, Service
 from tests.integration.api.seeding import ETHEREUM, add_chain
+from tests.integration.api.telling import tell
 
 PLACES_OF_KEY = 2
 """Of the six connections of these tests two are kept, and a key has half of the others."""
@@ -53,31 +54,33 @@ async def test_slow_requests_of_one_key_keep_no_other_key_waiting(
 
 async def test_a_long_poll_takes_no_place_while_it_waits(service: Service) -> None:
     first = (await service.ask("GET", "/v1/events")).json["next_cursor"]
-    polls = [
-        asyncio.create_task(service.ask("GET", "/v1/events", query={"after": first, "wait": 2})) for _ in range(20)
-    ]
+    query = {"after": first, "wait": 30}
+    polls = [asyncio.create_task(service.ask("GET", "/v1/events", query=query)) for _ in range(20)]
     assert (await service.ask("GET", "/v1/deposits")).status == 200
     assert not any(poll.done() for poll in polls)
+    await tell(service, "dep_1")
     assert {answer.status for answer in await asyncio.gather(*polls)} == {200}
 
 
 async def test_a_long_poll_that_was_let_in_is_not_refused_when_it_asks_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, take = 0, turns.Turns.taken
+    monkeypatch.setattr(answering, "POLL_INTERVAL_S", 0.1)
+    monkeypatch.setattr(answering, "ASK_INTERVAL_S", 0.05)
+    let_in, take = set[asyncio.Task[object] | None](), turns.Turns.taken
 
     @asynccontextmanager
     async def counted(self: turns.Turns, key: KeyParts) -> AsyncIterator[None]:
-        nonlocal asked
         async with take(self, key):
             yield
-        asked += 1
+        let_in.add(asyncio.current_task())
 
     first = (await service.ask("GET", "/v1/events")).json["next_cursor"]
     monkeypatch.setattr(turns.Turns, "taken", counted)
-    query = {"after": first, "wait": 5}
+    query = {"after": first, "wait": 30}
     polls = [asyncio.create_task(service.ask("GET", "/v1/events", query=query)) for _ in range(20)]
-    while asked < len(polls):  # noqa: ASYNC110 - the service sets no event
+    while len(let_in) < len(polls):  # noqa: ASYNC110 - the service sets no event
         await asyncio.sleep(0.01)
     monkeypatch.setattr(turns, "WAITING_MAX", 0)
+    await tell(service, "dep_1")
     assert {answer.status for answer in await asyncio.gather(*polls)} == {200}

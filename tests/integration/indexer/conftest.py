@@ -27,6 +27,12 @@ from tests.fakes.adapter import CHAIN_ID, COIN, TOKEN, FakeChain
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cycle ends with its work and not with its time, which a slow machine uses up earlier."""
+    monkeypatch.setattr("indexer.follower.CYCLE_LIMIT_S", 600.0)
+
+
 @dataclass
 class Ledger:
     """What a test needs to say: register, watch, follow, and read what was told."""

@@ -18,12 +18,12 @@ from indexer.pacing import REPEAT_PAUSES_S
 from indexer.run import follow
 from indexer.timing import BURST_POLLS
 from tests.fakes.adapter import FakeChain
-from tests.fakes.announcer import BAD, Announcer, announcing, foreign
+from tests.fakes.announcer import BAD, Announcer, announcing, foreign, mute, no_socket, refusing
 from tests.integration.indexer.conftest import Ledger
 
-LONG_S = 600.0
+LONG_S = 3600.0
 """A poll interval that no test waits for."""
-SOON_S = 40.0
+SOON_S = 120.0
 """A small part of it, and much even on a busy machine."""
 
 
@@ -132,12 +132,12 @@ async def test_a_flood_of_lies_costs_polls_up_to_the_budget(ledger: Ledger) -> N
     loop = asyncio.get_running_loop()
     async with following(ledger.follower, ledger, LONG_S):
         await tip_reaches(ledger, 0)
-        ends_at, height = loop.time() + 3, 1000
-        while loop.time() < ends_at:
+        began, height = loop.time(), 1000
+        while loop.time() < began + 3 or len(ledger.chain.asked_at) <= 2:
             height += 1
             announce(ledger.chain, height)
             await asyncio.sleep(0.001)
-        assert 2 < len(ledger.chain.asked_at) <= BURST_POLLS + 3 + 1
+        assert len(ledger.chain.asked_at) <= BURST_POLLS + (loop.time() - began) + 1
         ledger.chain.mine()
         announce(ledger.chain)
         await tip_reaches(ledger, 1)
@@ -196,8 +196,9 @@ async def test_whatever_a_socket_says_the_follower_goes_on(ledger: Ledger, monke
         bad = [await stack.enter_async_context(Announcer(behaviour)) for behaviour in (*BAD, foreign)]
         adapter = adapter_on(node, *(announcer.url for announcer in bad))
         stack.push_async_callback(adapter.close)
-        refusals = [refusal for refusal in (await adapter.check_announcements()).values() if refusal]
-        assert len(refusals) == 3  # mute, refusing, no_socket: the others show later what they are
+        refused = {name for name, refusal in (await adapter.check_announcements()).items() if refusal}
+        # The others show later what they are, or were too slow for this check.
+        assert refused >= {f"node-{BAD.index(one)}" for one in (mute, refusing, no_socket)}
         await stack.enter_async_context(following(follower_of(ledger, adapter), ledger, 0.5))
         await tip_reaches(ledger, 0)
 

@@ -143,7 +143,7 @@ async def test_a_listener_whose_connection_is_killed_comes_back_and_looks_at_wha
     async with heard(engine) as calls:
         [pid] = await listener_pids(engine)
         async with engine.begin() as connection:
-            await connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            await connection.execute(text("SELECT pg_terminate_backend(:pid, 120000)"), {"pid": pid})
         await until("it is woken for what was said meanwhile", lambda: bool(calls))
         [again] = await listener_pids(engine)
         assert again != pid

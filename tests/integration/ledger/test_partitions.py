@@ -109,7 +109,8 @@ async def test_a_row_for_a_day_without_partition_fails_loudly(engine: AsyncEngin
         await insert_event(engine, NOW)
 
 
-async def test_several_processes_make_them_at_one_moment(engine: AsyncEngine) -> None:
+async def test_several_processes_make_them_at_one_moment(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "LOCK_TIMEOUT", "120s")
     made = await asyncio.gather(*(make(engine) for _ in range(4)))
     assert sorted(len(names) for names in made) == [0, 0, 0, 18]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
+from aiohttp import web
 from sqlalchemy import text
 
 from ledger.events import NewEvent, record_events
 from notifier.isolation import AHEAD
-from tests.fakes.receiver import Receiver, hang, running_receiver
+from tests.fakes.receiver import Receiver, running_receiver, wait_for
 from tests.integration.notifier.conftest import TENANT, Post
 
 FOR_EVER_S = 3600.0
@@ -76,17 +78,21 @@ async def test_a_dispatcher_whose_listener_is_killed_hears_again(
             await post.wait_for_states(delivered=number)
 
 
-async def test_slots_that_hang_hold_nothing_that_others_could_send(post: Post, receiver: Receiver) -> None:
-    slots = 4
+async def test_slots_that_hang_hold_nothing_that_others_could_send(
+    post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, release = 4, asyncio.Event()
+    monkeypatch.setattr("notifier.dispatcher.AHEAD_MAX_S", FOR_EVER_S)  # until it was seen
     accepted = await post.record_all([(f"dep_early_{number}", 1) for number in range(slots)])
     hanging = await post.record_all([(f"dep_{number}", 1) for number in range(40)])
     for event_id in hanging:
-        receiver.script_event(event_id, hang())
+        receiver.script_event(event_id, wait_for(release))
     async with post.dispatching(slots=slots):
         await post.wait_until(
             "more is claimed than there are slots",
             lambda rows: sum(row.lease_token is not None for row in rows) > slots,
         )
+        monkeypatch.undo()
         await post.wait_until(
             "what has no slot is given back and counts no attempt",
             lambda rows: [row.attempts for row in rows if row.state == "pending"].count(1) == slots,
@@ -98,18 +104,35 @@ async def test_slots_that_hang_hold_nothing_that_others_could_send(post: Post, r
                 "another worker sends one of them",
                 lambda: len({request.event_id for request in receiver.requests} - set(accepted)) > slots,
             )
+            release.set()
 
 
-async def test_a_dispatcher_that_stops_gives_back_what_it_has_not_begun(post: Post, receiver: Receiver) -> None:
-    slots = 4
+async def test_a_dispatcher_that_stops_gives_back_what_it_has_not_begun(
+    post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, is_given_back = 4, asyncio.Event()
+    monkeypatch.setattr("notifier.dispatcher.AHEAD_MAX_S", FOR_EVER_S)
+
+    async def fail_in_the_end(_: web.BaseRequest) -> web.StreamResponse:
+        await is_given_back.wait()
+        return web.Response(status=500)
+
+    async def watch() -> None:
+        await post.wait_until(
+            "what was not begun is given back",
+            lambda rows: sum(row.lease_token is not None for row in rows) <= slots,
+        )
+        is_given_back.set()
+
     events = await post.record_all([(f"dep_{number}", 1) for number in range(slots + 40)])
     for event_id in events[slots:]:
-        receiver.script_event(event_id, hang())
-    async with post.dispatching(slots=slots):
+        receiver.script_event(event_id, fail_in_the_end)
+    async with asyncio.TaskGroup() as group, post.dispatching(slots=slots):
         await post.wait_until(
             "more is claimed than there are slots",
             lambda rows: sum(row.lease_token is not None for row in rows) > slots,
         )
+        group.create_task(watch())
     rows = await post.deliveries()
     assert {row.lease_token for row in rows} == {None}
     begun = [row.attempts for row in rows if row.state == "pending"]

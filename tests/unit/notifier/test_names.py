@@ -21,7 +21,7 @@ from notifier.sender import Sender, SendRequest, TimeLimits
 from tests.fakes.receiver import running_receiver
 
 SOON_S = 0.1
-LATE_S = 60.0
+LATE_S = 240.0
 """More than a busy machine needs to look a name up that answers."""
 
 
@@ -35,7 +35,7 @@ class NameServers:
     def lookup(self, host: str, port: int) -> list[str]:
         self.asked[host] += 1
         if host.startswith("hang"):
-            self.release.wait(LATE_S)
+            self.release.wait(2 * LATE_S)
         if host.startswith("no"):
             raise socket.gaierror(socket.EAI_NONAME, "there is none")
         return ["127.0.0.1"]
@@ -51,8 +51,8 @@ async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NameServers]
 
 
 async def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    """Return as soon as `condition` holds; fail naming `what` after a minute."""
-    for _ in range(6_000):
+    """Return as soon as `condition` holds; fail naming `what` at last."""
+    for _ in range(24_000):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -83,6 +83,7 @@ async def test_a_name_that_answered_does_not_wait_for_those_that_hang(servers: N
 async def test_a_name_that_hangs_takes_one_thread_however_often_it_is_asked_for(servers: NameServers) -> None:
     hasty = Names(servers.lookup, SOON_S)
     assert [await outcome_of(hasty, "hang.example") for _ in range(3)] == [socket.gaierror] * 3
+    await wait_for("the thread has begun", lambda: servers.asked.total() > 0)
     assert servers.asked["hang.example"] == 1
 
 
@@ -124,7 +125,7 @@ async def test_no_more_names_are_remembered_than_a_few(servers: NameServers, mon
 async def test_webhooks_are_sent_while_the_names_of_others_hang(servers: NameServers) -> None:
     """Those that hang fail by their own name server; those that found no thread, by us."""
     policy = EndpointPolicy(allow_http=True, allow_private=(ip_network("127.0.0.0/8"),))
-    limits = TimeLimits(total_s=LATE_S, dns_s=3.0)
+    limits = TimeLimits(total_s=2 * LATE_S, dns_s=LATE_S)
     secret = new_endpoint_secret()
     async with (
         running_receiver(secrets=[secret]) as receiver,
@@ -139,5 +140,8 @@ async def test_webhooks_are_sent_while_the_names_of_others_hang(servers: NameSer
         hanging = [asyncio.create_task(sender.send(to(f"hang{number}.example"))) for number in range(4)]
         await wait_for("threads are used up", lambda: servers.asked.total() >= 3)
         assert (await sender.send(to("good.example"))).outcome is Outcome.ACCEPTED
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        loop.time = lambda: clock() + LATE_S  # type: ignore[method-assign]  # their time is over
         errors = Counter(result.error for result in await asyncio.gather(*hanging))
     assert errors == {AttemptError.DNS: 2, AttemptError.ABANDONED: 2}

@@ -142,11 +142,11 @@ async def test_redirects_are_not_followed(node: RecordedNode, client: NodeClient
 
 
 async def test_a_hanging_node_times_out(node: RecordedNode, session: aiohttp.ClientSession) -> None:
-    client = NodeClient(Slug("testnet"), "node-a", node.url, session, timeout_s=0.2)
-    node.misbehave(delay(5.0))
-    with pytest.raises(NodeTimeout, match=r"0\.2 s"):
+    client = NodeClient(Slug("testnet"), "node-a", node.url, session, timeout_s=0.5)
+    node.misbehave(delay(60.0))
+    with pytest.raises(NodeTimeout, match=r"0\.5 s"):
         await client.call("eth_chainId")
-    assert node.exchanges == 1, "the time for all tries was used up by the first"
+    assert node.exchanges <= 1, "the time for all tries was used up by the first"
 
 
 async def test_a_node_that_is_down_is_unreachable(node: RecordedNode, client: NodeClient) -> None:

@@ -43,7 +43,7 @@ class Town:
 
     async def answers(self, quorum: int = 2) -> dict[str, str]:
         self.asked.clear()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             hosts = ["one.example", "two.example", "three.example"]
             return await Hosts(self.pool, quorum).answers(hosts, "head", self.ask, HEAD)
 
@@ -80,7 +80,7 @@ async def test_a_host_that_hangs_and_is_needed_delays_nothing_but_credit_and_is_
     for now_s, is_asked in ((0.0, True), (1.0, False), (5.0, False), (ASKED_AGAIN_S, True), (ASKED_AGAIN_S + 1, False)):
         town.now_s = now_s
         town.asked.clear()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert set(await hosts.answers(names, "head", town.ask, HEAD)) == {"one.example", "three.example"}
         assert ("b" in town.asked) == is_asked, now_s
     town.hanging = set()

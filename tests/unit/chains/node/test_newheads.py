@@ -15,17 +15,19 @@ from chains.node.newheads import HeadSocket, HintBox, SocketFailed, listening, s
 from tests.fakes.announcer import BAD, Announcer, Behaviour, announcing, foreign, head, leaving, mute, refusing, silent
 
 SILENCE_S = 0.3
-PATIENCE_S = 60.0
+OPEN_TIMEOUT_S = 0.5
+PATIENCE_S = 120.0
+"""More than the slowest machine needs; the others are for what never comes."""
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newheads, "PAUSE_MIN_S", 0.01)
     monkeypatch.setattr(newheads, "PAUSE_MAX_S", 0.02)
-    monkeypatch.setattr(newheads, "OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(newheads, "OPEN_TIMEOUT_S", PATIENCE_S)
 
 
-def socket_to(announcer: Announcer, session: aiohttp.ClientSession, silence_s: float = SILENCE_S) -> HeadSocket:
+def socket_to(announcer: Announcer, session: aiohttp.ClientSession, silence_s: float = PATIENCE_S) -> HeadSocket:
     return HeadSocket(Slug("testnet"), "node-a", f"{announcer.url}/v2/TOPSECRETKEY", session, silence_s)
 
 
@@ -34,7 +36,7 @@ async def hear(box: HintBox) -> HeadHint:
 
 
 async def test_an_announced_head_is_a_hint(session: aiohttp.ClientSession) -> None:
-    async with Announcer(announcing) as announcer, listening([socket_to(announcer, session, 60)]) as box:
+    async with Announcer(announcing) as announcer, listening([socket_to(announcer, session)]) as box:
         announcer.heads.put_nowait(head(7, 0xAB))
         assert await hear(box) == HeadHint(7, b"\xab" * 32)
 
@@ -60,20 +62,29 @@ async def test_a_wait_that_is_given_up_loses_no_hint() -> None:
 
 
 async def test_answers_and_announcements_for_others_are_passed_over(session: aiohttp.ClientSession) -> None:
-    async with Announcer(foreign) as announcer, listening([socket_to(announcer, session, 60)]) as box:
+    async with Announcer(foreign) as announcer, listening([socket_to(announcer, session)]) as box:
         announcer.heads.put_nowait(head(7))
         assert (await hear(box)).height == 7
         assert announcer.connections == 1
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda behaviour: behaviour.__name__)
-async def test_a_socket_that_misbehaves_is_opened_anew(session: aiohttp.ClientSession, bad: Behaviour) -> None:
-    async with Announcer(bad, bad, announcing) as announcer:
+async def test_a_socket_that_misbehaves_is_opened_anew(
+    session: aiohttp.ClientSession, bad: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bad is mute:
+        monkeypatch.setattr(newheads, "OPEN_TIMEOUT_S", OPEN_TIMEOUT_S)
+
+    async def telling(announcer: Announcer, connection: aiohttp.web.WebSocketResponse) -> None:
+        announcer.heads.put_nowait(head(7))  # to each connection: the first may have been given up on a slow machine
+        await announcing(announcer, connection)
+
+    async with Announcer(bad, bad, telling) as announcer:
         with capture_logs() as logs:
-            async with listening([socket_to(announcer, session)]) as box:
-                announcer.heads.put_nowait(head(7))
+            silence_s = SILENCE_S if bad is silent else PATIENCE_S
+            async with listening([socket_to(announcer, session, silence_s)]) as box:
                 assert (await hear(box)).height == 7
-        assert announcer.connections == 3
+        assert announcer.connections >= 3
     complaints = [row for row in logs if row["log_level"] == "warning"]
     assert [row["event"] for row in complaints] == ["no announcements, polling goes on"]  # twice failed, said once
     assert logs[-1]["event"] == "announcements recovered"
@@ -102,23 +113,26 @@ async def test_a_node_that_is_away_is_tried_again(session: aiohttp.ClientSession
     async with Announcer(announcing) as gone:
         url = gone.url
     with pytest.raises(SocketFailed, match="connection failed"):
-        await HeadSocket(Slug("testnet"), "node-a", url, session, 60).check()
+        await HeadSocket(Slug("testnet"), "node-a", url, session, PATIENCE_S).check()
 
 
 async def test_one_bad_socket_does_not_silence_another(session: aiohttp.ClientSession) -> None:
     async with Announcer(silent) as bad, Announcer(announcing) as good:
-        sockets = [socket_to(bad, session), socket_to(good, session, 60)]
+        sockets = [socket_to(bad, session), socket_to(good, session)]
         async with listening(sockets) as box:
             good.heads.put_nowait(head(7))
             assert (await hear(box)).height == 7
 
 
-async def test_a_check_says_what_is_wrong_without_the_key(session: aiohttp.ClientSession) -> None:
+async def test_a_check_says_what_is_wrong_without_the_key(
+    session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Announcer(announcing, refusing, mute, leaving) as announcer:
         await socket_to(announcer, session).check()
         with pytest.raises(SocketFailed, match=r"eth_subscribe is refused: .* for key \*\*\*"):
             await socket_to(announcer, session).check()
-        with pytest.raises(SocketFailed, match=r"not answered in 0\.5 s"):
+        monkeypatch.setattr(newheads, "OPEN_TIMEOUT_S", OPEN_TIMEOUT_S)
+        with pytest.raises(SocketFailed, match=r"(not answered|no connection) in 0\.5 s"):
             await socket_to(announcer, session).check()
 
 
