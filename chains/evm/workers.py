@@ -155,7 +155,7 @@ class _Worker:
         """Close its input, which is how a worker is told; kill it if it does not listen."""
         self.requests.close()
         try:
-            await asyncio.wait_for(self.process.wait(), END_LIMIT_S)
+            await asyncio.wait_for(self._gone(), END_LIMIT_S)
         except TimeoutError:
             await self.kill()
 
@@ -163,7 +163,14 @@ class _Worker:
         """End it at once."""
         with suppress(ProcessLookupError):
             self.process.kill()
-        await asyncio.shield(self.process.wait())
+        await asyncio.shield(self._gone())
+
+    async def _gone(self) -> None:
+        """Return when it has ended and what it had written was read to the end: asyncio's own `wait` may not return while
+        a pipe is too full to be read on, and a loop that ends right after it may leave an open pipe behind."""
+        with suppress(ConnectionError):
+            await self.answers.read()
+        await self.process.wait()
 
 
 async def start_worker() -> _Worker:

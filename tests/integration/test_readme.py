@@ -96,6 +96,6 @@ async def test_the_first_real_chain_of_the_readme(anvil_node: AnvilNode, home: P
         answer = json.loads(await finish(watch.replace("127.0.0.1:8080", listen), environment, home))
     finally:
         running.terminate()
-        await running.wait()
+        await running.communicate()
     [row] = answer["data"]
     assert (row["chain"], row["reference"], row["status"]) == ("ethereum", "order-1", "active")

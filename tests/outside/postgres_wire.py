@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from enum import StrEnum
 
 from sqlalchemy.engine import URL, make_url
@@ -52,14 +52,13 @@ class PostgresWire:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        answers, questions = await self._connect()
-        is_marked = asyncio.Event()
-        with suppress(ConnectionError):
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, questions, questions, Side.ASKED, is_marked))
-                group.create_task(self._pump(answers, writer, questions, Side.DONE, is_marked))
-        for end in (writer, questions):
-            end.close()
+        with closing(writer):
+            answers, questions = await self._connect()
+            is_marked = asyncio.Event()
+            with closing(questions), suppress(ConnectionError):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(reader, questions, questions, Side.ASKED, is_marked))
+                    group.create_task(self._pump(answers, writer, questions, Side.DONE, is_marked))
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         query = self._behind.query

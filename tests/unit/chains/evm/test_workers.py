@@ -268,6 +268,20 @@ async def test_whoever_stops_waiting_costs_no_worker() -> None:
         assert workers.process_ids == before
 
 
+async def test_a_worker_may_be_killed_when_its_answer_has_filled_the_pipe() -> None:
+    """Nobody reads on, and asyncio has stopped to listen to it."""
+    script = "import sys; sys.stdout.buffer.write(bytes(10_000_000))"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    worker = module._Worker(process, process.stdin, process.stdout)
+    await process.stdout.readexactly(1)
+    while not process.stdout._paused:  # type: ignore[attr-defined]  # noqa: ASYNC110 - a pipe sets no event
+        await asyncio.sleep(0)
+    async with asyncio.timeout(120):
+        await worker.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
 async def test_workers_end_when_nothing_was_read_for_a_while_and_start_again() -> None:
     async with running(idle_limit_s=0.05) as workers:
         await workers.read(PICKLED, START, CHAIN[0])
@@ -314,7 +328,7 @@ async def test_workers_die_with_a_parent_that_is_killed() -> None:
         assert all(is_running(pid) for pid in pids)
     finally:
         parent.kill()
-        await parent.wait()
+        await parent.communicate()  # to the end of what its workers had open, too
     await until(lambda: not any(is_running(pid) for pid in pids))
 
 
