@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ ASK_INTERVAL_S = 0.25
 """No long poll asks more often, however much is told: most hints are of others' events."""
 
 DECODED_AT_ONCE_MAX = 64 * 1024
-"""Bytes. A longer body is read in a thread: megabytes of it would keep every other request waiting."""
+"""Bytes. A longer body is read in a thread: megabytes of it would keep every other request waiting. It is let in only where
+there is room for it."""
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="chainbell"'}
@@ -78,7 +80,38 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
     _take_turn(services, key, started)
     if (status := await _answer_status(route, services, http, key)) is not None:
         return _response(status)
-    request = _Request(http, key, _read_idempotency_key(route, http), await _read_body(route, http))
+    idempotency_key = _read_idempotency_key(route, http)
+    try:
+        async with _room_for_body(route, services, http, key):
+            request = _Request(http, key, idempotency_key, await _read_body(route, http))
+            return await _answer_in_time(route, services, request, started)
+    except TooManyAtOnce:
+        raise _too_many() from None
+
+
+@asynccontextmanager
+async def _room_for_body(route: Route, services: Services, http: web.Request, key: KeyParts) -> AsyncIterator[None]:
+    """Memory for a body that takes much of it: only for a key that is good, and for a few at a time until they are answered.
+    Who has no key could fill all memory with bodies that are not to be read."""
+    if not _is_large(route, http):
+        yield
+        return
+    async with services.turns.taken(key), transaction(services.engine) as connection:
+        _admitted(await find_key(connection, key.id), key, route, services, http)
+    async with services.large_bodies.taken(key):
+        yield
+
+
+def _is_large(route: Route, http: web.Request) -> bool:
+    """Whether more may come than is read ahead from any connection. One that is sent in chunks does not say."""
+    if route.body is type(None) or not http.body_exists:
+        return False
+    return http.content_length is None or http.content_length > DECODED_AT_ONCE_MAX
+
+
+async def _answer_in_time(route: Route, services: Services, request: _Request, started: float) -> web.Response:
+    """The answer, as soon as it is worth sending. Raises `TooManyAtOnce`."""
+    loop = asyncio.get_running_loop()
     found: _Answer | None = None
     while True:
         asked, coming = loop.time(), services.news.coming()
@@ -86,7 +119,7 @@ async def answer(route: Route, services: Services, http: web.Request) -> web.Res
             found = await _answer_once(route, services, request)
         except TooManyAtOnce:
             if found is None:  # a long poll that was let in stays: what it heard, nothing, is where its cursor goes on
-                raise _too_many() from None
+                raise
         left_s = started + found.wait_s - loop.time()
         if found.is_satisfied or left_s <= 0 or services.stopping.is_set():
             return _response(found)

@@ -55,6 +55,9 @@ OPEN_ROUTES: Sequence[OpenRoute] = health.ROUTES
 CONNECTIONS_KEPT = 2
 """Of the engine, for what requests share: status reads, and whether Postgres is there."""
 
+LARGE_BODIES_MAX = 16
+"""Bodies of up to 5 MiB that are in memory at once: more than can be worked on at once, and half of them for one key."""
+
 _ID = "{id:[0-9A-Za-z_]{1,100}}"
 """No id has other characters, so anything else is 404 without a question to the ledger."""
 
@@ -89,6 +92,7 @@ def create_app(
         version,
         limits,
         Turns(connections_of(engine) - CONNECTIONS_KEPT),
+        Turns(LARGE_BODIES_MAX),
         trusted_proxies,
         is_for_tenants,
     )

@@ -50,6 +50,8 @@ class Services:
     limits: Limits
     turns: Turns
     """At the connections of `engine`."""
+    large_bodies: Turns
+    """At the memory for bodies that take much of it."""
     trusted_proxies: Sequence[Network]
     is_for_tenants: bool
     """What is the operator's is elsewhere."""
