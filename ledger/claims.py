@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     case,
+    cast,
     func,
     not_,
     or_,
@@ -46,7 +47,7 @@ from ledger.endpoint_secrets import LeftOut, LiveSecrets, live_secrets_step, ope
 from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.lanes import blocking, is_in
-from ledger.owed import EVER, LATE_COMMIT, TURN, is_due_to, is_left_alone, joined, place_of, seconds
+from ledger.owed import EVER, LATE_COMMIT, TURN, is_due_to, is_left_alone, is_ordinary, joined, place_of, seconds
 from ledger.schema import deliveries, endpoints
 from ledger.secrets import SecretBox
 from ledger.states import DeliveryState
@@ -72,6 +73,8 @@ class EndpointRoom:
     room: int
     due_from: DueFrom | None = None
     """None where that is not known: all is read."""
+    suspect_id: DeliveryId | None = None
+    """Wanted is this one alone, a suspect (`ledger/suspects.py`); and else none of them."""
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -100,7 +103,9 @@ class Claimed(msgspec.Struct, frozen=True):
 
 _now = func.now()
 
-_rooms = recordset("rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer(), live_from=TIME, late_from=TIME)
+_rooms = recordset(
+    "rooms", tenant_id=Text(), endpoint_id=Text(), room=Integer(), live_from=TIME, late_from=TIME, suspect_id=Text()
+)
 _room = case(
     (or_(is_left_alone, not_(has_agreed(_rooms.c.endpoint_id))), 0),
     (breaker.is_open(endpoints), func.least(_rooms.c.room, 1)),
@@ -119,10 +124,14 @@ _placed = (
         _asked.c.max_per_s,
         _asked.c.live_from,
         _asked.c.late_from,
+        _rooms.c.suspect_id,
     )
     .select_from(_rooms.join(_asked, true()).outerjoin(_allowance, true()))
     .cte("placed")
 )
+
+
+_may_be = case((_placed.c.suspect_id.is_(None), is_ordinary), else_=deliveries.c.id == _placed.c.suspect_id)
 
 
 def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]:
@@ -130,7 +139,7 @@ def _due_at_priority(priority: int, due_from: ColumnElement[Any]) -> Select[Any]
     due = (
         select(deliveries.c.tenant_id, deliveries.c.id, deliveries.c.lease_token.is_not(None).label("is_taken_over"))
         .where(
-            is_due_to(_placed, priority, func.coalesce(due_from, EVER)),
+            is_due_to(_placed, priority, func.coalesce(due_from, EVER), _may_be),
             may_claim(deliveries),
             ~blocking.correlate(deliveries).exists(),
         )
@@ -158,6 +167,7 @@ _claim = (
     .where(deliveries.c.tenant_id == _due_of_all.c.tenant_id, deliveries.c.id == _due_of_all.c.id)
     .values(
         attempts=deliveries.c.attempts + 1,
+        takeovers=deliveries.c.takeovers + cast(_due_of_all.c.is_taken_over, Integer),
         lease_token=bindparam("token"),
         leased_until=_now + seconds("lease_s"),
     )
@@ -277,6 +287,7 @@ def _rooms_json(rooms: Sequence[EndpointRoom]) -> str:
                 "room": one.room,
                 "live_from": one.due_from and one.due_from.live,
                 "late_from": one.due_from and one.due_from.late,
+                "suspect_id": one.suspect_id,
             }
             for one in rooms
         ]

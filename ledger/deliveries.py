@@ -128,6 +128,7 @@ _settle = (
             else_=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _asked.c.delay_s),
         ),
         settled_at=case((_asked.c.state.in_([state.value for state in SETTLED_STATES]), func.now()), else_=None),
+        takeovers=case((_asked.c.given_back == 1, deliveries.c.takeovers), else_=0),
         lease_token=None,
         leased_until=None,
     )

@@ -3,7 +3,8 @@
 What became due since the last look (`find_fresh`) is found by its time, which is quick whoever else is owed what. And a
 sweep (`find_owed`) goes from endpoint to endpoint, some hundreds at a time and round and round, and finds what the first way
 misses: what was committed late, what a dead worker had, what waited for an endpoint that rested, what another process let
-go. Neither asks whether something else of its lane stands in the way: the claim does.
+go. Neither asks whether something else of its lane stands in the way: the claim does. Suspects are found apart
+(`ledger/suspects.py`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ LATE_COMMIT = timedelta(seconds=0.5)
 """How long before its commit a delivery may be due and still be found by its time; what was committed later is found by a
 sweep."""
 
+SUSPECT_AFTER = 2
+"""Takeovers in a row after which a delivery is a suspect (`ledger/suspects.py`)."""
+
 
 class Place(NamedTuple):
     """An endpoint in the order in which claims walk."""
@@ -81,7 +85,16 @@ _stored_health = case(
 # What is pending to one that was paused a moment ago is still being held; what was deleted is claimed to be discarded.
 _is_stopped = and_(endpoints.c.state != EndpointState.ACTIVE.value, endpoints.c.deleted_at.is_(None))
 
-_is_free = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now)
+is_free = or_(deliveries.c.leased_until.is_(None), deliveries.c.leased_until <= _now)
+"""In no worker's hands. Where a lease is over, whoever claims it takes it over."""
+
+is_suspect = or_(
+    deliveries.c.takeovers >= SUSPECT_AFTER,
+    and_(deliveries.c.takeovers == SUSPECT_AFTER - 1, deliveries.c.lease_token.is_not(None)),
+)
+"""Of what is free: it was, or would now be, taken over that often."""
+is_ordinary = not_(is_suspect)
+
 EVER: ColumnElement[Any] = literal_column("CAST('-infinity' AS timestamptz)")
 """Before anything was due."""
 
@@ -95,7 +108,12 @@ def place_of(endpoint: FromClause, priority: int) -> tuple[ColumnElement[Any], .
     return endpoint.c.tenant_id, endpoint.c.endpoint_id, of_priority
 
 
-def is_due_to(endpoint: FromClause, priority: int, due_from: ColumnElement[Any] = EVER) -> ColumnElement[bool]:
+def is_due_to(
+    endpoint: FromClause,
+    priority: int,
+    due_from: ColumnElement[Any] = EVER,
+    may_be: ColumnElement[bool] = is_ordinary,
+) -> ColumnElement[bool]:
     """Due to one endpoint; to be read in the order of `TURN`. Compared as rows, which leaves one index that has that order.
     By equalities Postgres may read the due deliveries of everybody, in the order of time, to find those of one."""
     place = place_of(endpoint, priority)
@@ -103,7 +121,8 @@ def is_due_to(endpoint: FromClause, priority: int, due_from: ColumnElement[Any] 
         is_in(deliveries, DeliveryState.PENDING),
         tuple_(*TURN) >= tuple_(*place, due_from),
         tuple_(*TURN) <= tuple_(*place, _now),
-        _is_free,
+        is_free,
+        may_be,
     )
 
 

@@ -429,6 +429,9 @@ deliveries = Table(
     Column("due_at", TIME, nullable=False),
     Column("lease_token", Text, comment="who claimed it; settling compares it"),
     Column("leased_until", TIME),
+    Column(
+        "takeovers", SmallInteger, nullable=False, server_default="0", comment="in a row, from workers that fell silent"
+    ),
     Column("created_at", TIME, nullable=False),
     Column("settled_at", TIME),
     Column("fault", Text, comment="why it could not be sent the last time, where that is a fault of ours"),
@@ -445,6 +448,9 @@ deliveries = Table(
         postgresql_where=text("state IN ('pending', 'held')"),
     ),
     Index("ix_deliveries_by_hand", "due_at", postgresql_where=text("feed_position = 0 AND state = 'pending'")),
+    Index(
+        "ix_deliveries_suspects", "takeovers", "due_at", postgresql_where=text("state = 'pending' AND takeovers > 0")
+    ),
     Index("ix_deliveries_event", "tenant_id", "event_id"),
     Index("ix_deliveries_subject", "tenant_id", "subject", "created_at"),
     Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),

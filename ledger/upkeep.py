@@ -85,7 +85,7 @@ async def free_delivery_leases(connection: AsyncConnection) -> int:
     """Free up to `FREED_MAX` deliveries whose lease ended a while ago, and which nobody took over since (their endpoint
     rests, say); returns how many. Whoever held one can settle it no more. Crosses tenants."""
     is_open = deliveries.c.state.in_((DeliveryState.PENDING.value, DeliveryState.HELD.value))
-    return await _free(connection, deliveries, is_open)
+    return await _free(connection, deliveries, is_open, takeovers=deliveries.c.takeovers + 1)
 
 
 async def free_job_leases(connection: AsyncConnection) -> int:
@@ -93,7 +93,9 @@ async def free_job_leases(connection: AsyncConnection) -> int:
     return await _free(connection, jobs, jobs.c.state == JobState.RUNNING.value)
 
 
-async def _free(connection: AsyncConnection, table: Table, is_open: ColumnElement[bool]) -> int:
+async def _free(
+    connection: AsyncConnection, table: Table, is_open: ColumnElement[bool], **values: ColumnElement[int]
+) -> int:
     """Reads all that is open (0.3 s for 100,000): an index on leases would cost every claim and heartbeat more than that."""
     expired = (
         select(table.c.tenant_id, table.c.id)
@@ -103,7 +105,8 @@ async def _free(connection: AsyncConnection, table: Table, is_open: ColumnElemen
         .cte("expired")
     )
     is_it = and_(table.c.tenant_id == expired.c.tenant_id, table.c.id == expired.c.id)
-    return (await connection.execute(update(table).where(is_it).values(lease_token=None, leased_until=None))).rowcount
+    freed = update(table).where(is_it).values(lease_token=None, leased_until=None, **values)
+    return (await connection.execute(freed)).rowcount
 
 
 async def count_rows(connection: AsyncConnection) -> list[TableRows]:

@@ -1,10 +1,11 @@
 """What a process claims, and when: as soon as anything is due to endpoints that take it, at leisure for the others.
 
-Three ways lead to a claim, and none of them waits for another.
+Four ways lead to a claim, and none of them waits for another.
 
 - After a hint, and now and then, a **look** finds to whom something became due, and the claim is made in its transaction,
   for endpoints that accept and those that are unproven. It is what a webhook's delay is made of, so nothing else is in it.
 - **Failing** endpoints are claimed for apart, some times a second. Their retries are spread over minutes and hours.
+- **Suspects**, which several workers fell silent with, are claimed apart and alone (`notifier/suspects.py`).
 - A **sweep** goes through all that are owed anything, resting, failing and full ones as well: it reads much, finds little,
   and claims nothing by itself.
 
@@ -18,21 +19,22 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from ledger.claims import Claimed, claim_to_send
+from ledger.claims import EndpointRoom, ToSend, claim_to_send
 from ledger.database import UNAVAILABLE, Connection, Engine
 from ledger.direct import direct_transaction
-from ledger.endpoint_secrets import LeftOut, LiveSecrets
 from ledger.owed import LATE_COMMIT, START, find_fresh, find_owed
 from ledger.secrets import SealBroken, SecretBox
 from ledger.states import EndpointHealth
+from ledger.suspects import find_suspects
 from notifier.beginnings import Beginnings
-from notifier.isolation import Isolation, Key, Turns, Waiting
+from notifier.isolation import Isolation, Turns, Waiting
 from notifier.left_out_secrets import LeftOutSecrets
 from notifier.metrics import LEASES_EXPIRED
+from notifier.suspects import Suspects, room_for
 
 log = structlog.get_logger()
 
@@ -41,6 +43,9 @@ PROMPT = (EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN)
 
 FAILING_INTERVAL_S = 0.1
 """Pause between two claims for endpoints that fail: a retry that comes so much later is no worse."""
+
+SUSPECT_INTERVAL_S = 0.02
+"""Pause between two looks whether the outcome of a suspect is stored, and the next may be claimed."""
 
 REFILL_AT = 1 / 2
 """How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
@@ -96,6 +101,7 @@ class Claiming:
         self.wake = wake
         self.beginnings = Beginnings()
         self.left_out_secrets = LeftOutSecrets(engine)
+        self.suspects = Suspects()
         self.token = secrets.token_hex(8)
         self.claims = 0
         self.looked_at = -math.inf
@@ -130,6 +136,23 @@ class Claiming:
         """Claim for those that fail; returns how many deliveries."""
         return await self._claim_for((EndpointHealth.FAILING,), time.monotonic())
 
+    async def claim_suspect(self) -> int:
+        """Claim the next suspect, if there is one and it is time for it; returns how many deliveries."""
+        now = time.monotonic()
+        suspect = self.suspects.take_turn(self.isolation, now) if self.may_claim() else None
+        if suspect is None:
+            return 0
+        try:
+            async with direct_transaction(self.engine) as connection:
+                found = await self._claim_rooms(connection, [room_for(suspect)])
+        except (*UNAVAILABLE, OSError) as error:
+            await wait_for_database(error)
+            return 0
+        self._let_wait(found, now)
+        for one in found.claimed:
+            self.suspects.note_claimed(suspect, one, now)
+        return len(found.claimed)
+
     async def sweep(self) -> None:
         """Go through all that are owed anything, round and round, and note to whom something is due, until cancelled."""
         place = START
@@ -138,6 +161,8 @@ class Claiming:
             if self.may_claim():
                 try:
                     async with direct_transaction(self.engine) as connection:
+                        if place == START:
+                            self.suspects.note_found(await find_suspects(connection, self.token))
                         owed, place = await find_owed(connection, place, SWEEP_MAX)
                 except (*UNAVAILABLE, OSError) as error:
                     await wait_for_database(error)
@@ -161,15 +186,16 @@ class Claiming:
                 if is_look:
                     await self._look(connection, now)
                 turns = turns or self._take_turns(healths, now)
-                claimed, live, left_out = await self._claim_turns(connection, turns, now)
+                found = await self._claim_turns(connection, turns, now)
         except (*UNAVAILABLE, OSError) as error:
             await wait_for_database(error)
             return 0
-        self._let_wait(claimed, live, now)
-        self.isolation.note_claimed(turns, claimed)
-        if left_out:
-            await self.left_out_secrets.tell_of(left_out, now)
-        return len(claimed)
+        if found is None:
+            return 0
+        self._let_wait(found, now)
+        self.isolation.note_claimed(turns, found.claimed)
+        await self.left_out_secrets.tell_of(found.left_out, now)
+        return len(found.claimed)
 
     def _take_turns(self, healths: Sequence[EndpointHealth], now: float) -> Turns:
         turns = self.isolation.turns(now, is_moving=self.is_moving, healths=healths)
@@ -177,19 +203,20 @@ class Claiming:
             self.is_moving = False
         return turns
 
-    async def _claim_turns(
-        self, connection: Connection, turns: Turns, now: float
-    ) -> tuple[list[Claimed], LiveSecrets, list[LeftOut]]:
+    async def _claim_turns(self, connection: Connection, turns: Turns, now: float) -> ToSend | None:
         if not turns.rooms:
-            return [], {}, []
+            return None
+        rooms, unsure = self.beginnings.of(turns.rooms, now)
+        found = await self._claim_rooms(connection, rooms, unsure)
+        self.beginnings.note(found.due_from, now)
+        return found
+
+    async def _claim_rooms(
+        self, connection: Connection, rooms: Sequence[EndpointRoom], unsure: Sequence[EndpointRoom] = ()
+    ) -> ToSend:
         self.claims += 1
         token = f"{self.token}-{self.claims}"
-        rooms, unsure = self.beginnings.of(turns.rooms, now)
-        found = await claim_to_send(
-            connection, self.secret_box, rooms, lease_s=self.lease_s, token=token, unsure=unsure
-        )
-        self.beginnings.note(found.due_from, now)
-        return found.claimed, found.live, found.left_out
+        return await claim_to_send(connection, self.secret_box, rooms, lease_s=self.lease_s, token=token, unsure=unsure)
 
     def _is_short(self) -> bool:
         """Whether little of what was claimed still waits: claims are to be few and large."""
@@ -207,16 +234,14 @@ class Claiming:
         self.isolation.note_owed(await find_fresh(connection, age_s))
         self.looked_at = now
 
-    def _let_wait(
-        self, claimed: Sequence[Claimed], live: Mapping[Key, tuple[str, ...] | SealBroken], claimed_at: float
-    ) -> None:
-        for key, found in live.items():
-            if isinstance(found, SealBroken):
-                log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(found))
+    def _let_wait(self, found: ToSend, claimed_at: float) -> None:
+        for key, secret in found.live.items():
+            if isinstance(secret, SealBroken):
+                log.error("secret cannot be opened", tenant=key[0], endpoint=key[1], error=str(secret))
         now = time.monotonic()
-        for one in claimed:
-            self.isolation.add(Waiting(one, live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
-        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in claimed))
+        for one in found.claimed:
+            self.isolation.add(Waiting(one, found.live.get((one.tenant_id, one.endpoint_id), ()), claimed_at), now)
+        LEASES_EXPIRED.labels("deliveries").inc(sum(one.is_taken_over for one in found.claimed))
 
 
 async def wait_for_database(error: BaseException) -> None:

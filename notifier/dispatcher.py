@@ -41,7 +41,7 @@ from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
 from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
-from notifier.claiming import FAILING_INTERVAL_S, IDLE_INTERVAL_S, Claiming, wait_for_database
+from notifier.claiming import FAILING_INTERVAL_S, IDLE_INTERVAL_S, SUSPECT_INTERVAL_S, Claiming, wait_for_database
 from notifier.errors import LeaseTooShort
 from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key
 from notifier.metrics import LEASES_LOST
@@ -175,6 +175,7 @@ class Dispatcher:
                 async with asyncio.TaskGroup() as claiming:
                     claiming.create_task(self._claim_until(stop))
                     claiming.create_task(self._claim_for_failing_until(stop))
+                    claiming.create_task(self._claim_suspects_until(stop))
                 self._give_back(0)
             self.is_over = True
             for helper in helpers:
@@ -197,6 +198,12 @@ class Dispatcher:
         while not stop.is_set():
             await asyncio.sleep(FAILING_INTERVAL_S)
             if await self.claiming.claim_for_failing():
+                self._begin()
+
+    async def _claim_suspects_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await asyncio.sleep(SUSPECT_INTERVAL_S)
+            if await self.claiming.claim_suspect():
                 self._begin()
 
     def _may_claim(self) -> bool:
@@ -369,6 +376,7 @@ class Dispatcher:
         """Count what was settled, and look again whom it stood before."""
         for claimed, _, _ in done:
             self.isolation.look_again((claimed.tenant_id, claimed.endpoint_id))
+            self.claiming.suspects.note_settled(claimed)
         report(done)
         told = [(claimed, result) for claimed, result, _ in done if not isinstance(result, Unsent)]
         tally_attempts(

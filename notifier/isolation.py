@@ -288,6 +288,13 @@ class Isolation:
         share = self.slots[EndpointHealth.ACCEPTING] // (busy + 1)
         return min(standing.window, max(WINDOW_MIN, share))
 
+    def may_begin(self, key: Key, now: float) -> bool:
+        """Whether an endpoint has room for one more."""
+        standing = self.standings.get(key)
+        if standing is None:
+            return True
+        return standing.rests_until <= now and standing.in_flight + standing.waiting < self._window(standing)
+
     def add(self, waiting: Waiting, now: float) -> None:
         """Let a claimed delivery wait for its turn."""
         key = (waiting.claimed.tenant_id, waiting.claimed.endpoint_id)

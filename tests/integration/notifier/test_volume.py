@@ -13,7 +13,7 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger import bodies, claims, deliveries, owed
+from ledger import bodies, claims, deliveries, owed, suspects
 from ledger.by_index import READ_BY_INDEX
 from ledger.claims import Claimed
 from ledger.database import transaction
@@ -161,6 +161,21 @@ async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool
     assert "ix_deliveries_due" in fresh
     assert sweep.count("ix_deliveries_turn") >= 3
     assert "Seq Scan on deliveries" not in fresh + sweep
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+async def test_suspects_are_found_among_themselves_however_much_is_due(post: Post, is_known: bool) -> None:
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=5_000, state="pending", lanes=2_000, first_position=1)
+    if is_known:
+        await post.execute("ANALYZE")
+    async with transaction(post.engine) as connection:
+        await connection.execute(READ_BY_INDEX.statement)
+        plan = await plan_of(connection, suspects._SUSPECTS.statement, {})
+    assert "Index Scan using ix_deliveries_suspects" in plan
+    for other_way in ("Seq Scan", "Bitmap", "Sort", "ix_deliveries_due", "ix_deliveries_turn"):
+        assert other_way not in plan, plan
 
 
 async def test_what_others_are_owed_is_not_read_where_little_is_due(post: Post) -> None:
