@@ -30,7 +30,11 @@ def _wrong_with(request: web.BaseRequest) -> str | None:
             return f"the header {name} is there more than once; send it once"
     if headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
         return "the only Transfer-Encoding that is read here is chunked"
-    if headers.get("Expect", _CONTINUE).lower() != _CONTINUE:
+    if (
+        request.version == (1, 0) and "Transfer-Encoding" in headers
+    ):  # RFC 9112, section 6.1: nobody knows where it ends
+        return "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or HTTP/1.1"
+    if any(value.lower() != _CONTINUE for value in headers.getall("Expect", ())):
         return f"the only Expect that is served here is {_CONTINUE}"
     return None
 

@@ -34,7 +34,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.IGNORECASE)
 
 async def read_body(request: web.Request) -> bytes:
     """The body's bytes, bounded in size and time. Raises `Refused`."""
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if any(coding.lower() != "identity" for coding in request.headers.getall("Content-Encoding", ())):
         raise Refused(Code.UNSUPPORTED_MEDIA_TYPE, "the body is compressed; send it as it is")
     if (request.content_length or 0) > BODY_BYTES_MAX:
         raise Refused(Code.BODY_TOO_LARGE, BODY_TOO_LARGE)

@@ -46,10 +46,18 @@ async def said(
         (WATCHES, "Idempotency-Key: a\r\nIdempotency-Key: b", 400, "bad_request"),
         (WATCHES, "Transfer-Encoding: gzip, chunked", 400, "bad_request"),
         (WATCHES, "Expect: the-worst", 400, "bad_request"),
+        (WATCHES, "Expect: 100-continue\r\nExpect: the-worst", 400, "bad_request"),
+        ("POST /v1/watches HTTP/1.0", "Transfer-Encoding: chunked", 400, "bad_request"),
         ("GET /nowhere HTTP/1.1", "Expect: the-worst", 400, "bad_request"),
         (WATCHES, "Content-Encoding: br\r\nContent-Length: 2", 415, "unsupported_media_type"),
         (WATCHES, "Content-Encoding: zstd\r\nContent-Length: 2", 415, "unsupported_media_type"),
         (WATCHES, "Content-Encoding: gzip\r\nContent-Length: 2", 415, "unsupported_media_type"),
+        (
+            WATCHES,
+            "Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length: 2",
+            415,
+            "unsupported_media_type",
+        ),
         (WATCHES, "Expect: 100-continue\r\nContent-Length: 99999999", 413, "body_too_large"),
     ],
 )
