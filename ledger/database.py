@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ledger.bulk import NO_COPY
-from ledger.direct import calls_for_another_session
+from ledger.exchange import calls_for_another_session
 from ledger.hints import send_hint, take_mark
 from ledger.schema import API_ROLE
 

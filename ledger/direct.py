@@ -1,59 +1,76 @@
 """The hottest statements, past SQLAlchemy to the driver: compiled once, several in one round trip, answers in binary.
 
 SQLAlchemy still writes them and still owns the connection. What is saved is what it does for each execution, a round trip
-for each statement, and the hexadecimal text in which `bytea` comes otherwise: together half of what claiming and settling
-cost this process. In a `direct_transaction` BEGIN and COMMIT travel with the statements as well. Nothing else should need
-it.
+for each statement, and the driver's waits (`ledger/exchange.py`): together most of what claiming and settling cost this
+process. In a `direct_transaction` BEGIN and COMMIT travel with the statements as well. Nothing else should need it.
+
+Statements are prepared on a connection when it first meets them in a `direct_transaction`. The connection is its pool's, and
+the driver takes back all that is prepared on it, ours as well, when it rolls back or drops something (DEALLOCATE ALL). Never
+within a `direct_transaction`: so its first round trip finds out, when nothing is done yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import psycopg
+from psycopg.errors import InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Executable
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-_STOOD_STILL = ("25P03", "25P04")
-"""`idle_in_transaction_session_timeout` and `transaction_timeout`: to the driver, errors of the next statement."""
+from ledger.exchange import (
+    Compiled,
+    Driver,
+    Row,
+    Sending,
+    calls_for_another_session,
+    exchange,
+    execute,
+    execute_prepared,
+    prepare,
+    rows_of,
+    sqlalchemy_errors,
+)
 
 
-class Direct:
-    """A statement as the driver takes it. Parameters are plain values that the driver knows; JSON comes as text."""
+class Direct(Compiled):
+    """A statement for `run_direct`."""
 
     def __init__(self, statement: Executable, *, is_prepared: bool = True) -> None:
         """One that is not prepared is planned anew at each execution, with its parameters known."""
-        self.statement = statement
+        super().__init__(statement)
         self.is_prepared = is_prepared
-
-    @cached_property
-    def _compiled(self) -> tuple[bytes, Mapping[str, Any]]:
-        dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
-        compiled = self.statement.compile(dialect=dialect)  # type: ignore[attr-defined]
-        expanded = compiled.construct_expanded_state(dict(compiled.params))
-        return expanded.statement.encode(), expanded.parameters
-
-    def text(self) -> bytes:
-        """The SQL, with the driver's placeholders."""
-        return self._compiled[0]
-
-    def with_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
-        """What was given, beside the constants that are in the statement itself."""
-        return {**self._compiled[1], **given}
 
 
 Step = tuple[Direct, Mapping[str, object]]
 """A statement and its parameters."""
 
-Rows = Sequence[tuple[Any, ...]]
+Rows = Sequence[Row]
 
 _BEGIN, _COMMIT = b"BEGIN", b"COMMIT"
+
+_PREPARED = "chainbell_direct"
+"""In the `info` of a connection: what was prepared on it."""
+
+
+class _Names:
+    """What one connection's session knows statements by. No name is used twice: what was forgotten may still be there."""
+
+    def __init__(self) -> None:
+        self.by_statement: dict[Direct, bytes] = {}
+        self.made = 0
+
+    def make(self) -> bytes:
+        """A new name."""
+        self.made += 1
+        return b"chainbell_direct_%d" % self.made
+
+    def forget(self) -> None:
+        """Nothing is known any more, as far as anybody can tell."""
+        self.by_statement.clear()
 
 
 @asynccontextmanager
@@ -78,49 +95,55 @@ async def run_together(connection: AsyncConnection, *steps: Step, commits: bool 
     """The same; returns the rows of each. With `commits`, which is for a `direct_transaction`, they are its last ones: when
     one of them fails, nothing is committed."""
     driver = await _driver_of(connection)
+    names = connection.info.setdefault(_PREPARED, _Names()) if driver.autocommit else None
     try:
         with sqlalchemy_errors():
-            async with driver.pipeline():
-                if driver.autocommit and driver.info.transaction_status is TransactionStatus.IDLE:
-                    await driver.execute(_BEGIN, prepare=False)
-                cursors = [
-                    await driver.execute(
-                        statement.text(), statement.with_parameters(given), prepare=statement.is_prepared, binary=True
-                    )
-                    for statement, given in steps
-                ]
-                if commits:
-                    await driver.execute(_COMMIT, prepare=False)
-            return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+            return await _run(driver, steps, names, commits=commits)
     except OperationalError as error:
         if driver.closed or (isinstance(error.orig, psycopg.Error) and calls_for_another_session(error.orig)):
             await connection.invalidate()
         raise
 
 
-async def _driver_of(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    driver: psycopg.AsyncConnection[Any] | None = (await connection.get_raw_connection()).driver_connection
+async def _run(driver: Driver, steps: Sequence[Step], names: _Names | None, *, commits: bool) -> list[Rows]:
+    is_first = driver.info.transaction_status is TransactionStatus.IDLE
+    if is_first and names is not None and not any(statement in names.by_statement for statement, _ in steps):
+        names.forget()  # nothing in this round trip would tell whether the rest is still there
+    try:
+        return await _exchange(driver, steps, names, is_first=is_first, commits=commits)
+    except InvalidSqlStatementName:
+        if not is_first or names is None:
+            raise
+        names.forget()
+        await driver.rollback()
+        return await _exchange(driver, steps, names, is_first=is_first, commits=commits)
+
+
+async def _exchange(
+    driver: Driver, steps: Sequence[Step], names: _Names | None, *, is_first: bool, commits: bool
+) -> list[Rows]:
+    before = [execute(driver, _BEGIN)] if is_first else []
+    made = dict[Direct, bytes]()
+    sendings = list[Sending]()
+    for statement, given in steps:
+        values = statement.values(given)
+        if names is None or not statement.is_prepared:
+            sendings.append(execute(driver, statement.text, values))
+            continue
+        name = names.by_statement.get(statement) or made.get(statement)
+        if name is None:
+            name = made[statement] = names.make()
+            before.append(prepare(name, statement.text, values))
+        sendings.append(execute_prepared(driver, name, values))
+    after = [execute(driver, _COMMIT)] if commits else []
+    results = await driver.wait(exchange(driver, [*before, *sendings, *after]))
+    if names is not None:
+        names.by_statement |= made
+    return [rows_of(driver, result) for result in results[len(before) : len(before) + len(sendings)]]
+
+
+async def _driver_of(connection: AsyncConnection) -> Driver:
+    driver: Driver | None = (await connection.get_raw_connection()).driver_connection
     if driver is None:
         raise RuntimeError("the connection has been closed by its pool")
     return driver
-
-
-_READ_ONLY = "25006"
-"""`read_only_sql_transaction` (PostgreSQL, appendix A)."""
-
-
-def calls_for_another_session(error: psycopg.Error) -> bool:
-    """True when Postgres ended the session because its client said nothing for too long within a transaction, or when the
-    server writes nothing: after a failover the session is at what has become a standby, and its address leads elsewhere."""
-    return error.sqlstate in (*_STOOD_STILL, _READ_ONLY)
-
-
-@contextmanager
-def sqlalchemy_errors() -> Iterator[None]:
-    """The driver's errors as those that callers know: `DBAPIError` and its kinds."""
-    try:
-        yield
-    except psycopg.Error as error:
-        is_unavailable = isinstance(error, psycopg.OperationalError) or calls_for_another_session(error)
-        kind = OperationalError if is_unavailable else DBAPIError
-        raise kind(type(error).__name__, None, error) from error

@@ -49,7 +49,9 @@ RECONNECT_INTERVAL_S = 1.0
 _MARK = "chainbell_news"
 
 # The transaction writes nothing, so there is nothing that its commit should wait for to be on disk.
-_NOTIFY = Direct(select(func.set_config("synchronous_commit", "off", True), func.pg_notify(CHANNEL, "")))
+_NOTIFY = Direct(
+    select(func.set_config("synchronous_commit", "off", True), func.pg_notify(CHANNEL, "")), is_prepared=False
+)
 _LISTEN = SQL("LISTEN {}").format(Identifier(CHANNEL))
 
 

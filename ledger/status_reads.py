@@ -34,10 +34,11 @@ from chains.model import AssetKind
 from ledger.bulk import unnested
 from ledger.database import UNAVAILABLE, transaction
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document
+from ledger.exchange import Row
 from ledger.ids import EntryId, KeyId, Side
 from ledger.keys import KEY_COLUMNS, KeyRow, find_key_by_id, key_from, touch_key
 from ledger.model import AssetRow, ChainStanding, Entry, WatchLabel
-from ledger.pipelines import Pipeline, Prepared, Row, Step
+from ledger.pipelines import Pipeline, Prepared, Step
 from ledger.rows import ENTRY_COLUMNS, entry_of
 from ledger.schema import assets, chains, entries, watches
 from ledger.tenancy import SETTING, speak_for
