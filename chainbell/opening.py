@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
+import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,7 +20,7 @@ from chains.adapter import Internal
 from chains.model import Slug, ValuePath
 from indexer.policy import rules_as_json
 from ledger.chains import ChainConfiguration, register_chain
-from ledger.database import connect, database_now, transaction
+from ledger.database import UNAVAILABLE, connect, database_now, transaction
 from ledger.embedded import EmbeddedPostgresError, embedded_postgres
 from ledger.errors import LedgerError
 from ledger.master_keys import admit_master_key
@@ -26,6 +29,11 @@ from ledger.secrets import SecretBox
 
 VALUE_PATHS = (ValuePath.NATIVE.value, ValuePath.LOGS.value, ValuePath.VALIDATOR_WITHDRAWALS.value)
 """What is read of every EVM chain; contract-sent value needs a tracing node."""
+
+EMBEDDED_LOOK_S = 5.0
+"""How often it is seen whether the embedded server still answers."""
+
+log = structlog.get_logger()
 
 
 class DatabaseUnreachable(ChainbellError):
@@ -43,6 +51,38 @@ def open_database(settings: Settings) -> Iterator[str]:
             yield url
     except EmbeddedPostgresError as error:
         raise ChainbellError(str(error)) from error
+
+
+async def keep_embedded_running(data_dir: Path, url: str, stop: asyncio.Event) -> None:
+    """Start the embedded server again whenever it has died, until `stop`: the system kills one when memory runs out, and who
+    runs everything on one machine has nobody else to do it. Within its `open_database`."""
+    engine = connect(url, application="chainbell run", pool_size=1)
+    try:
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), EMBEDDED_LOOK_S)
+            if not stop.is_set() and not await _answers(engine):
+                await asyncio.to_thread(_start_again, data_dir)
+    finally:
+        await engine.dispose()
+
+
+async def _answers(engine: AsyncEngine) -> bool:
+    try:
+        async with transaction(engine) as connection:
+            await database_now(connection)
+    except (*UNAVAILABLE, OSError):
+        return False
+    return True
+
+
+def _start_again(data_dir: Path) -> None:
+    log.error("embedded database does not answer", data_dir=str(data_dir))
+    try:
+        with embedded_postgres(data_dir):  # whoever shares it makes it run, and is not its last user when he leaves
+            log.warning("embedded database runs again")
+    except EmbeddedPostgresError as error:
+        log.error("embedded database does not start", error=str(error))
 
 
 @asynccontextmanager

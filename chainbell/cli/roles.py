@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 from chainbell.cli.context import Context, context_of
 from chainbell.master_key import find_secret_box
-from chainbell.opening import open_database
+from chainbell.opening import keep_embedded_running, open_database
 from chainbell.roles import chosen_chains, follow_chains, migrate_once, notify, serve
+from chainbell.settings_model import Settings
 from chainbell.supervisor import run_until_signal, supervise
 
 
@@ -23,7 +25,14 @@ def run(context: typer.Context) -> None:
     box = find_secret_box(settings)
     with open_database(settings) as url:
         asyncio.run(migrate_once(settings, url, box))
-        run_until_signal(partial(supervise, _global_arguments(ours)))
+        run_until_signal(partial(_run_all, settings, url, _global_arguments(ours)))
+
+
+async def _run_all(settings: Settings, url: str, arguments: Sequence[str], stop: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(supervise(arguments, stop))
+        if settings.database.is_embedded:
+            group.create_task(keep_embedded_running(settings.database.data_dir, url, stop))
 
 
 def follow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 import ledger.embedded
+from chainbell import opening
 from ledger.embedded import EmbeddedPostgresError, embedded_postgres, remove_embedded_postgres
 from tests.fixtures.postgres import FAST, cluster_directory
 
@@ -144,6 +146,23 @@ def test_a_killed_server_is_started_again_with_what_was_committed(place: Path) -
             assert server_pid(place / "postgres") != pid
             assert query(again, "SELECT answer FROM kept") == 42
         assert query(url, "SELECT answer FROM kept") == 42, "the outer user still holds it"
+
+
+async def test_who_runs_everything_starts_a_killed_server_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "EMBEDDED_LOOK_S", 0.1)
+    stop = asyncio.Event()
+    with embedded_postgres(place, settings=FAST) as url:
+        query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        pid = server_pid(place / "postgres")
+        assert pid is not None
+        async with asyncio.timeout(240), asyncio.TaskGroup() as group:
+            group.create_task(opening.keep_embedded_running(place, url, stop))
+            os.kill(pid, signal.SIGKILL)
+            while server_pid(place / "postgres") in {pid, None}:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.05)
+            stop.set()
+        assert query(url, "SELECT answer FROM kept") == 42
+    assert server_pid(place / "postgres") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="whose a process id is can be asked only on Linux")
