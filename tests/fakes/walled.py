@@ -31,7 +31,7 @@ PUBLIC = ("1.1.1.1", "2606:4700::1111")
 """The only two places that may be reached."""
 PORT = 8443
 SECRET = new_endpoint_secret()
-LIMITS = TimeLimits(total_s=10, connect_s=5, dns_s=5)
+LIMITS = TimeLimits(total_s=120, connect_s=60, dns_s=60)
 STRICT = EndpointPolicy(allow_http=True)
 EVERYTHING = EndpointPolicy(allow_http=True, allow_private=(ip_network("0.0.0.0/0"), ip_network("::/0")))
 REBINDINGS = 100

@@ -8,6 +8,8 @@ about by moving the lease, not by waiting. At the end `sink_checks.faults` must 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -123,18 +125,29 @@ class Play:
 
     async def token(self) -> str:
         """Of whoever has leased the target's delivery: what all of its claims' tokens begin with."""
+        [token] = await self._tokens()
+        return token
+
+    async def _tokens(self) -> list[str]:
         rows = await self.world.ask(
             "SELECT lease_token FROM deliveries WHERE endpoint_id = :id AND lease_token IS NOT NULL",
             id=self.target.endpoint_id,
         )
-        [row] = rows
-        return str(row.lease_token).split("-", maxsplit=1)[0]
+        return [str(row.lease_token).split("-", maxsplit=1)[0] for row in rows]
 
     async def until_connecting(self, state: str) -> int:
-        """Return when a notifier's connection to the target is in this state; the notifier."""
+        """Return when a notifier's connection to the target is in this state; the notifier, which stands still from then on:
+        on a slow machine it could have given up before it is killed."""
 
         async def found() -> int | None:
-            return self.owner(lambda row: row.state == state)
+            pid = self.owner(lambda row: row.state == state)
+            if pid is None:
+                return None
+            os.kill(pid, signal.SIGSTOP)
+            if self.owner(lambda row: row.state == state) == pid and await self._tokens():
+                return pid
+            os.kill(pid, signal.SIGCONT)
+            return None
 
         pid = await self.world.installation.until(f"a connection to the target is in state {state}", found)
         assert pid is not None

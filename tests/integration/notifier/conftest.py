@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
@@ -21,6 +21,7 @@ from ledger.ids import EndpointId, EventId, TenantId
 from ledger.schema import attempts, deliveries, endpoints, tenants
 from ledger.secrets import SecretBox
 from ledger.urls import EndpointPolicy
+from notifier.backoff import ATTEMPTS_MAX
 from notifier.claiming import IDLE_INTERVAL_S
 from notifier.dispatcher import Dispatcher
 from notifier.sender import Sender, TimeLimits
@@ -35,6 +36,15 @@ EXCHANGE_S = 60.0
 SHORT_EXCHANGE_S = 3.0
 """The same where something hangs, which then is over soon."""
 LEASE_S = 40.0
+
+
+SCHEDULE = tuple(timedelta(hours=number) for number in range(ATTEMPTS_MAX))
+
+
+@pytest.fixture(autouse=True)
+def _patient_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again when a test says so: after five seconds, a slow machine would do it in between."""
+    monkeypatch.setattr("notifier.backoff.SCHEDULE", SCHEDULE)
 
 
 @dataclass
@@ -97,6 +107,12 @@ class Post:
             )
             == 1
         )
+
+    async def rest_for_long(self) -> None:
+        """Wait until an endpoint's breaker is open, and let it rest until a test ends that: its own rest is over soon."""
+        statement = "UPDATE endpoints SET rests_until = now() + interval '1 hour' WHERE rests_until > now()"
+        while not await self.execute(statement):  # noqa: ASYNC110 - Postgres sets no event
+            await asyncio.sleep(0.01)
 
     async def end_rests(self) -> int:
         """As if endpoints whose breaker is open had rested for long enough; returns how many there are."""

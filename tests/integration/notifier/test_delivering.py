@@ -9,9 +9,9 @@ from aiohttp import web
 
 from ledger.database import transaction
 from ledger.deleting import delete_endpoint
-from notifier.backoff import ATTEMPTS_MAX, SCHEDULE
+from notifier.backoff import ATTEMPTS_MAX
 from tests.fakes.receiver import Behaviour, Receiver, answer, hang, running_receiver, wait_for
-from tests.integration.notifier.conftest import PUBLIC_ONLY, SHORT_EXCHANGE_S, TENANT, Post
+from tests.integration.notifier.conftest import PUBLIC_ONLY, SCHEDULE, SHORT_EXCHANGE_S, TENANT, Post
 
 
 def sequences_of(receiver: Receiver) -> dict[str, list[int]]:
@@ -130,7 +130,7 @@ async def test_a_failed_attempt_comes_again_by_the_schedule_of_the_databases_clo
         for number in (1, 2, 3):
             await post.wait_for_attempts(event_id, number)
             wait_s = SCHEDULE[number].total_seconds()
-            within = f"due_at - now() BETWEEN interval '{wait_s - 4} s' AND interval '{wait_s} s'"
+            within = f"due_at - now() BETWEEN interval '{wait_s - 1200} s' AND interval '{wait_s} s'"
             assert await post.execute(f"SELECT 1 FROM deliveries WHERE {within}") == 1
             if number == 3:
                 receiver.behaviour = answer(200, b"fine")

@@ -364,6 +364,7 @@ async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_bu
         receiver.behaviour = answer(500)
         await post.record_all([(f"dep_{number}", 1) for number in range(30)])
         await receiver.wait_until("ten came", lambda: len(receiver.requests) >= OPENS_AFTER_FAILURES)
+        await post.rest_for_long()
         await post.wait_until("nothing is under way", lambda rows: all(row.lease_token is None for row in rows))
         asked = len(receiver.requests)
         assert asked < 30
@@ -379,6 +380,7 @@ async def test_ten_failures_open_the_breaker_and_what_is_owed_is_held_without_bu
 
         assert await post.end_rests() == 1
         await receiver.wait_until("the oldest is the probe", lambda: len(receiver.requests) == asked + 1)
+        await post.rest_for_long()
         untold = [row.event_id for row in await post.deliveries() if row.attempts == 0]
         probed = receiver.requests[-1].event_id
         await post.wait_for_attempts(probed, 1)  # type: ignore[arg-type]

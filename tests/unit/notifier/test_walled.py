@@ -27,7 +27,7 @@ def has_namespaces() -> bool:
 
 def report_of(*command: str) -> dict[str, Any]:
     """What the program of `tests/fakes/walled.py` counted."""
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ran.returncode == 0, ran.stderr
     report: dict[str, Any] = json.loads(ran.stdout)
     return report
