@@ -27,6 +27,7 @@ from chains.model import Address
 from indexer.errors import IndexerError
 from indexer.historian import refusal_of
 from indexer.past import Past
+from ledger.audit import COMMAND_LINE, record_audit
 from ledger.chains import find_chain
 from ledger.database import database_now, transaction
 from ledger.errors import NoSuchHeights
@@ -118,11 +119,22 @@ async def _create(
     asked = NewReplay(*heights, address, dry_run)
     async with transaction(engine) as connection:
         row = await find_chain(connection, chain.profile.chain_id)
+        now = await database_now(connection)
         try:
-            return await create_replay(connection, row, asked, await database_now(connection), is_taken=True)
+            job = await create_replay(connection, row, asked, now, is_taken=True)
         except NoSuchHeights as error:
             given = {"chain": chain.slug, "from": asked.from_height, "to": asked.to_height}[error.part]
             raise UsageError(f"--{error.part} {given}: {error}") from None
+        await record_audit(
+            connection,
+            tenant_id=job.tenant_id,
+            actor=COMMAND_LINE,
+            action="replay.created",
+            subject=job.id,
+            now=now,
+            detail=job.request,
+        )
+        return job
 
 
 def _progress(ours: Context) -> Progress:

@@ -288,6 +288,9 @@ async def test_a_lost_deposit_is_shown_and_brought_back_by_a_replay_that_changes
     await world.settle()
     assert len(world.receiver.requests) == sent + len(CREDITED)
     assert sorted(row["amount_atomic"] for row in await world.shop.rows("/v1/deposits")) == ["7", "8", "9"]
+    lines = (await world.installation.attempt("--json", "audit-log", "--actor", "command line")).output.splitlines()
+    asked = [line["detail"] for line in map(json.loads, lines) if line["action"] == "replay.created"]
+    assert [one["dry_run"] for one in asked] == [True, True, False, False, True, False, False]
 
 
 async def test_what_a_replay_cannot_do_is_one_sentence(world: World) -> None:
