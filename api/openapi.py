@@ -18,8 +18,16 @@ from ledger.states import EVENT_TYPES
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
-_EVERYWHERE = (
+_OF_ANY_HEAD = (
     Code.BAD_REQUEST,
+    Code.REQUEST_TIMEOUT,
+    Code.HEADERS_TOO_LARGE,
+    Code.INTERNAL,
+    Code.UNAVAILABLE,
+)
+"""What is answered before it is known what was asked for, or where nothing can be."""
+_EVERYWHERE = (
+    *_OF_ANY_HEAD,
     Code.MISSING_KEY,
     Code.MALFORMED_KEY,
     Code.INVALID_KEY,
@@ -27,10 +35,6 @@ _EVERYWHERE = (
     Code.WRONG_ADDRESS,
     Code.INVALID_REQUEST,
     Code.RATE_LIMITED,
-    Code.REQUEST_TIMEOUT,
-    Code.HEADERS_TOO_LARGE,
-    Code.INTERNAL,
-    Code.UNAVAILABLE,
 )
 _WITH_CURSOR = (Code.INVALID_CURSOR,)
 _WITH_ID = (Code.NOT_FOUND,)
@@ -283,7 +287,7 @@ def _open_operation(route: OpenRoute) -> Json:
         "security": [],
         "responses": {
             "200": {"description": "The answer", "content": {route.media_type: {"schema": schema}}},
-            **_problems((Code.INTERNAL, Code.UNAVAILABLE)),
+            **_problems(_OF_ANY_HEAD),
         },
     }
 

@@ -59,6 +59,11 @@ def test_every_route_is_described_once_with_its_scope() -> None:
         assert str(route.status) in operation["responses"]
 
 
+def test_every_operation_says_that_a_head_may_be_refused() -> None:
+    for operation in operations():
+        assert {"400", "408", "431", "500", "503"} <= operation["responses"].keys()
+
+
 def test_a_parameter_without_which_a_request_is_refused_is_described_as_required() -> None:
     required = {
         (operation["operationId"], parameter["name"])
