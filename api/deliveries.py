@@ -11,15 +11,9 @@ from api.inputs import NoFields
 from api.paging import Page, PageQuery, cursor_at, place_after
 from api.problems import not_found
 from api.routes import Call, Route
+from ledger.delivery_lists import DeliveryDocument, DeliveryFilter, find_delivery, list_deliveries
 from ledger.ids import DeliveryId
-from ledger.listing import (
-    AttemptDocument,
-    DeliveryDocument,
-    DeliveryFilter,
-    find_delivery,
-    list_attempts,
-    list_deliveries,
-)
+from ledger.listing import AttemptDocument, list_attempts
 from ledger.redelivery import redeliver
 from ledger.states import DeliveryState
 
@@ -48,10 +42,9 @@ async def list_my_deliveries(call: Call[DeliveryQuery, None]) -> Page[DeliveryDo
     query = call.query
     wanted = DeliveryFilter(query.endpoint, query.state, query.event, query.entry)
     after = place_after(call, _LIST, query.cursor)
-    found = await list_deliveries(call.connection, call.tenant_id, wanted, after=after, limit=query.limit + 1)
-    page = found[: query.limit]
-    following = cursor_at(call, _LIST, page[-1][0]) if len(found) > query.limit else None
-    return Page([document for _, document in page], following)
+    page = await list_deliveries(call.connection, call.tenant_id, wanted, after=after, limit=query.limit)
+    following = None if page.next_place is None else cursor_at(call, _LIST, page.next_place)
+    return Page(page.deliveries, following)
 
 
 async def get_delivery(call: Call[None, None]) -> DeliveryDocument:

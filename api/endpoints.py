@@ -15,6 +15,7 @@ from api.problems import Code, Refused, invalid, not_found
 from api.routes import Call, Route
 from api.samples import previous_state_of, sample_data, scene_of_test, sequence_of
 from ledger.deleting import delete_endpoint
+from ledger.delivery_lists import DeliveryDocument, DeliveryFilter, list_deliveries
 from ledger.documents import time_of
 from ledger.endpoint_health import glance_at
 from ledger.endpoint_pace import MAX_PER_S_LARGEST
@@ -32,7 +33,6 @@ from ledger.events import record_event
 from ledger.holding import Held, Only, Task, pause_endpoint, resume_endpoint, start_task
 from ledger.ids import TEST_PREFIX, DeliveryId, EndpointId, new_id
 from ledger.jobs import JobDocument, job_document
-from ledger.listing import DeliveryDocument, DeliveryFilter, list_deliveries
 from ledger.redelivery import let_go_first
 from ledger.states import EVENT_TYPES
 from ledger.urls import UnsafeUrl, parse_endpoint_url
@@ -157,15 +157,14 @@ async def list_my_endpoints(call: Call[PageQuery, None]) -> Page[EndpointDocumen
 
     The newest first."""
     after = place_after(call, _LIST, call.query.cursor)
-    rows = await list_endpoints(
+    rows, place = await list_endpoints(
         call.connection,
         call.tenant_id,
         after=EndpointId(str(after[0])) if after else None,
-        limit=call.query.limit + 1,
+        limit=call.query.limit,
     )
-    page = rows[: call.query.limit]
-    following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > call.query.limit else None
-    return Page([endpoint_document(row, call.now) for row in page], following)
+    following = None if place is None else cursor_at(call, _LIST, (place,))
+    return Page([endpoint_document(row, call.now) for row in rows], following)
 
 
 async def get_endpoint(call: Call[None, None]) -> EndpointDocument:
@@ -227,7 +226,7 @@ async def send_test(call: Call[None, TestOrder]) -> TestAnswer:
         endpoint_id=endpoint.id,
     )
     wanted = DeliveryFilter(event_id=event_id)
-    [(_, delivery)] = await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)
+    [delivery] = (await list_deliveries(call.connection, call.tenant_id, wanted, limit=1)).deliveries
     await let_go_first(call.connection, call.tenant_id, endpoint.id, DeliveryId(delivery.id))
     await audit(call, "endpoint.tested", endpoint.id, event_id=event_id, event_type=event_type)
     return TestAnswer(event_id, delivery)

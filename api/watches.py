@@ -16,12 +16,12 @@ from api.routes import Call, Route
 from api.watch_rows import ROWS_MAX, WatchInput, read_rows, review_rows
 from ledger.chains import list_chains
 from ledger.ids import WatchId
+from ledger.watch_lists import WatchFilter, list_watches
 from ledger.watches import (
     WatchDocument,
     delete_watch,
     find_watch,
     insert_watches,
-    list_watches,
     scopes_for,
     watch_document,
 )
@@ -77,18 +77,16 @@ async def list_my_watches(call: Call[WatchQuery, None]) -> Page[WatchDocument]:
     if query.chain is not None and scope is None:
         raise invalid("/chain", unknown_chain(chains, query.chain))
     after = place_after(call, _LIST, query.cursor)
-    rows = await list_watches(
-        call.connection,
-        call.tenant_id,
-        scopes=scopes_for(scope) if scope is not None else None,
-        address=address_given(query.address, "/address") if query.address is not None else None,
-        reference=query.reference,
-        after=WatchId(str(after[0])) if after else None,
-        limit=query.limit + 1,
+    wanted = WatchFilter(
+        scopes_for(scope) if scope is not None else None,
+        address_given(query.address, "/address") if query.address is not None else None,
+        query.reference,
     )
-    page = rows[: query.limit]
-    following = cursor_at(call, _LIST, (page[-1].id,)) if len(rows) > query.limit else None
-    return Page([watch_document(row, chains) for row in page], following)
+    page = await list_watches(
+        call.connection, call.tenant_id, wanted, after=WatchId(str(after[0])) if after else None, limit=query.limit
+    )
+    following = None if page.next_place is None else cursor_at(call, _LIST, (page.next_place,))
+    return Page([watch_document(row, chains) for row in page.watches], following)
 
 
 async def get_watch(call: Call[None, None]) -> WatchDocument:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations
@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psycopg
 import uvloop
-from sqlalchemy import text
-from sqlalchemy.event import listen, remove
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bench.installation import make_database, make_template
 from bench.live import Spread, spread_of
+from bench.looking import Ask, look_at
 from bench.many import scratch
 from bench.volume import TENANT, address_of_watch, fill, hash_of, moment_of_entry, watch_count
 from bench.watching import plain_url
@@ -46,16 +44,6 @@ class Case(msgspec.Struct, frozen=True):
 
     wanted: EntryFilter
     after: Place | None = None
-
-
-class Look(msgspec.Struct):
-    """What Postgres looked at for one page: rows of tables and of indexes, and pages of 8 kB."""
-
-    answered: int
-    rows: int = 0
-    buffers: int = 0
-    sequential: int = 0
-    """Tables that were read through, but for those of a few dozen rows."""
 
 
 def values_of(count: int) -> dict[str, dict[str, Any]]:
@@ -123,65 +111,13 @@ async def ask(connection: AsyncConnection, case: Case, limit: int = PAGE) -> Ent
     return await list_entries(connection, TenantId(TENANT), case.wanted, after=case.after, limit=limit)
 
 
-async def look_at(engine: AsyncEngine, case: Case, *, is_generic: bool = False) -> Look:
-    """What a page looks at, over all its statements: by the plans that Postgres makes once for all parameters, or by those
-    that it makes for these."""
-    said: list[tuple[str, Mapping[str, Any]]] = []
+def asking(case: Case) -> Ask:
+    """The page, for `look_at`."""
 
-    def _note(*told: Any) -> None:  # noqa: ANN401 (what an event of SQLAlchemy tells)
-        said.append((told[2], told[3]))
+    async def _ask(connection: AsyncConnection) -> int:
+        return len((await ask(connection, case)).entries)
 
-    async with transaction(engine) as connection:
-        await speak_for(connection, TenantId(TENANT))
-        listen(engine.sync_engine, "before_cursor_execute", _note)
-        page = await ask(connection, case)
-        remove(engine.sync_engine, "before_cursor_execute", _note)
-        look = Look(len(page.entries))
-        mode = "force_generic_plan" if is_generic else "force_custom_plan"
-        await connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
-        for statement, parameters in said:
-            _add(look, await _explain(connection, statement, parameters))
-    return look
-
-
-async def _explain(connection: AsyncConnection, statement: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The statement is prepared, since only what is prepared has a plan for all parameters."""
-    numbered = {name: f"${number}" for number, name in enumerate(parameters, 1)}
-    raw: Any = (await connection.get_raw_connection()).driver_connection
-    async with psycopg.AsyncClientCursor(raw) as cursor:
-        await cursor.execute(f"PREPARE looked AS {statement % numbered}".encode())
-        given = ", ".join(["%s"] * len(parameters))
-        execute = f"EXECUTE looked({given})" if parameters else "EXECUTE looked"
-        await cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {execute}".encode(), list(parameters.values()))
-        row = await cursor.fetchone()
-        await cursor.execute("DEALLOCATE looked")
-    assert row is not None
-    plan: dict[str, Any] = row[0][0]["Plan"]
-    return plan
-
-
-def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield plan
-    for inner in plan.get("Plans", ()):
-        yield from _nodes(inner)
-
-
-_SMALL_TABLES = ("chains", "assets", "tenants")
-
-
-def _add(look: Look, plan: Mapping[str, Any]) -> None:
-    look.buffers += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-    for node in _nodes(plan):
-        if "Relation Name" not in node and node["Node Type"] != "Bitmap Index Scan":
-            continue
-        look.rows += round(_taken(node) * node["Actual Loops"])
-        is_sequential = node["Node Type"].endswith("Seq Scan") and node["Relation Name"] not in _SMALL_TABLES
-        look.sequential += is_sequential and node["Actual Loops"] > 0
-
-
-def _taken(node: Mapping[str, Any]) -> float:
-    removed = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
-    return float(node["Actual Rows"] + sum(node.get(name, 0) for name in removed))
+    return _ask
 
 
 async def time_pages(engine: AsyncEngine, case: Case, times: int = TIMES) -> Spread:
@@ -203,7 +139,7 @@ async def run(url: str, count: int, only: Sequence[str]) -> None:
         if only and name not in only:
             continue
         times = await time_pages(engine, case)
-        look = await look_at(engine, case)
+        look = await look_at(engine, TENANT, asking(case))
         print(
             f"{name}: {look.answered} answered, {look.rows:,} rows and {look.buffers:,} buffers looked at, "
             f"p50 {times.p50_ms:.1f} ms, p99 {times.p99_ms:.1f} ms",

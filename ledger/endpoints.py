@@ -21,6 +21,7 @@ from ledger.owed import FAILING_AFTER_FAILURES
 from ledger.schema import endpoints
 from ledger.secrets import SecretBox
 from ledger.states import EndpointHealth, EndpointState
+from ledger.walks import NEWEST_FIRST, split, walk
 from ledger.words import EndpointWord, ErrorWord, Time
 
 
@@ -139,7 +140,7 @@ _columns = [column for column in endpoints.c if column.name in EndpointRow.__dat
 
 
 def _endpoint_of(row: Row[Any]) -> EndpointRow:
-    values = dict(row._mapping)
+    values = {column.name: row._mapping[column.name] for column in _columns}
     values["event_types"] = tuple(values["event_types"]) if values["event_types"] is not None else None
     values["state"] = EndpointState(values["state"])
     return EndpointRow(**values)
@@ -195,13 +196,17 @@ async def find_endpoint_owner(connection: AsyncConnection, endpoint_id: Endpoint
 
 async def list_endpoints(
     connection: AsyncConnection, tenant_id: TenantId, *, after: EndpointId | None = None, limit: int
-) -> list[EndpointRow]:
-    """Endpoints that were not deleted, the newest first, from the one after `after` on."""
-    statement = select(*_columns).where(endpoints.c.tenant_id == tenant_id, endpoints.c.deleted_at.is_(None))
+) -> tuple[list[EndpointRow], EndpointId | None]:
+    """A page of at most `limit` endpoints that were not deleted, the newest first, from behind `after` on, and what the next
+    page begins behind. It looks at a bounded number of rows: deleted ones stay (`ledger/walks.py`)."""
+    statement = select(*_columns, endpoints.c.deleted_at).where(endpoints.c.tenant_id == tenant_id)
     if after is not None:
         statement = statement.where(endpoints.c.id < after)
-    rows = await connection.execute(statement.order_by(endpoints.c.id.desc()).limit(limit))
-    return [_endpoint_of(row) for row in rows]
+    found = await connection.execute(
+        walk(statement, NEWEST_FIRST, limit, lambda columns: [columns.deleted_at.is_(None)])
+    )
+    rows, last = split(found.all(), limit)
+    return [_endpoint_of(row) for row in rows], None if last is None else EndpointId(last.id)
 
 
 async def change_endpoint(

@@ -5,13 +5,10 @@ mostly, and the third never. So the way to a page is chosen here, and is one of 
 
 - A *set* is read whole and sorted: the entries of one transaction, or those of one address or reference where a look ahead
   finds that they are few.
-- A *walk* follows an index in the list's own order, from where the page before ended. What the index does not hold is
-  compared row by row, for at most `LOOKED_MAX` rows. Where that does not fill the page and a look ahead finds that one of
-  the conditions is rare, it walks by that. Else the page ends, short as it is, and its `next_place` is where the walk stood
-  still.
+- A *walk* follows an index in the list's own order (`ledger/walks.py`). Where it does not fill the page and a look ahead
+  finds that one of the conditions is rare, it walks by that. Else the page ends, short as it is.
 
-So no page looks at more than a bounded number of rows, and `next_place` alone says whether there may be more. That an answer
-may be short, and even empty, is what AIP-158 (google.aip.dev/158) has of pages too.
+So no page looks at more than a bounded number of rows, and `next_place` alone says whether there may be more.
 """
 
 from __future__ import annotations
@@ -21,27 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    BindParameter,
-    ColumnElement,
-    FromClause,
-    Row,
-    Select,
-    bindparam,
-    case,
-    cast,
-    false,
-    func,
-    literal,
-    null,
-    select,
-    true,
-    tuple_,
-    union_all,
-)
+from sqlalchemy import ColumnElement, FromClause, Select, case, false, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import ColumnCollection
 
 from chains.model import Address, ChainId, TransactionHash
 from ledger.cursors import Place, microseconds_of, moment_of
@@ -50,9 +28,7 @@ from ledger.model import Entry
 from ledger.rows import entry_from
 from ledger.schema import entries, watches
 from ledger.states import EntryState
-
-LOOKED_MAX = 10_000
-"""Rows that a page may look at: ten of the largest pages."""
+from ledger.walks import IS_PAGE, Columns, Order, are_few, in_text, split, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +54,8 @@ class EntryPage:
     next_place: Place | None
 
 
-_Columns = ColumnCollection[str, Any]
-_Condition = Callable[[_Columns], ColumnElement[bool]]
+_Condition = Callable[[Columns], ColumnElement[bool]]
 _Statement = Select[Any]
-
-_IS_PAGE, _IS_END = false().label("is_end"), true().label("is_end")
 
 _HELD = (("watch",), ("address",), ("state", "asset"), ("state", "chain"), ("asset",), ("chain",), ("state",))
 """Conditions that an index holds in order of detection, the narrowest first. What is finalized is nearly everything: no
@@ -116,11 +89,11 @@ class _Asked:
         """The column that the list is ordered by, before the id."""
         return "detected_at" if self.since is None else "updated_at"
 
-    def admits(self, columns: _Columns, *held: str) -> list[ColumnElement[bool]]:
+    def admits(self, columns: Columns, *held: str) -> list[ColumnElement[bool]]:
         """The conditions but for the `held` ones."""
         return [condition(columns) for name, condition in self.conditions.items() if name not in held]
 
-    def is_ahead(self, columns: _Columns) -> list[ColumnElement[bool]]:
+    def is_ahead(self, columns: Columns) -> list[ColumnElement[bool]]:
         """Behind the page before, in order. One bound alone: of two an index begins at one, and steps to the other."""
         moment = columns[self.moment]
         reached = None if self.after is None else moment_of(int(self.after[0]))
@@ -131,10 +104,10 @@ class _Asked:
         position, place = tuple_(moment, columns.id), tuple_(reached, str(self.after[1]))
         return [position < place if self.since is None else position > place]
 
-    def order(self, columns: _Columns) -> list[ColumnElement[Any]]:
+    @property
+    def order(self) -> Order:
         """The list's order."""
-        both = (columns[self.moment], columns.id)
-        return [column.desc() if self.since is None else column for column in both]
+        return Order((self.moment, "id"), is_rising=self.since is not None)
 
     def of_tenant(self, *held: str) -> _Statement:
         """The tenant's entries of the side that fit the `held` conditions."""
@@ -169,15 +142,9 @@ async def list_entries(
 
 
 async def _read(connection: AsyncConnection, asked: _Asked, statement: _Statement) -> EntryPage:
-    rows = (await connection.execute(statement)).all()
-    found = [entry_from(row) for row in rows if not row.is_end]
-    if len(found) > asked.limit:
-        return EntryPage(found[: asked.limit], _place_at(rows[asked.limit - 1], asked))
-    return EntryPage(found, next((_place_at(row, asked) for row in rows if row.is_end), None))
-
-
-def _place_at(row: Row[Any], asked: _Asked) -> Place:
-    return (microseconds_of(row._mapping[asked.moment]), row.id)
+    rows, last = split((await connection.execute(statement)).all(), asked.limit)
+    place = None if last is None else (microseconds_of(last._mapping[asked.moment]), last.id)
+    return EntryPage([entry_from(row) for row in rows], place)
 
 
 async def _conditions_of(
@@ -191,13 +158,13 @@ async def _conditions_of(
         conditions["chain"] = _is("chain_id", wanted.chain_id)
     if wanted.state is not None:
         is_final = wanted.state is EntryState.FINALIZED
-        conditions["final" if is_final else "state"] = _is("state", _in_text(wanted.state.value))
+        conditions["final" if is_final else "state"] = _is("state", in_text(wanted.state.value))
     if wanted.address is not None:
         conditions["address"] = _is("address", wanted.address)
     if wanted.transaction_hash is not None:
         conditions["transaction"] = _is("transaction_hash", wanted.transaction_hash)
     if wanted.reference is not None:
-        two = list(await connection.scalars(_named(tenant_id, wanted.reference).limit(_in_text(2))))
+        two = list(await connection.scalars(_named(tenant_id, wanted.reference).limit(in_text(2))))
         if not two:
             return None
         several = _has_reference(tenant_id, wanted.reference)
@@ -211,12 +178,6 @@ def _excludes_everything(wanted: EntryFilter) -> bool:
     if wanted.chain_id is None or wanted.asset_id is None:
         return False
     return not wanted.asset_id.startswith(f"{wanted.chain_id}/")
-
-
-def _in_text(value: str | int) -> BindParameter[Any]:
-    """A value in the statement's own text. With a parameter, a plan for all parameters could not tell that an index has this
-    state, and would be made for pages of a tenth of the table."""
-    return bindparam(None, value, literal_execute=True)
 
 
 def _is(name: str, value: object) -> _Condition:
@@ -233,7 +194,7 @@ def _named(tenant_id: TenantId, reference: str | None) -> Select[tuple[str]]:
 def _has_reference(tenant_id: TenantId, reference: str) -> _Condition:
     """By one look at each entry's own watch: the watches of that name may be many."""
 
-    def _of_watch(columns: _Columns) -> ColumnElement[bool]:
+    def _of_watch(columns: Columns) -> ColumnElement[bool]:
         own = select(watches.c.reference).where(watches.c.tenant_id == tenant_id, watches.c.id == columns.watch_id)
         return own.scalar_subquery() == reference
 
@@ -255,22 +216,19 @@ async def _find_rare(connection: AsyncConnection, asked: _Asked, names: Sequence
 
 
 def _are_few(asked: _Asked, name: str) -> ColumnElement[bool]:
-    """Whether a look ahead, by index alone and no further than `LOOKED_MAX`, sees the end of them."""
-    some = select(literal(1)).select_from(_everything(asked, name)).limit(_in_text(LOOKED_MAX + 1)).subquery()
-    few = select(func.count()).select_from(some).scalar_subquery() <= LOOKED_MAX
+    """Whether few entries fit, by index alone."""
+    few = are_few(_everything(asked, name))
     if name == "reference":
-        names = _named(asked.tenant_id, asked.reference).limit(_in_text(LOOKED_MAX + 1)).subquery()
-        few_names = select(func.count()).select_from(names).scalar_subquery() <= LOOKED_MAX
-        return case((few_names, few), else_=false())
+        return case((are_few(_named(asked.tenant_id, asked.reference).subquery()), few), else_=false())
     return few
 
 
 def _everything(asked: _Asked, name: str) -> FromClause:
     """All entries that fit one condition. OFFSET 0 keeps Postgres from another way to them."""
     if name != "reference":
-        return asked.of_tenant(name).offset(_in_text(0)).subquery("looked")
+        return asked.of_tenant(name).offset(in_text(0)).subquery("looked")
     named = _named(asked.tenant_id, asked.reference).subquery("named")
-    own = asked.of_tenant().where(entries.c.watch_id == named.c.id).offset(_in_text(0)).lateral("own")
+    own = asked.of_tenant().where(entries.c.watch_id == named.c.id).offset(in_text(0)).lateral("own")
     return select(own).select_from(named.join(own, true())).subquery("looked")
 
 
@@ -278,36 +236,11 @@ def _set(asked: _Asked, name: str) -> _Statement:
     """The page from what fits one condition, read whole."""
     looked = _everything(asked, name).c
     admitted = (*asked.admits(looked, name), *asked.is_ahead(looked))
-    return select(*looked, _IS_PAGE).where(*admitted).order_by(*asked.order(looked)).limit(_in_text(asked.limit + 1))
+    return select(*looked, IS_PAGE).where(*admitted).order_by(*asked.order.of(looked)).limit(in_text(asked.limit + 1))
 
 
 def _walk(asked: _Asked, *held: str) -> _Statement:
     """The page by an index that has the list's order and holds the `held` conditions."""
-    walk = asked.of_tenant(*held).where(*asked.is_ahead(entries.c)).order_by(*asked.order(entries.c))
-    if not asked.conditions.keys() - set(held):
-        return walk.add_columns(_IS_PAGE).limit(_in_text(asked.limit + 1))
-    looked = walk.limit(_in_text(LOOKED_MAX)).subquery("looked").c
-    page = (
-        select(*looked)
-        .where(*asked.admits(looked, *held))
-        .order_by(*asked.order(looked))
-        .limit(_in_text(asked.limit + 1))
-    )
-    return _with_end(asked, page.cte("page"), walk)
-
-
-def _with_end(asked: _Asked, page: CTE, walk: _Statement) -> _Statement:
-    """The page, and where it is not full, the last of the rows that were looked at, if they were as many as a page may look
-    at. Both are of one snapshot: found by a later statement, that row would be another whenever somebody wrote meanwhile."""
-    is_short = select(func.count()).select_from(page).scalar_subquery() <= asked.limit
-    names = ("id", asked.moment)
-    place = [column if column.name in names else cast(null(), column.type).label(column.name) for column in entries.c]
-    end = (
-        walk.with_only_columns(*place, _IS_END)
-        .where(is_short)
-        .offset(_in_text(LOOKED_MAX - 1))
-        .limit(_in_text(1))
-        .subquery("last")
-    )
-    both = union_all(select(page, _IS_PAGE), select(end)).subquery("found")
-    return select(both).order_by(both.c.is_end, *asked.order(both.c))
+    rows = asked.of_tenant(*held).where(*asked.is_ahead(entries.c))
+    is_held = not asked.conditions.keys() - set(held)
+    return walk(rows, asked.order, asked.limit, None if is_held else lambda columns: asked.admits(columns, *held))

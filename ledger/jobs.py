@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chains.model import ChainId
@@ -24,6 +24,7 @@ from ledger.errors import JobTaken
 from ledger.ids import JobId, TenantId, new_id
 from ledger.schema_jobs import jobs
 from ledger.states import JobKind, JobState
+from ledger.walks import in_text
 from ledger.words import JobKindWord, JobWord, Time
 
 LEASE = timedelta(seconds=60)
@@ -149,16 +150,21 @@ async def list_jobs(
     after: JobId | None = None,
     limit: int,
 ) -> list[JobRow]:
-    """Jobs of the tenant, the newest first: ids are in the order of time."""
+    """Jobs of the tenant, the newest first: ids are in the order of time. An index has those of one kind in one state in
+    that order: of several, a page is taken from the first of each."""
     statement = select(*_columns).where(jobs.c.tenant_id == tenant_id)
-    if kind is not None:
-        statement = statement.where(jobs.c.kind == kind.value)
-    if state is not None:
-        statement = statement.where(jobs.c.state == state.value)
     if after is not None:
         statement = statement.where(jobs.c.id < after)
-    rows = await connection.execute(statement.order_by(jobs.c.id.desc()).limit(limit))
-    return [_job_from(row) for row in rows]
+    statement = statement.order_by(jobs.c.id.desc()).limit(limit)
+    if kind is not None or state is not None:
+        parts = [
+            statement.where(jobs.c.kind == in_text(one.value), jobs.c.state == in_text(other.value))
+            for one in ([kind] if kind is not None else JobKind)
+            for other in ([state] if state is not None else JobState)
+        ]
+        found = union_all(*(select(part.subquery()) for part in parts)).subquery("found")
+        statement = select(found).order_by(found.c.id.desc()).limit(limit)
+    return [_job_from(row) for row in await connection.execute(statement)]
 
 
 async def cancel_job(connection: AsyncConnection, tenant_id: TenantId, job_id: JobId, now: datetime) -> JobRow | None:

@@ -1,4 +1,5 @@
-"""Reading for people and backends: pages of entries, events, deliveries and attempts by keyset, and single ones by id.
+"""Reading for people and backends: pages of events and attempts by keyset, and single entries and events by id. Lists of
+entries and deliveries are in `ledger/entry_lists.py` and `ledger/delivery_lists.py`.
 
 A page goes on after the last row that its reader saw, by the columns of an index: no offset, no count, and rows written
 meanwhile neither repeat nor hide others. Every statement begins with the tenant.
@@ -9,33 +10,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, case, func, not_, or_, select, tuple_
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger import breaker
 from ledger.chains import list_assets, list_chains
-from ledger.cursors import Place, microseconds_of, moment_of
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document, time_of
 from ledger.entries import find_labels
 from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
 from ledger.model import Entry
 from ledger.rows import entry_from
-from ledger.schema import attempts, deliveries, endpoints, entries, events, tenants
-from ledger.states import DeliveryState
-from ledger.words import DeliveryWord, ErrorWord, FaultWord, OutcomeWord, Time
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryFilter:
-    """Which deliveries a reader wants; None admits all."""
-
-    endpoint_id: str | None = None
-    state: DeliveryState | None = None
-    event_id: str | None = None
-    subject: str | None = None
+from ledger.schema import attempts, entries, events, tenants
+from ledger.words import ErrorWord, OutcomeWord, Time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +31,6 @@ class StoredEvent:
 
     feed_position: int
     body: bytes
-
-
-class DeliveryDocument(msgspec.Struct, frozen=True, tag_field="object", tag="delivery"):
-    """One event owed to one endpoint. `entry_id` is null where the event tells of something else than an entry. `fault` says
-    what is wrong with us where the delivery could not be sent; it is null where the receiver did not take it."""
-
-    id: str
-    event_id: str
-    event_type: str
-    endpoint_id: str
-    entry_id: str | None
-    state: DeliveryWord
-    fault: FaultWord | None
-    attempts: int
-    due_at: Time
-    created_at: Time
-    settled_at: Time | None
 
 
 class AttemptDocument(msgspec.Struct, frozen=True, tag_field="object", tag="attempt"):
@@ -73,10 +43,6 @@ class AttemptDocument(msgspec.Struct, frozen=True, tag_field="object", tag="atte
     outcome: OutcomeWord
     error: ErrorWord | None
     response_excerpt: str | None
-
-
-def _moment(place: Place) -> datetime:
-    return moment_of(int(place[0]))
 
 
 async def find_entry(connection: AsyncConnection, tenant_id: TenantId, side: Side, entry_id: EntryId) -> Entry | None:
@@ -141,75 +107,6 @@ async def find_event(connection: AsyncConnection, tenant_id: TenantId, event_id:
     )
     row = (await connection.execute(statement)).first()
     return StoredEvent(row.feed_position, row.body) if row is not None else None
-
-
-_stored = [name for name in DeliveryDocument.__struct_fields__ if name not in ("entry_id", "state")]
-_is_held = and_(deliveries.c.state == DeliveryState.PENDING.value, breaker.is_open(endpoints))
-_state = case((_is_held, DeliveryState.HELD.value), else_=deliveries.c.state)
-"""What a delivery is held by may be its own state or its endpoint's breaker."""
-
-_deliveries = select(*(deliveries.c[name] for name in _stored), deliveries.c.subject, _state.label("state")).join(
-    endpoints, and_(endpoints.c.tenant_id == deliveries.c.tenant_id, endpoints.c.id == deliveries.c.endpoint_id)
-)
-
-
-def _is_in_state(state: DeliveryState) -> ColumnElement[bool]:
-    """By the stored state where that decides, so that an index on it can serve."""
-    if state is DeliveryState.HELD:
-        return or_(deliveries.c.state == state.value, _is_held)
-    if state is DeliveryState.PENDING:
-        return and_(deliveries.c.state == state.value, not_(breaker.is_open(endpoints)))
-    return deliveries.c.state == state.value
-
-
-def _delivery_of(row: Any) -> DeliveryDocument:  # noqa: ANN401 (a row, whose columns no type names)
-    is_entry = row.subject.startswith(("dep_", "wdr_"))
-    return DeliveryDocument(
-        id=row.id,
-        event_id=row.event_id,
-        event_type=row.event_type,
-        endpoint_id=row.endpoint_id,
-        entry_id=row.subject if is_entry else None,
-        state=row.state,
-        fault=row.fault,
-        attempts=row.attempts,
-        due_at=time_of(row.due_at),
-        created_at=time_of(row.created_at),
-        settled_at=time_of(row.settled_at) if row.settled_at else None,
-    )
-
-
-async def list_deliveries(
-    connection: AsyncConnection, tenant_id: TenantId, wanted: DeliveryFilter, *, after: Place | None = None, limit: int
-) -> list[tuple[Place, DeliveryDocument]]:
-    """A page of the tenant's deliveries with their places, the newest first."""
-    equal = {
-        deliveries.c.endpoint_id: wanted.endpoint_id,
-        deliveries.c.event_id: wanted.event_id,
-        deliveries.c.subject: wanted.subject,
-    }
-    statement = (
-        _deliveries.where(deliveries.c.tenant_id == tenant_id)
-        .where(*(column == value for column, value in equal.items() if value is not None))
-        .order_by(deliveries.c.created_at.desc(), deliveries.c.id.desc())
-        .limit(limit)
-    )
-    if wanted.state is not None:
-        statement = statement.where(_is_in_state(wanted.state))
-    if after is not None:
-        position = tuple_(deliveries.c.created_at, deliveries.c.id)
-        statement = statement.where(position < tuple_(_moment(after), str(after[1])))
-    rows = await connection.execute(statement)
-    return [((microseconds_of(row.created_at), row.id), _delivery_of(row)) for row in rows]
-
-
-async def find_delivery(
-    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId
-) -> DeliveryDocument | None:
-    """A delivery of the tenant."""
-    statement = _deliveries.where(deliveries.c.tenant_id == tenant_id, deliveries.c.id == delivery_id)
-    row = (await connection.execute(statement)).first()
-    return _delivery_of(row) if row is not None else None
 
 
 _attempt_columns = [attempts.c[name] for name in AttemptDocument.__struct_fields__]

@@ -41,7 +41,7 @@ from ledger import schema_jobs as schema_jobs
 from ledger.columns import AMOUNT, CHURNING, TIME, iff, one_of
 from ledger.columns import metadata as metadata
 from ledger.ids import Side
-from ledger.schema_lists import ENTRY_LISTS
+from ledger.schema_lists import DELIVERY_LISTS, ENTRY_LISTS, WATCH_LISTS
 from ledger.states import (
     SETTLED_STATES,
     BlockState,
@@ -262,7 +262,7 @@ watches = Table(
     Index("uq_watches_live", "tenant_id", "scope", "address", unique=True, postgresql_where=_LIVE),
     Index("ix_watches_match", "address", "scope", postgresql_where=_LIVE),
     Index("ix_watches_backfill", "tenant_id", "backfill_job_id", postgresql_where=text("backfill_job_id IS NOT NULL")),
-    Index("ix_watches_reference", "tenant_id", "reference", postgresql_where=text("reference IS NOT NULL")),
+    *WATCH_LISTS,
     CheckConstraint("octet_length(address) = 20", name="address"),
     comment="a tenant's interest in an address; matched by index, so that a block costs the same whatever their number",
 )
@@ -453,8 +453,7 @@ deliveries = Table(
     ),
     Index("ix_deliveries_event", "tenant_id", "event_id"),
     Index("ix_deliveries_subject", "tenant_id", "subject", "created_at"),
-    Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),
-    Index("ix_deliveries_list", "tenant_id", "created_at", "id"),
+    *DELIVERY_LISTS,
     Index(
         "ix_deliveries_kept",
         "state",

@@ -53,6 +53,7 @@ jobs = Table(
     Column("started_at", TIME),
     Column("ended_at", TIME),
     PrimaryKeyConstraint("tenant_id", "id"),
+    Index("ix_jobs_list", "tenant_id", "kind", "state", "id"),
     Index("ix_jobs_open", "chain_id", "turn_at", postgresql_where=text("state IN ('queued', 'running')")),
     one_of("kind", JobKind),
     one_of("state", JobState),

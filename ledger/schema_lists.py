@@ -1,4 +1,5 @@
-"""Indexes by which the API lists entries: in order of detection and in order of change (`ledger/entry_lists.py`)."""
+"""Indexes by which the API lists what may be very many rows: entries in order of detection and in order of change
+(`ledger/entry_lists.py`), deliveries (`ledger/delivery_lists.py`) and watches (`ledger/watch_lists.py`) by their age."""
 
 from __future__ import annotations
 
@@ -28,3 +29,22 @@ ENTRY_LISTS = [
     Index("ix_entries_hash", "tenant_id", "transaction_hash"),
 ]
 """Of the table `entries`. Only what orders a list whole has the id too: an address has few entries of one moment."""
+
+DELIVERY_LISTS = [
+    Index("ix_deliveries_list", "tenant_id", "created_at", "id"),
+    Index("ix_deliveries_endpoint", "tenant_id", "endpoint_id", "created_at", "id"),
+    Index(
+        "ix_deliveries_state",
+        "tenant_id",
+        "state",
+        "created_at",
+        "id",
+        postgresql_where=text("state IN ('exhausted', 'refused', 'faulted', 'discarded', 'superseded')"),
+    ),
+]
+"""Of the table `deliveries`. What is owed or was delivered is in no index by state: each delivery would go in and out."""
+
+WATCH_LISTS = [
+    Index("ix_watches_reference", "tenant_id", "reference", "id", postgresql_where=text("reference IS NOT NULL")),
+]
+"""Of the table `watches`, beside its keys."""

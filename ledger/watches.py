@@ -19,7 +19,6 @@ from sqlalchemy import (
     BigInteger,
     Integer,
     Row,
-    Select,
     Text,
     bindparam,
     cast,
@@ -194,11 +193,12 @@ _insert = (
     .execution_options(preserve_rowcount=True)
 )
 
-_columns = [column for column in watches.c if column.name != "tenant_id"]
+WATCH_COLUMNS = [column for column in watches.c if column.name != "tenant_id"]
+"""What a `WatchRow` is read from."""
 
 # One look into the index for each row, as in ledger/matching.py.
 _there = (
-    select(*_columns)
+    select(*WATCH_COLUMNS)
     .where(
         watches.c.tenant_id == bindparam("tenant_id"),
         watches.c.scope == _asked.c.scope,
@@ -415,7 +415,7 @@ def _renamed(one: InsertedWatch, moved: Mapping[JobId, JobId]) -> InsertedWatch:
 async def _find_known(connection: AsyncConnection, load: _Load) -> dict[tuple[str, Address], WatchRow]:
     """The live watches on what is asked for, those that were just made too."""
     parameters = {"tenant_id": load.tenant_id, "asked": load.as_json}
-    rows = await _watches_of(connection, load.tenant_id, await connection.execute(_find_live, parameters))
+    rows = await watches_of(connection, load.tenant_id, await connection.execute(_find_live, parameters))
     return {(row.scope, row.address): row for row in rows}
 
 
@@ -423,9 +423,9 @@ def _watch_lock(tenant_id: TenantId) -> int:
     return lock_number("watches", tenant_id)
 
 
-async def _watches_of(connection: AsyncConnection, tenant_id: TenantId, rows: Iterable[Row[Any]]) -> list[WatchRow]:
+async def watches_of(connection: AsyncConnection, tenant_id: TenantId, rows: Iterable[Row[Any]]) -> list[WatchRow]:
     """The watches, each with how far down its backfill has come."""
-    found = [WatchRow(**row._mapping) for row in rows]
+    found = [WatchRow(**{column.name: row._mapping[column.name] for column in WATCH_COLUMNS}) for row in rows]
     jobs = {(tenant_id, row.backfill_job_id) for row in found if row.backfill_job_id is not None}
     frontiers = await find_covered_from(connection, jobs)
     return [
@@ -434,34 +434,10 @@ async def _watches_of(connection: AsyncConnection, tenant_id: TenantId, rows: It
     ]
 
 
-async def list_watches(
-    connection: AsyncConnection,
-    tenant_id: TenantId,
-    *,
-    scopes: Collection[str] | None = None,
-    address: Address | None = None,
-    reference: str | None = None,
-    after: WatchId | None = None,
-    limit: int,
-) -> list[WatchRow]:
-    """Live watches, the newest first, from the one after `after` on."""
-    statement: Select[Any] = select(*_columns).where(watches.c.tenant_id == tenant_id, watches.c.deleted_at.is_(None))
-    if scopes is not None:
-        statement = statement.where(watches.c.scope.in_(scopes))
-    if address is not None:
-        statement = statement.where(watches.c.address == address)
-    if reference is not None:
-        statement = statement.where(watches.c.reference == reference)
-    if after is not None:
-        statement = statement.where(watches.c.id < after)
-    rows = await connection.execute(statement.order_by(watches.c.id.desc()).limit(limit))
-    return await _watches_of(connection, tenant_id, rows)
-
-
 async def find_watch(connection: AsyncConnection, tenant_id: TenantId, watch_id: WatchId) -> WatchRow | None:
     """A watch of the tenant, live or deleted."""
-    statement = select(*_columns).where(watches.c.tenant_id == tenant_id, watches.c.id == watch_id)
-    found = await _watches_of(connection, tenant_id, await connection.execute(statement))
+    statement = select(*WATCH_COLUMNS).where(watches.c.tenant_id == tenant_id, watches.c.id == watch_id)
+    found = await watches_of(connection, tenant_id, await connection.execute(statement))
     return found[0] if found else None
 
 
@@ -470,8 +446,8 @@ async def list_backfilled(
 ) -> list[WatchRow]:
     """The live watches of a backfill in the order of their ids, from the one after `after` on."""
     is_its = (watches.c.tenant_id == tenant_id, watches.c.backfill_job_id == job_id, watches.c.deleted_at.is_(None))
-    statement = select(*_columns).where(*is_its, watches.c.id > (after or "")).order_by(watches.c.id).limit(limit)
-    return await _watches_of(connection, tenant_id, await connection.execute(statement))
+    statement = select(*WATCH_COLUMNS).where(*is_its, watches.c.id > (after or "")).order_by(watches.c.id).limit(limit)
+    return await watches_of(connection, tenant_id, await connection.execute(statement))
 
 
 async def delete_watch(connection: AsyncConnection, tenant_id: TenantId, watch_id: WatchId, now: datetime) -> bool:

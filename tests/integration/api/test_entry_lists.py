@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import insert
 
 from chains.model import AssetId, ChainId, hex_of
-from ledger import entry_lists
+from ledger import walks
 from ledger.database import transaction
 from ledger.documents import time_of
 from ledger.entries import write_entries
@@ -184,7 +184,7 @@ async def walk(world: World, side: Side, query: Mapping[str, str], is_disturbed:
 @pytest.fixture
 async def world(service: Service, monkeypatch: pytest.MonkeyPatch) -> World:
     """A running API that looks at few rows for a page."""
-    monkeypatch.setattr(entry_lists, "LOOKED_MAX", LOOKED_MAX)
+    monkeypatch.setattr(walks, "LOOKED_MAX", LOOKED_MAX)
     return await make_world(service)
 
 

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bench.lists import PAGE, Case, Look, cases_of, look_at
-from bench.volume import fill
+from bench.lists import PAGE, Case, asking, cases_of
+from bench.looking import Look, look_at
+from bench.volume import TENANT, fill
 from bench.watching import plain_url
-from ledger import entry_lists
+from ledger import walks
 from ledger.database import connect_api
 
 ROWS = int(os.environ.get("CHAINBELL_ENTRY_ROWS", "12000"))
 """`CHAINBELL_ENTRY_ROWS=10000000` for ten million, by hand: an hour, and twenty gigabytes of disk."""
 
-LOOKED_MAX = entry_lists.LOOKED_MAX if ROWS >= 1_000_000 else 300
+LOOKED_MAX = walks.LOOKED_MAX if ROWS >= 1_000_000 else 300
 """What a page may look at, small enough to be a small part of the table."""
 
 CASES = cases_of(ROWS)
@@ -69,7 +70,7 @@ def _is_tight(name: str) -> bool:
 @pytest.fixture
 async def api(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncEngine]:
     """The API's engine on a ledger in which one tenant has nearly everything."""
-    monkeypatch.setattr(entry_lists, "LOOKED_MAX", LOOKED_MAX)
+    monkeypatch.setattr(walks, "LOOKED_MAX", LOOKED_MAX)
     fill(plain_url(database_url), ROWS)
     engine = connect_api(database_url, pool_size=1)
     yield engine
@@ -78,7 +79,7 @@ async def api(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def looks_at(engine: AsyncEngine, cases: dict[str, Case], *, is_generic: bool) -> dict[str, Look]:
     """What each page looks at."""
-    return {name: await look_at(engine, case, is_generic=is_generic) for name, case in cases.items()}
+    return {name: await look_at(engine, TENANT, asking(case), is_generic=is_generic) for name, case in cases.items()}
 
 
 async def test_every_filter_and_every_two_are_read_by_index_and_within_bounds(api: AsyncEngine) -> None:

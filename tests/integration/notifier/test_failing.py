@@ -84,7 +84,7 @@ async def test_gone_twice_pauses_and_once_does_not(post: Post) -> None:
 async def test_a_change_by_its_owner_starts_the_days_anew_and_being_stopped_does_not(post: Post) -> None:
     await fail(post, 50, "6 days")
     async with transaction(post.engine) as connection:
-        [endpoint] = await list_endpoints(connection, TENANT, limit=1)
+        [endpoint], _ = await list_endpoints(connection, TENANT, limit=1)
         now = await database_now(connection)
         changed = await change_endpoint(connection, TENANT, endpoint.id, {"description": "mended"}, now)
     assert changed is not None
@@ -94,7 +94,7 @@ async def test_a_change_by_its_owner_starts_the_days_anew_and_being_stopped_does
     await post.execute("UPDATE endpoints SET failing_since = now() - interval '6 days'")
     await judge_endpoints(post.engine)
     async with transaction(post.engine) as connection:
-        [endpoint] = await list_endpoints(connection, TENANT, limit=1)
+        [endpoint], _ = await list_endpoints(connection, TENANT, limit=1)
     assert endpoint.state is EndpointState.DISABLED
     assert endpoint.failing_since is not None
 
