@@ -4,7 +4,7 @@ plans for these parameters and by plans for all. Those of entries are in `test_e
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from ledger.delivery_lists import DeliveryFilter, list_deliveries
 from ledger.endpoints import list_endpoints
 from ledger.ids import EndpointId, JobId, TenantId, WatchId
 from ledger.jobs import list_jobs
-from ledger.listing import list_events
+from ledger.listing import find_feed_place, list_events
 from ledger.states import DeliveryState, JobKind, JobState
 from ledger.watch_lists import WatchFilter, list_watches
 
@@ -35,6 +35,9 @@ LOOKED_MAX = 400
 BOUND = 6 * LOOKED_MAX + TIGHT
 """For a page of what no index holds: a walk, its end, and sets that are looked at."""
 
+MADE_AT = "now() + n * interval '10 seconds'"
+"""When an event was stored: over some three days, beginning today."""
+
 _FILL = f"""
 INSERT INTO tenants (id, name, created_at) VALUES ('{TENANT}', 'big', now()), ('ten_small', 'small', now());
 INSERT INTO endpoints (tenant_id, id, url, created_at, updated_at, deleted_at)
@@ -46,7 +49,7 @@ SELECT '{TENANT}', 'wat_' || lpad(n::text, 9, '0'), CASE WHEN n < 5 THEN 'eip155
        decode(lpad(to_hex(n), 40, '0'), 'hex'), CASE WHEN n % 10 = 7 THEN 'till' ELSE 'order-' || n END, '{{}}', now(),
        CASE WHEN n BETWEEN {ROWS // 2} AND {ROWS - 200} THEN now() END FROM generate_series(0, {ROWS}) n;
 INSERT INTO events (tenant_id, id, feed_position, type, subject, sequence, body, created_at)
-SELECT '{TENANT}', 'evt_' || n, n, 'deposit.detected', 'dep_' || n, 1, '', now() FROM generate_series(1, {ROWS}) n;
+SELECT '{TENANT}', 'evt_' || n, n, 'deposit.detected', 'dep_' || n, 1, '', {MADE_AT} FROM generate_series(1, {ROWS}) n;
 INSERT INTO deliveries (tenant_id, id, event_id, event_type, event_created_at, feed_position, endpoint_id, subject, priority,
                         state, due_at, created_at, settled_at)
 SELECT '{TENANT}', 'del_' || n, CASE WHEN n % 3 = 0 THEN 'evt_many' ELSE 'evt_' || n END, 'deposit.detected', now(), n,
@@ -139,6 +142,14 @@ async def endpoints_behind_deleted_ones(connection: AsyncConnection) -> int:
     return len(rows)
 
 
+async def place_of_a_time(connection: AsyncConnection) -> int:
+    """One row: where the feed goes on from a time in its middle."""
+    moment = (await connection.execute(text(f"SELECT {MADE_AT} FROM (VALUES ({ROWS // 2})) v (n)"))).scalar_one()
+    place = await find_feed_place(connection, TENANT, moment + timedelta(hours=1))
+    assert place > ROWS // 2
+    return 1
+
+
 EXHAUSTED, DISCARDED, DELIVERED = DeliveryState.EXHAUSTED, DeliveryState.DISCARDED, DeliveryState.DELIVERED
 PENDING, HELD, REFUSED = DeliveryState.PENDING, DeliveryState.HELD, DeliveryState.REFUSED
 FIRST, OLD, RESTING = "ep_000001", "ep_000002", "ep_000003"
@@ -149,6 +160,7 @@ TIGHT_LISTS: dict[str, tuple[Ask, int]] = {
         counted(lambda connection: list_events(connection, TENANT, after=ROWS // 2, limit=PAGE)),
         PAGE,
     ),
+    "feed from a time": (place_of_a_time, 1),
     "events of one": (counted(lambda connection: list_events(connection, TENANT, subject="dep_77", limit=PAGE)), 1),
     "deliveries": (deliveries_by(), PAGE),
     "deliveries from the middle": (deliveries_by(MIDDLE), PAGE),

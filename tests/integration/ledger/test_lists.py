@@ -1,5 +1,5 @@
-"""Lists of deliveries, watches, jobs and endpoints against a model of them, where a page may look at so few rows that walks
-stop short and sets are found all the time."""
+"""Lists of deliveries, watches, jobs, endpoints and events against a model, where a page may look at so few rows that
+walks stop short and sets are found all the time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger import walks
@@ -20,16 +20,17 @@ from ledger.delivery_lists import DeliveryFilter, list_deliveries
 from ledger.endpoints import list_endpoints
 from ledger.ids import TenantId
 from ledger.jobs import list_jobs
-from ledger.schema import deliveries, endpoints, tenants, watches
+from ledger.listing import find_feed_place
+from ledger.schema import deliveries, endpoints, events, tenants, watches
 from ledger.schema_jobs import jobs
 from ledger.states import ENDED_STATES, SETTLED_STATES, DeliveryState, JobKind, JobState
 from ledger.watch_lists import WatchFilter, list_watches
 
 TENANT, OTHER = TenantId("ten_a"), TenantId("ten_b")
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
-LOOKED_MAX = 12
-LIMIT = 5
-COUNT = 160
+LOOKED_MAX = 9
+LIMIT = 6
+COUNT = 90
 
 Row = dict[str, Any]
 Turn = Callable[[Any], Awaitable[tuple[list[str], Any]]]
@@ -173,7 +174,7 @@ async def test_every_filter_of_deliveries_answers_exactly_what_fits_it_in_order(
 
     short = 0
     newest_first = sorted(world.deliveries, key=lambda row: (row["created_at"], row["id"]), reverse=True)
-    some = world.deliveries[77]
+    some = world.deliveries[47]
     for endpoint_id, state, event_id, subject in filters(
         [None, "ep_1", "ep_2", "ep_3", "ep_none"],
         [None, *DeliveryState],
@@ -230,7 +231,7 @@ async def test_every_filter_of_jobs_answers_exactly_what_fits_it_in_full_pages(w
                 for row in newest_first
                 if (kind is None or row["kind"] == kind.value) and (state is None or row["state"] == state.value)
             ]
-            for after in (None, newest_first[50]["id"]):
+            for after in (None, newest_first[40]["id"]):
                 rows = await list_jobs(connection, TENANT, kind=kind, state=state, after=after, limit=LIMIT)
                 behind = [one for one in fitting if after is None or one < after]
                 assert [row.id for row in rows] == behind[:LIMIT], (kind, state)
@@ -248,3 +249,30 @@ async def test_endpoints_are_listed_behind_however_many_deleted_ones(world: Worl
     live = [row["id"] for row in world.endpoints if row["deleted_at"] is None]
     assert seen == sorted(live, reverse=True)
     assert short
+
+
+async def test_the_feed_from_a_time_begins_with_the_first_event_of_that_time_or_later(world: World) -> None:
+    """However many older events got their place after it: their transactions took long."""
+    random = Random("feed")
+    now = datetime.now(UTC)
+    times = [now + timedelta(minutes=number / 2) for number in range(60)]
+    late = [moment - timedelta(minutes=random.choice((0, 0, 0, 4, 9))) for moment in times]
+    rows = [
+        {
+            "tenant_id": TENANT,
+            "id": f"evt_{position}",
+            "feed_position": position,
+            "type": "deposit.detected",
+            "subject": "dep_1",
+            "body": b"",
+            "created_at": moment,
+        }
+        for position, moment in enumerate(late, 1)
+    ]
+    async with transaction(world.engine) as connection:
+        await connection.execute(insert(events), rows)
+        await connection.execute(update(tenants).where(tenants.c.id == TENANT).values(feed_position=len(rows)))
+        for since in (*times, now - timedelta(days=900), now + timedelta(days=900)):
+            fitting = [position for position, moment in enumerate(late, 1) if moment >= since]
+            place = await find_feed_place(connection, TENANT, since)
+            assert place == min(fitting, default=len(rows) + 1) - 1, since
