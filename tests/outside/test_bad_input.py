@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,7 @@ async def test_a_node_that_turns_to_another_chain_stops_neither_the_other_chains
             await ours.stop("run")
             ours.configure(chain_settings("good", good.url) + chain_settings("bad", good.url, "eip155:31338"))
             await ours.run()
-            held = await shop.until_chain("the bad chain holds", "bad", lambda row: row["state"] == "holding")
-            assert "eip155:31337" in held["reason"]
+            await shop.until_chain("the bad chain holds for that", "bad", lambda row: holds_for(row, "eip155:31337"))
             await shop.until_followed("good", await good.mine())
 
 
@@ -62,8 +62,12 @@ async def test_a_node_that_is_down_holds_its_chain_and_says_so(database_url: str
     async with installed(tmp_path, database_url, chain_settings("mine", "http://127.0.0.1:9")) as ours:
         await ours.run()
         shop = await ours.tenant("shop")
-        held = await shop.until_chain("the chain holds", "mine", lambda row: row["state"] == "holding")
-        assert "connection failed" in held["reason"]
+        await shop.until_chain("the chain holds for that", "mine", lambda row: holds_for(row, "connection failed"))
+
+
+def holds_for(row: Any, words: str) -> bool:  # noqa: ANN401 - JSON
+    """A chain's row once it holds for this reason: on a slow machine it may have held for another before."""
+    return row["state"] == "holding" and words in row["reason"]
 
 
 @pytest.mark.parametrize("height", ["-5", "999"])
