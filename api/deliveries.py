@@ -59,19 +59,12 @@ async def list_attempts_of_delivery(call: Call[PageQuery, None]) -> Page[Attempt
 
     One for each HTTP request, the first one first."""
     delivery = await _find(call.path["id"], call)
-    list_name = f"attempts of {delivery.id}"
-    place = place_after(call, list_name, call.query.cursor)
-    skip, limit = int(place[0]) if place else 0, call.query.limit
-    found = await list_attempts(
-        call.connection,
-        call.tenant_id,
-        DeliveryId(delivery.id),
-        skip=skip,
-        limit=limit + 1,
-    )
+    list_name = f"attempts by number of {delivery.id}"
+    after, limit = place_after(call, list_name, call.query.cursor), call.query.limit
+    found = await list_attempts(call.connection, call.tenant_id, DeliveryId(delivery.id), after=after, limit=limit + 1)
     page = found[:limit]
-    following = cursor_at(call, list_name, (skip + limit,)) if len(found) > limit else None
-    return Page(page, following)
+    following = cursor_at(call, list_name, page[-1][0]) if len(found) > limit else None
+    return Page([document for _, document in page], following)
 
 
 async def redeliver_my_delivery(call: Call[None, NoFields]) -> DeliveryDocument:

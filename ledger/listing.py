@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import msgspec
-from sqlalchemy import func, literal, select
+from sqlalchemy import func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.chains import list_assets, list_chains
+from ledger.cursors import Place, microseconds_of, moment_of
 from ledger.documents import DepositDocument, WithdrawalDocument, entry_document, time_of
 from ledger.entries import find_labels
 from ledger.ids import DeliveryId, EntryId, EventId, Side, TenantId
@@ -130,16 +131,24 @@ _attempt_columns = [attempts.c[name] for name in AttemptDocument.__struct_fields
 
 
 async def list_attempts(
-    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, *, skip: int = 0, limit: int
-) -> list[AttemptDocument]:
-    """A delivery's attempts in the order in which they were made, without the first `skip`. One that we broke off does not
-    count, so the one after it has its number."""
+    connection: AsyncConnection, tenant_id: TenantId, delivery_id: DeliveryId, *, after: Place | None = None, limit: int
+) -> list[tuple[Place, AttemptDocument]]:
+    """A delivery's attempts with their places, in the order in which they were made. One that we broke off does not count,
+    so the one after it has its number."""
     statement = (
         select(*_attempt_columns)
         .where(attempts.c.tenant_id == tenant_id, attempts.c.delivery_id == delivery_id)
         .order_by(attempts.c.number, attempts.c.started_at)
-        .offset(skip)
         .limit(limit)
     )
+    if after is not None:
+        position = tuple_(attempts.c.number, attempts.c.started_at)
+        statement = statement.where(position > tuple_(int(after[0]), moment_of(int(after[1]))))
     rows = [dict(row._mapping) for row in await connection.execute(statement)]
-    return [AttemptDocument(**{**row, "started_at": time_of(row["started_at"])}) for row in rows]
+    return [
+        (
+            (row["number"], microseconds_of(row["started_at"])),
+            AttemptDocument(**{**row, "started_at": time_of(row["started_at"])}),
+        )
+        for row in rows
+    ]
