@@ -370,7 +370,7 @@ class _Asked(msgspec.Struct):
     response_excerpt: str | None = None
 
 
-_KEY_OF_ROW = attrgetter("tenant_id", "id")
+_KEY_OF_ROW = _KEY_OF_CLAIM = attrgetter("tenant_id", "id")
 
 
 def _asked_row(settlement: Settlement) -> _Asked:
@@ -456,7 +456,7 @@ async def extend_leases(connection: AsyncConnection, claims: Sequence[Claimed], 
             "was": DeliveryState.PENDING,
             "attempts": one.attempts,
         }
-        for one in claims
+        for one in sorted(claims, key=_KEY_OF_CLAIM)  # as who settles some of them at this moment
     ]
     parameters = {"lease_s": lease_s, "kept_rows": as_json(kept)}
     return {DeliveryId(row[0]) for row in await run_direct(connection, (READ_BY_INDEX, {}), (_EXTEND, parameters))}

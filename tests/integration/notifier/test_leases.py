@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import text
 
 from ledger.claims import Claimed
 from ledger.database import transaction
 from ledger.deleting import delete_endpoint
-from ledger.deliveries import AttemptRow, Settlement, settle_deliveries
+from ledger.deliveries import AttemptRow, Settlement, extend_leases, settle_deliveries
 from ledger.ids import DeliveryId, EndpointId, TenantId
 from ledger.states import DeliveryState, Outcome
 from notifier.dispatcher import Dispatcher
@@ -337,3 +338,23 @@ async def test_who_settles_and_who_deletes_take_locks_in_one_order(post: Post, r
     backwards = [settled(one, DeliveryState.DELIVERED) for one in reversed(claimed)]
     deleted, ids = await asyncio.gather(delete(), settle(post, "a", *backwards))
     assert (deleted, len(ids)) in {(39, 0), (0, 39)}
+
+
+async def test_a_heartbeat_takes_its_locks_in_that_order_too(post: Post, receiver: Receiver) -> None:
+    await post.record_all([(f"dep_{number}", 1) for number in range(40)])
+    first, *rest = sorted(await claim(post, "a", 40), key=lambda one: one.id)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    lock = text("SELECT id FROM deliveries WHERE id = ANY (:ids) FOR UPDATE NOWAIT")
+
+    async def extend() -> set[DeliveryId]:
+        async with transaction(post.engine) as connection:
+            return await extend_leases(connection, [*reversed(rest), first], LEASE_S)
+
+    async with transaction(post.engine) as settling, asyncio.TaskGroup() as group:
+        await settling.execute(lock, {"ids": [first.id]})
+        heartbeat = group.create_task(extend())
+        while not await post.execute(waits):  # noqa: ASYNC110 - Postgres sets no event
+            await asyncio.sleep(0.01)
+        await settling.execute(lock, {"ids": [one.id for one in rest]})
+        await settling.commit()
+    assert len(heartbeat.result()) == 40
