@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from ledger.claims import DueFrom, EndpointRoom
 from ledger.owed import Owed
-from notifier.isolation import FORGOTTEN_AFTER_S, Key
+from notifier.fairness import Key
+from notifier.isolation import FORGOTTEN_AFTER_S
 
 ASKED_INTERVAL_S = 0.25
 """How old a beginning may be before the next claim asks for a new one: as long as what was settled meanwhile is little."""

@@ -43,7 +43,8 @@ from ledger.tally import Tally
 from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
 from notifier.claiming import FAILING_INTERVAL_S, IDLE_INTERVAL_S, SUSPECT_INTERVAL_S, Claiming, wait_for_database
 from notifier.errors import LeaseTooShort
-from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation, Key
+from notifier.fairness import Key
+from notifier.isolation import SLOTS, SLOW_AFTER_S, Exchange, Isolation
 from notifier.metrics import LEASES_LOST
 from notifier.outcome import AttemptError
 from notifier.sender import AttemptResult, Sender, SendRequest

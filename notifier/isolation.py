@@ -11,7 +11,8 @@ them back. A single one that accepts connections and never answers would soon ha
 - **Slow exchanges leave their slot.** What has been under way for a quarter of a second costs a socket and nothing else,
   so its slot goes to the next and it stays in a much larger room of its own. A slot is therefore never held for long.
 - **Turns.** Claims take a share for each endpoint to which something is due, in a line that goes round; and of the endpoints
-  that may begin, the one that waited longest does, with its oldest delivery, live ones first.
+  that may begin, the one that waited longest does, with its oldest delivery, live ones first. Tenants take turns before
+  their endpoints do, and have places left for them (`notifier/fairness.py`).
 - **Rests.** A receiver that says `429` or `503` and for how long is left alone for so long, up to a minute.
 
 This is one process's own memory of the last minute. What outlives it (`failures_consecutive`, `last_accepted_at`, and the
@@ -22,7 +23,7 @@ dispatcher does, and says what came of it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -30,13 +31,12 @@ from typing import NamedTuple
 
 from ledger.claims import Claimed, EndpointRoom
 from ledger.events import LIVE_PRIORITY
-from ledger.ids import EndpointId, TenantId
+from ledger.ids import TenantId
 from ledger.owed import Owed
 from ledger.secrets import SealBroken
 from ledger.states import EndpointHealth, Outcome
+from notifier.fairness import Key, Line, guests_of, has_place, is_guest, shared
 from notifier.outcome import AttemptError
-
-Key = tuple[TenantId, EndpointId]
 
 SLOTS = 64
 """Exchanges of endpoints that accepted lately: throughput of one process falls beyond this, so more come from more
@@ -177,13 +177,13 @@ class Isolation:
             EndpointHealth.FAILING: max(1, int(slots * FAILING_SHARE)),
         }
         self.standings: dict[Key, Standing] = {}
-        self.ready: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
+        self.ready = {health: Line() for health in EndpointHealth}
         """Endpoints that may begin an exchange, in the order of their turns."""
         self.owed: dict[Key, Debt] = {}
         """Endpoints to which something is due."""
         self.notes = 0
         """How often one was noted: what a claim did not see was noted after it began."""
-        self.lines: dict[EndpointHealth, dict[Key, None]] = {health: {} for health in EndpointHealth}
+        self.lines = {health: Line() for health in EndpointHealth}
         """The same in the order of their turns. Who is no more owed, or changed sides, is noticed at its turn."""
         self.holding: dict[Key, None] = {}
         """Endpoints for which something is claimed and has not begun."""
@@ -195,6 +195,9 @@ class Isolation:
         self.slow: Counter[EndpointHealth] = Counter()
         self.busy: Counter[EndpointHealth] = Counter()
         """Endpoints to which something is under way."""
+        self.under_way_of: Counter[tuple[EndpointHealth, TenantId]] = Counter()
+        """Of each tenant, in slots of that health or out of them."""
+        self.waiting_of: Counter[tuple[EndpointHealth, TenantId]] = Counter()
 
     def note_owed(self, found: Iterable[Owed]) -> None:
         """Something is due to these endpoints: they get their turns."""
@@ -210,27 +213,22 @@ class Isolation:
     def _line_up(self, key: Key, stored: EndpointHealth) -> None:
         self.notes += 1
         self.owed[key] = Debt(stored, self.notes)
-        self.lines[self._health_of(key, stored)].setdefault(key)
+        self.lines[self._health_of(key, stored)].add(key)
 
     def turns(
         self, now: float, *, is_moving: bool, healths: Collection[EndpointHealth] = tuple(EndpointHealth)
     ) -> Turns:
         """What to claim for endpoints of these healths: of each that has its turn as much as may begin or, while exchanges
         end (`is_moving`), as soon can. Endpoints share what there is; who had a turn is at the end of the line."""
-        ahead = 1 + AHEAD if is_moving else 1
-        free = {
-            health: min(
-                CLAIM_MAX,
-                self.slots[health] * (ahead if health is EndpointHealth.ACCEPTING else 1)
-                - self.taken[health]
-                - self.waiting[health],
-            )
-            for health in healths
-        }
         chosen = list[EndpointRoom]()
         for health in healths:
-            wanting = self._next_in_line(health, free[health], now, is_moving=is_moving)
-            chosen += _shared(wanting, free[health])
+            most = self.slots[health] * (1 + AHEAD if health is EndpointHealth.ACCEPTING else 1)
+            places, in_hand = most if is_moving else self.slots[health], self.taken[health] + self.waiting[health]
+            if places > in_hand:
+                number = min(CLAIM_MAX, places - in_hand)
+                chosen += shared(self._next_in_line(health, number, now, is_moving=is_moving), number)
+            else:
+                chosen += self._guests_in_line(health, most, in_hand, now)
         return Turns(chosen, self.notes)
 
     def _next_in_line(
@@ -238,19 +236,37 @@ class Isolation:
     ) -> list[tuple[Key, int]]:
         """So many endpoints of one health, those that waited longest for their turn and have room. Who was looked at is at
         the end of its line: it had its turn, or has no room."""
-        line, found = self.lines[health], list[tuple[Key, int]]()
-        for key in list(islice(line, LINE_MAX)) if number > 0 else ():
-            del line[key]
-            debt = self.owed.get(key)
-            if debt is None:
-                continue
-            self.lines[self._health_of(key, debt.stored)].setdefault(key)
-            room = self._room(key, health, now, is_moving=is_moving) if key in line else 0
+        line, found, looked_at = self.lines[health], list[tuple[Key, int]](), list[Key]()
+        for _ in range(LINE_MAX):
+            key = next(line.firsts(), None)
+            if key is None or len(found) == number:
+                break
+            line.take(key)
+            looked_at.append(key)
+            room = self._room(key, health, now, is_moving=is_moving)
             if room > 0:
                 found.append((key, room))
-            if len(found) == number:
-                break
+        self._line_up_again(looked_at)
         return found
+
+    def _guests_in_line(self, health: EndpointHealth, places: int, in_hand: int, now: float) -> list[EndpointRoom]:
+        """One delivery for each tenant that has hardly any in hand, while others have all places."""
+        line, chosen = self.lines[health], list[EndpointRoom]()
+        for key in list(islice(line.firsts(), LINE_MAX)) if is_guest(places, in_hand, 0) else ():
+            own = self.under_way_of[health, key[0]] + self.waiting_of[health, key[0]]
+            if is_guest(places, in_hand + len(chosen), own):
+                line.take(key)
+                if self._room(key, health, now, is_moving=False) > 0:
+                    chosen.append(EndpointRoom(*key, 1))
+                self._line_up_again([key])
+        return chosen
+
+    def _line_up_again(self, keys: Iterable[Key]) -> None:
+        """Put those that are still owed something at the end of the lines that they belong in now."""
+        for key in keys:
+            debt = self.owed.get(key)
+            if debt is not None:
+                self.lines[self._health_of(key, debt.stored)].add(key)
 
     def note_claimed(self, turns: Turns, claimed: Sequence[Claimed]) -> None:
         """What a claim brought: nothing more is due to whom it brought less than there was room for. But it may not have
@@ -270,8 +286,12 @@ class Isolation:
         return stored if stored is EndpointHealth.FAILING and not standing.is_busy else standing.health
 
     def _room(self, key: Key, health: EndpointHealth, now: float, *, is_moving: bool) -> int:
-        """Claimed ahead is only for those that have accepted something since the last claim. By its row an endpoint may rest
-        that others saw fail: however wide its window is here, it gets one at a time."""
+        """Of an endpoint in the line of that health, if it still belongs there. Claimed ahead is only for those that have
+        accepted something since the last claim. By its row an endpoint may rest that others saw fail: however wide its
+        window is here, it gets one at a time."""
+        debt = self.owed.get(key)
+        if debt is None or self._health_of(key, debt.stored) is not health:
+            return 0
         standing = self.standings.get(key)
         if standing is None:
             return WINDOW_FIRST[health]
@@ -279,7 +299,7 @@ class Isolation:
             return 0
         ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
         standing.is_moving = False
-        is_failing = EndpointHealth.FAILING in (health, self.owed[key].stored)
+        is_failing = EndpointHealth.FAILING in (health, debt.stored)
         window = WINDOW_FIRST[EndpointHealth.FAILING] if is_failing else self._window(standing) * ahead
         return window - standing.in_flight - standing.waiting
 
@@ -309,31 +329,34 @@ class Isolation:
                 standing.window = WINDOW_FIRST[EndpointHealth.FAILING]
         standing.used_at = now
         (standing.live if waiting.claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
-        self.waiting[standing.health] += 1
+        self._count_waiting(key, standing.health, 1)
         self.holding.setdefault(key)
         self._let_begin(key, standing, now)
 
     def _let_begin(self, key: Key, standing: Standing, now: float) -> None:
         if standing.waiting and standing.in_flight < self._window(standing) and standing.rests_until <= now:
-            self.ready[standing.health].setdefault(key)
+            self.ready[standing.health].add(key)
 
     def begin(self, now: float) -> Exchange | None:
         """The next delivery to send, if a slot is free for one."""
         if self.resting:
             self._end_rests(now)
-        for health, turns in self.ready.items():
-            if turns and self.taken[health] < self.slots[health]:
-                return self._begin(next(iter(turns)), health, now)
+        for health, line in self.ready.items():
+            is_full = self.taken[health] >= self.slots[health] + guests_of(self.slots[health])
+            for key in line.firsts() if not is_full else ():
+                if has_place(self.slots[health], self.taken[health], self.under_way_of[health, key[0]]):
+                    return self._begin(key, health, now)
         return None
 
     def _begin(self, key: Key, health: EndpointHealth, now: float) -> Exchange:
         standing = self.standings[key]
-        del self.ready[health][key]
+        self.ready[health].take(key)
         waiting = (standing.live or standing.late).popleft()
-        self.waiting[health] -= 1
+        self._count_waiting(key, health, -1)
         if not standing.waiting:
             del self.holding[key]
         self.taken[health] += 1
+        self.under_way_of[health, key[0]] += 1
         self.busy[health] += standing.in_flight == 0
         standing.in_flight += 1
         self._let_begin(key, standing, now)
@@ -342,12 +365,15 @@ class Isolation:
     @property
     def is_short(self) -> bool:
         """Whether nothing that is claimed may begin, of endpoints that accept."""
-        return not self.ready[EndpointHealth.ACCEPTING]
+        return self.ready[EndpointHealth.ACCEPTING].is_empty
 
     def leave_slot(self, exchange: Exchange, now: float) -> None:
         """Give the slot of a slow exchange to the next, if there is room for another slow one."""
         is_slow = exchange.began_at <= now - SLOW_AFTER_S[exchange.slot]
-        if is_slow and not exchange.is_slow and self.slow[exchange.slot] < SLOW_MAX[exchange.slot]:
+        if not is_slow or exchange.is_slow:
+            return
+        own = self.under_way_of[exchange.slot, exchange.key[0]]
+        if has_place(SLOW_MAX[exchange.slot], self.slow[exchange.slot], own):
             exchange.is_slow = True
             self.slow[exchange.slot] += 1
             self.taken[exchange.slot] -= 1
@@ -368,6 +394,9 @@ class Isolation:
             self.slow[exchange.slot] -= 1
         else:
             self.taken[exchange.slot] -= 1
+        self.under_way_of[exchange.slot, key[0]] -= 1
+        if not self.under_way_of[exchange.slot, key[0]]:
+            del self.under_way_of[exchange.slot, key[0]]
         standing.in_flight -= 1
         self.busy[standing.health] -= standing.in_flight == 0
         standing.used_at = now
@@ -388,7 +417,7 @@ class Isolation:
     def _rest(self, key: Key, standing: Standing, until: float) -> None:
         standing.rests_until = max(standing.rests_until, until)
         self.resting.add(key)
-        self.ready[standing.health].pop(key, None)
+        self.ready[standing.health].discard(key)
 
     def _end_rests(self, now: float) -> None:
         for key in list(self.resting):
@@ -421,10 +450,17 @@ class Isolation:
 
     def _change_sides(self, key: Key, standing: Standing, health: EndpointHealth) -> None:
         before, standing.health = standing.health, health
-        self.ready[before].pop(key, None)
-        for counter, number in ((self.waiting, standing.waiting), (self.busy, int(standing.in_flight > 0))):
-            counter[before] -= number
-            counter[health] += number
+        self.ready[before].discard(key)
+        is_busy = int(standing.in_flight > 0)
+        for side, sign in ((before, -1), (health, 1)):
+            self._count_waiting(key, side, sign * standing.waiting)
+            self.busy[side] += sign * is_busy
+
+    def _count_waiting(self, key: Key, health: EndpointHealth, number: int) -> None:
+        self.waiting[health] += number
+        self.waiting_of[health, key[0]] += number
+        if not self.waiting_of[health, key[0]]:
+            del self.waiting_of[health, key[0]]
 
     def take_back(self, before: float) -> list[Claimed]:
         """What was claimed at that time or before and has not begun: it is waiting no more."""
@@ -434,9 +470,9 @@ class Isolation:
             for queue in (standing.live, standing.late):
                 while queue and queue[0].claimed_at <= before:
                     taken.append(queue.popleft().claimed)
-            self.waiting[standing.health] -= len(taken) - count
+            self._count_waiting(key, standing.health, count - len(taken))
             if not standing.waiting:
-                self.ready[standing.health].pop(key, None)
+                self.ready[standing.health].discard(key)
                 del self.holding[key]
         return taken
 
@@ -445,13 +481,3 @@ class Isolation:
         for key, standing in list(self.standings.items()):
             if not standing.is_busy and max(standing.used_at, standing.rests_until) < now - FORGOTTEN_AFTER_S:
                 del self.standings[key]
-
-
-def _shared(wanting: Sequence[tuple[Key, int]], free: int) -> Iterator[EndpointRoom]:
-    """Rooms out of what is free, the same for each but no more than it wants."""
-    share = max(1, free // max(1, len(wanting)))
-    for key, wanted in wanting:
-        room = min(wanted, share, free)
-        if room > 0:
-            free -= room
-            yield EndpointRoom(*key, room)

@@ -14,6 +14,7 @@ from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.owed import Owed
 from ledger.states import EndpointHealth, Outcome
+from notifier.fairness import guests_of
 from notifier.isolation import (
     AHEAD,
     FORGOTTEN_AFTER_S,
@@ -34,9 +35,9 @@ NOW = datetime(2026, 11, 26, tzinfo=UTC)
 ACCEPTING, UNPROVEN, FAILING = EndpointHealth.ACCEPTING, EndpointHealth.UNPROVEN, EndpointHealth.FAILING
 
 
-def claimed(endpoint: str, number: int, priority: int = LIVE_PRIORITY) -> Claimed:
+def claimed(endpoint: str, number: int, priority: int = LIVE_PRIORITY, tenant: str = "ten_a") -> Claimed:
     return Claimed(
-        tenant_id=TenantId("ten_a"),
+        tenant_id=TenantId(tenant),
         id=DeliveryId(f"del_{endpoint}_{number}"),
         event_id=EventId(f"evt_{number}"),
         event_created_at=NOW,
@@ -53,8 +54,8 @@ def claimed(endpoint: str, number: int, priority: int = LIVE_PRIORITY) -> Claime
     )
 
 
-def owed(endpoint: str, health: EndpointHealth = ACCEPTING) -> Owed:
-    return Owed(TenantId("ten_a"), EndpointId(endpoint), health)
+def owed(endpoint: str, health: EndpointHealth = ACCEPTING, tenant: str = "ten_a") -> Owed:
+    return Owed(TenantId(tenant), EndpointId(endpoint), health)
 
 
 def give(
@@ -65,11 +66,12 @@ def give(
     *,
     priority: int = LIVE_PRIORITY,
     now: float = 0.0,
+    tenant: str = "ten_a",
 ) -> None:
     """Let so many deliveries to an endpoint wait."""
-    isolation.note_owed([owed(endpoint, health)])
+    isolation.note_owed([owed(endpoint, health, tenant)])
     for index in range(number):
-        isolation.add(Waiting(claimed(endpoint, index, priority), ("whsec_",), now), now)
+        isolation.add(Waiting(claimed(endpoint, index, priority, tenant), ("whsec_",), now), now)
 
 
 def begin_all(isolation: Isolation, now: float = 0.0) -> list[Exchange]:
@@ -277,6 +279,57 @@ def rooms_of(isolation: Isolation, *, is_moving: bool = False) -> dict[str, int]
     return {one.endpoint_id: one.room for one in isolation.turns(0.0, is_moving=is_moving).rooms}
 
 
+def test_tenants_take_turns_however_many_endpoints_each_has() -> None:
+    isolation = Isolation(slots=4)
+    for number in range(100):
+        give(isolation, f"large_{number}", tenant="ten_large")
+    give(isolation, "small", 3, tenant="ten_small")
+    assert [exchange.key[1] for exchange in begin_all(isolation)] == ["large_0", "small", "large_1", "small"]
+
+
+def test_what_a_claim_may_bring_is_shared_by_tenants_and_what_one_does_not_want_is_the_others() -> None:
+    isolation = Isolation()
+    isolation.note_owed([owed(f"large_{number}", tenant="ten_large") for number in range(1_000)])
+    isolation.note_owed([owed("small", tenant="ten_small")])
+    rooms: dict[str, int] = {one.endpoint_id: one.room for one in isolation.turns(0.0, is_moving=False).rooms}
+    assert rooms["small"] == WINDOW_MIN
+    assert sum(rooms.values()) == SLOTS
+    alone = Isolation()
+    alone.note_owed([owed(f"large_{number}", tenant="ten_large") for number in range(1_000)])
+    assert sum(one.room for one in alone.turns(0.0, is_moving=False).rooms) == SLOTS
+
+
+@pytest.mark.parametrize("health", list(EndpointHealth))
+def test_where_one_tenant_has_all_places_with_receivers_that_hang_others_are_still_told(health: EndpointHealth) -> None:
+    isolation, now = Isolation(), 10.0
+    while True:  # what leaves its slot makes room for more, until no more may be slow
+        for number in range(isolation.slots[health]):
+            give(isolation, f"hang_{number}_{now}", 1, health, tenant="ten_hang")
+        begun = begin_all(isolation, now)
+        if not begun:
+            break
+        for exchange in begun:
+            isolation.leave_slot(exchange, now + 1.0)
+        now += 1.0
+    isolation.take_back(now)
+    in_hand = isolation.taken[health] + isolation.slow[health]
+    assert in_hand == isolation.slots[health] + SLOW_MAX[health]
+    for number in range(20):
+        isolation.note_owed([owed("ep", health, f"ten_{number}")])
+        turns = isolation.turns(now, is_moving=False, healths=[health])
+        assert [(one.tenant_id, one.room) for one in turns.rooms] == [(f"ten_{number}", 1)]
+        give(isolation, "ep", 1, health, tenant=f"ten_{number}")
+        [exchange] = begin_all(isolation, now)
+        assert (exchange.key[0], exchange.slot) == (f"ten_{number}", health)
+        isolation.owed.clear()  # it was owed that one
+        if number % 2:
+            isolation.end(exchange, now, Outcome.ACCEPTED)
+        else:
+            isolation.leave_slot(exchange, now + 1.0)
+            assert exchange.is_slow
+    assert isolation.taken[health] == isolation.slots[health]
+
+
 def test_more_is_claimed_ahead_only_while_exchanges_end_and_only_of_those_that_accept() -> None:
     isolation = Isolation()
     widen(isolation, "shop")
@@ -395,7 +448,8 @@ def test_whatever_happens_the_counts_are_those_of_what_is_there(steps: list[tupl
     isolation, under_way = Isolation(slots=8), list[Exchange]()
     for now, (step, number) in enumerate(steps):
         if step == "add":
-            give(isolation, f"ep_{number % 5}", 1 + number % 4, list(EndpointHealth)[number % 3], now=float(now))
+            health, tenant = list(EndpointHealth)[number % 3], f"ten_{number % 5 % 2}"
+            give(isolation, f"ep_{number % 5}", 1 + number % 4, health, now=float(now), tenant=tenant)
         elif step == "begin":
             under_way += begin_all(isolation, float(now))
         elif step == "back":
@@ -425,7 +479,12 @@ def check(isolation: Isolation, under_way: list[Exchange]) -> None:
         assert isolation.waiting[health] == sum(standing.waiting for standing in of_health)
         assert isolation.busy[health] == sum(standing.in_flight > 0 for standing in of_health)
         taken = [exchange for exchange in under_way if exchange.slot is health and not exchange.is_slow]
-        assert isolation.taken[health] == len(taken) <= isolation.slots[health]
+        assert isolation.taken[health] == len(taken) <= isolation.slots[health] + guests_of(isolation.slots[health])
+        waiting_of = Counter[tuple[EndpointHealth, TenantId]]()
+        for key, standing in standings.items():
+            waiting_of[standing.health, key[0]] += standing.waiting
+        assert isolation.waiting_of == +waiting_of
+        assert isolation.under_way_of == Counter((exchange.slot, exchange.key[0]) for exchange in under_way)
         for key in isolation.ready[health]:
             assert standings[key].health is health
             assert standings[key].waiting
