@@ -23,6 +23,10 @@ CHURNING = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01, "autovacuu
 """Storage of a table whose rows change all the time, and leave a dead one behind each time: room on each page for the next
 version, and vacuum at 1 % and at full speed, keep it small."""
 
+CLAIMED = CHURNING | {"fillfactor": 50}
+"""Of the queue, whose rows are claimed a pageful at a time: with room for a next version of each the claim writes to none of
+its indexes, with less to most of them for most rows."""
+
 
 def one_of(column: str, members: type[StrEnum]) -> CheckConstraint:
     """A CHECK that admits exactly the members of an enum: Postgres mirrors `ledger/states.py`."""

@@ -38,7 +38,7 @@ from ledger import schema_access as schema_access
 from ledger import schema_audit as schema_audit
 from ledger import schema_health as schema_health
 from ledger import schema_jobs as schema_jobs
-from ledger.columns import AMOUNT, CHURNING, TIME, iff, one_of
+from ledger.columns import AMOUNT, CHURNING, CLAIMED, TIME, iff, one_of
 from ledger.columns import metadata as metadata
 from ledger.ids import Side
 from ledger.schema_lists import DELIVERY_LISTS, ENTRY_LISTS, WATCH_LISTS
@@ -469,7 +469,7 @@ deliveries = Table(
     iff("settled_at", "state", SETTLED_STATES),
     CheckConstraint("(lease_token IS NULL) = (leased_until IS NULL)", name="lease"),
     comment="one event owed to one endpoint: the queue itself, churning, kept apart from what is append-only",
-    postgresql_with=CHURNING,
+    postgresql_with=CLAIMED,
 )
 
 attempts = Table(

@@ -47,7 +47,7 @@ FAILING_INTERVAL_S = 0.1
 SUSPECT_INTERVAL_S = 0.02
 """Pause between two looks whether the outcome of a suspect is stored, and the next may be claimed."""
 
-REFILL_AT = 1 / 2
+REFILL_AT = 3 / 4
 """How much of what the last claim left waiting may still be so when more is claimed: it must last for one claim, which takes
 its turns with all that is being sent."""
 

@@ -146,6 +146,33 @@ async def test_a_queue_that_postgres_knows_nothing_of_is_read_by_index(post: Pos
         assert other_way not in plan, plan
 
 
+async def multiply(post: Post, table: str, changes: str) -> None:
+    """The rows of a table once more for each of four tenants and eight endpoints, with these changes."""
+    await post.execute(
+        f"INSERT INTO {table} SELECT made.* FROM {table} one, generate_series(1, 4) tenant, generate_series(1, 8) number,"
+        f" jsonb_populate_record(one, jsonb_build_object('tenant_id', 'ten_' || tenant, {changes})) made"
+    )
+
+
+async def test_a_claim_reads_no_whole_tenant_where_most_of_it_is_pending(post: Post) -> None:
+    """With statistics as new as can be. To read all that a tenant has, and to sort it bit by bit, looks cheap."""
+    async with running_receiver() as receiver:
+        endpoint_id = await post.add_endpoint(receiver)
+    await fill(post, endpoint_id, number=625, state="pending", lanes=625, first_position=1)
+    await post.execute(
+        "INSERT INTO tenants (id, name, created_at) SELECT 'ten_' || n, n, now() FROM generate_series(1, 4) n"
+    )
+    await multiply(post, "endpoints", "'id', 'ep_' || number")
+    await multiply(post, "deliveries", "'id', one.id || '_' || number, 'endpoint_id', 'ep_' || number")
+    await post.execute("ANALYZE")
+    async with transaction(post.engine) as connection:
+        await connection.execute(READ_BY_INDEX.statement)
+        plan = await plan_of(connection, claims._claim_with_urls, TO_CLAIM)
+    choice = plan[plan.index("CTE due") : plan.index("CTE claimed")]
+    assert choice.count("ix_deliveries_turn") == 2, choice  # of each priority
+    assert "Sort" not in choice, choice
+
+
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 async def test_who_is_owed_anything_is_found_by_index(post: Post, is_known: bool) -> None:
     async with running_receiver() as receiver:
