@@ -12,9 +12,12 @@ from sqlalchemy import create_engine, make_url
 
 from ledger.embedded import embedded_postgres
 from ledger.ids import OPS_TENANT
+from ledger.keys import SCOPES
 from tests.fixtures.postgres import FAST, cluster_directory, make_template, new_database
 from tests.integration.api.conftest import running
 from tests.integration.api.describing import call_everything, fill
+
+_READING = [scope for scope in SCOPES if scope.endswith(":read")]
 
 
 def main() -> int:
@@ -35,7 +38,12 @@ def main() -> int:
 async def _fuzz(database_url: str, examples: int, seed: int, directory: Path) -> bool:
     async with running(database_url) as service:
         await fill(service)
-        keys = {"a tenant's key": service.key, "the operator's key": await service.make_key("*", tenant_id=OPS_TENANT)}
+        keys = {
+            "a tenant's key": service.key,
+            "the operator's key": await service.make_key("*", tenant_id=OPS_TENANT),
+            "a key that may read and no more": await service.make_key(*_READING),
+            "a key for watches alone": await service.make_key("watches:*"),
+        }
         is_well = True
         for name, key in keys.items():
             is_good, said = await call_everything(service.url, key, directory, examples=examples, seed=seed)
