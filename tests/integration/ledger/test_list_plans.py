@@ -38,7 +38,7 @@ LOOKED_MAX = walks.LOOKED_MAX if ROWS >= 1_000_000 else 400
 BOUND = 6 * LOOKED_MAX + TIGHT
 """For a page of what no index holds: a walk, its end, and sets that are looked at."""
 
-MADE_AT = "now() + n * interval '10 seconds'"
+MADE_AT = f"now() + n * interval '{3 * 86_400 / ROWS:.3f} seconds'"
 """When an event was stored: over some three days, beginning today."""
 
 _FILL = f"""
