@@ -18,7 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.app import create_app
 from api.callers import Network
+from api.routes import SERVICES
 from api.server import serving
+from api.turns import Turns
 from ledger.cursors import cursor_key_of
 from ledger.database import connect, connect_api, transaction
 from ledger.ids import TenantId
@@ -61,6 +63,7 @@ class Service:
     session: aiohttp.ClientSession
     tenant_id: TenantId
     key: str
+    large_bodies: Turns
 
     async def ask(
         self,
@@ -124,7 +127,8 @@ async def running(
         tenant_id = await create_tenant(connection, "acme", datetime.now(UTC))
         _, key = await create_key(connection, tenant_id, ["*"], datetime.now(UTC))
     async with serving(app, "127.0.0.1", 0) as (host, port), aiohttp.ClientSession() as session:
-        yield Service(f"http://{host}:{port}", owner, engine, session, tenant_id, key)
+        url = f"http://{host}:{port}"
+        yield Service(url, owner, engine, session, tenant_id, key, app[SERVICES].large_bodies)
     await engine.dispose()
     await owner.dispose()
 

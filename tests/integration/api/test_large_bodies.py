@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from api import reading
 from api.app import LARGE_BODIES_MAX
 from api.reading import BODY_BYTES_MAX
 from ledger.database import transaction
@@ -42,7 +43,11 @@ async def test_a_large_body_is_not_waited_for_without_a_good_key(service: Servic
     writer.close()
 
 
-async def test_a_few_large_bodies_are_let_in_at_a_time_and_keep_no_other_key_waiting(service: Service) -> None:
+async def test_a_few_large_bodies_are_let_in_at_a_time_and_keep_no_other_key_waiting(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BODY_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(service.large_bodies, "_wait_limit_s", 3600.0)
     async with transaction(service.owner) as connection:
         await add_chain(connection, tip=1000)
     _, other = await service.make_tenant("other")
