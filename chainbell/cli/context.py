@@ -73,7 +73,10 @@ def moment_given(option: str, text: str) -> datetime:
         raise UsageError(f"{option} {text!r} is not a time; write it as 2026-11-01T00:00:00Z") from None
     if moment.tzinfo is None:
         raise UsageError(f"{option} {text!r} has no zone; write it as 2026-11-01T00:00:00Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise UsageError(f"{option} {text!r} is not within the years 1 to 9999 in UTC") from None
 
 
 def _cell(value: object) -> str:

@@ -22,6 +22,7 @@ SINCE = "2026-01-02T00:00:00Z"
         ({"endpoint": "ep_1", "since": SINCE, "until": "2026-01-01T00:00:00Z"}, "swap them"),
         ({"endpoint": "ep_1", "since": "yesterday"}, "is not a time"),
         ({"endpoint": "ep_1", "since": "2026-01-02T00:00:00"}, "has no zone"),
+        ({"endpoint": "ep_1", "since": "0001-01-01T00:00:00+14:00"}, "is not within the years"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, str], said: str) -> None:
