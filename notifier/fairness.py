@@ -33,14 +33,13 @@ class Line:
     def __contains__(self, key: Key) -> bool:
         return key in self._tenants.get(key[0], ())
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nobody stands in it."""
-        return not self._tenants
-
     def add(self, key: Key) -> None:
         """Who stands in the line already keeps its place."""
-        self._tenants.setdefault(key[0], {}).setdefault(key)
+        keys = self._tenants.get(key[0])
+        if keys is None:
+            self._tenants[key[0]] = {key: None}
+        else:
+            keys.setdefault(key)
 
     def discard(self, key: Key) -> None:
         """It has no turn any more; its tenant keeps its own."""
@@ -48,6 +47,12 @@ class Line:
         keys.pop(key, None)
         if not keys:
             self._tenants.pop(key[0], None)
+
+    def first(self) -> Key | None:
+        """Whose turn it is."""
+        for keys in self._tenants.values():
+            return next(iter(keys))
+        return None
 
     def firsts(self) -> Iterator[Key]:
         """Of each tenant the endpoint whose turn it is. The line must not change meanwhile."""

@@ -35,7 +35,7 @@ from ledger.ids import TenantId
 from ledger.owed import Owed
 from ledger.secrets import SealBroken
 from ledger.states import EndpointHealth, Outcome
-from notifier.fairness import Key, Line, guests_of, has_place, is_guest, shared
+from notifier.fairness import Key, Line, has_place, is_guest, shared
 from notifier.outcome import AttemptError
 
 SLOTS = 64
@@ -196,9 +196,8 @@ class Isolation:
         self.slow: Counter[EndpointHealth] = Counter()
         self.busy: Counter[EndpointHealth] = Counter()
         """Endpoints to which something is under way."""
-        self.under_way_of: Counter[tuple[EndpointHealth, TenantId]] = Counter()
-        """Of each tenant, in slots of that health or out of them."""
-        self.waiting_of: Counter[tuple[EndpointHealth, TenantId]] = Counter()
+        self.under_way_of = {health: Counter[TenantId]() for health in EndpointHealth}
+        """Exchanges of each tenant, in slots of that health or out of them."""
 
     def note_owed(self, found: Iterable[Owed]) -> None:
         """Something is due to these endpoints: they get their turns."""
@@ -239,7 +238,7 @@ class Isolation:
         the end of its line: it had its turn, or has no room."""
         line, found, looked_at = self.lines[health], list[tuple[Key, int]](), list[Key]()
         for _ in range(LINE_MAX):
-            key = next(line.firsts(), None)
+            key = line.first()
             if key is None or len(found) == number:
                 break
             line.take(key)
@@ -253,9 +252,13 @@ class Isolation:
     def _guests_in_line(self, health: EndpointHealth, places: int, in_hand: int, now: float) -> list[EndpointRoom]:
         """One delivery for each tenant that has hardly any in hand, while others have all places."""
         line, chosen = self.lines[health], list[EndpointRoom]()
-        for key in list(islice(line.firsts(), LINE_MAX)) if is_guest(places, in_hand, 0) else ():
-            own = self.under_way_of[health, key[0]] + self.waiting_of[health, key[0]]
-            if is_guest(places, in_hand + len(chosen), own):
+        if line.first() is None or not is_guest(places, in_hand, 0):
+            return chosen
+        own = Counter(self.under_way_of[health])
+        for key in self.holding:
+            own[key[0]] += self.standings[key].waiting
+        for key in list(islice(line.firsts(), LINE_MAX)):
+            if is_guest(places, in_hand + len(chosen), own[key[0]]):
                 line.take(key)
                 if self._room(key, health, now, is_moving=False) > 0:
                     chosen.append(EndpointRoom(*key, 1))
@@ -330,7 +333,7 @@ class Isolation:
                 standing.window = WINDOW_FIRST[EndpointHealth.FAILING]
         standing.used_at = now
         (standing.live if waiting.claimed.priority == LIVE_PRIORITY else standing.late).append(waiting)
-        self._count_waiting(key, standing.health, 1)
+        self.waiting[standing.health] += 1
         self.holding.setdefault(key)
         self._let_begin(key, standing, now)
 
@@ -343,21 +346,29 @@ class Isolation:
         if self.resting:
             self._end_rests(now)
         for health, line in self.ready.items():
-            is_full = self.taken[health] >= self.slots[health] + guests_of(self.slots[health])
-            for key in line.firsts() if not is_full else ():
-                if has_place(self.slots[health], self.taken[health], self.under_way_of[health, key[0]]):
-                    return self._begin(key, health, now)
+            key = line.first()
+            if key is not None and self.taken[health] >= self.slots[health]:
+                key = self._first_guest(health)
+            if key is not None:
+                return self._begin(key, health, now)
         return None
+
+    def _first_guest(self, health: EndpointHealth) -> Key | None:
+        """Of the endpoints that may begin while all slots are taken, the first of a tenant that has hardly any."""
+        slots, taken, of_tenant = self.slots[health], self.taken[health], self.under_way_of[health]
+        if not is_guest(slots, taken, 0):
+            return None
+        return next((key for key in self.ready[health].firsts() if is_guest(slots, taken, of_tenant[key[0]])), None)
 
     def _begin(self, key: Key, health: EndpointHealth, now: float) -> Exchange:
         standing = self.standings[key]
         self.ready[health].take(key)
         waiting = (standing.live or standing.late).popleft()
-        self._count_waiting(key, health, -1)
+        self.waiting[health] -= 1
         if not standing.waiting:
             del self.holding[key]
         self.taken[health] += 1
-        self.under_way_of[health, key[0]] += 1
+        self.under_way_of[health][key[0]] += 1
         self.busy[health] += standing.in_flight == 0
         standing.in_flight += 1
         self._let_begin(key, standing, now)
@@ -366,14 +377,14 @@ class Isolation:
     @property
     def is_short(self) -> bool:
         """Whether nothing that is claimed may begin, of endpoints that accept."""
-        return self.ready[EndpointHealth.ACCEPTING].is_empty
+        return self.ready[EndpointHealth.ACCEPTING].first() is None
 
     def leave_slot(self, exchange: Exchange, now: float) -> None:
         """Give the slot of a slow exchange to the next, if there is room for another slow one."""
         is_slow = exchange.began_at <= now - SLOW_AFTER_S[exchange.slot]
         if not is_slow or exchange.is_slow:
             return
-        own = self.under_way_of[exchange.slot, exchange.key[0]]
+        own = self.under_way_of[exchange.slot][exchange.key[0]]
         if has_place(SLOW_MAX[exchange.slot], self.slow[exchange.slot], own):
             exchange.is_slow = True
             self.slow[exchange.slot] += 1
@@ -395,9 +406,7 @@ class Isolation:
             self.slow[exchange.slot] -= 1
         else:
             self.taken[exchange.slot] -= 1
-        self.under_way_of[exchange.slot, key[0]] -= 1
-        if not self.under_way_of[exchange.slot, key[0]]:
-            del self.under_way_of[exchange.slot, key[0]]
+        self.under_way_of[exchange.slot][key[0]] -= 1
         standing.in_flight -= 1
         self.busy[standing.health] -= standing.in_flight == 0
         standing.used_at = now
@@ -452,16 +461,9 @@ class Isolation:
     def _change_sides(self, key: Key, standing: Standing, health: EndpointHealth) -> None:
         before, standing.health = standing.health, health
         self.ready[before].discard(key)
-        is_busy = int(standing.in_flight > 0)
-        for side, sign in ((before, -1), (health, 1)):
-            self._count_waiting(key, side, sign * standing.waiting)
-            self.busy[side] += sign * is_busy
-
-    def _count_waiting(self, key: Key, health: EndpointHealth, number: int) -> None:
-        self.waiting[health] += number
-        self.waiting_of[health, key[0]] += number
-        if not self.waiting_of[health, key[0]]:
-            del self.waiting_of[health, key[0]]
+        for counter, number in ((self.waiting, standing.waiting), (self.busy, int(standing.in_flight > 0))):
+            counter[before] -= number
+            counter[health] += number
 
     def take_back(self, before: float) -> list[Claimed]:
         """What was claimed at that time or before and has not begun: it is waiting no more."""
@@ -471,7 +473,7 @@ class Isolation:
             for queue in (standing.live, standing.late):
                 while queue and queue[0].claimed_at <= before:
                     taken.append(queue.popleft().claimed)
-            self._count_waiting(key, standing.health, count - len(taken))
+            self.waiting[standing.health] -= len(taken) - count
             if not standing.waiting:
                 self.ready[standing.health].discard(key)
                 del self.holding[key]
@@ -482,3 +484,4 @@ class Isolation:
         for key, standing in list(self.standings.items()):
             if not standing.is_busy and max(standing.used_at, standing.rests_until) < now - FORGOTTEN_AFTER_S:
                 del self.standings[key]
+        self.under_way_of = {health: +of_tenant for health, of_tenant in self.under_way_of.items()}

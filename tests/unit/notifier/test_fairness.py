@@ -15,9 +15,9 @@ def test_a_line_lets_tenants_take_turns_and_within_one_its_endpoints() -> None:
     for one in (key("a", 1), key("a", 2), key("a", 3), key("b", 1), key("b", 2), key("c", 1), key("a", 1)):
         line.add(one)
     taken = []
-    while not line.is_empty:
-        taken.append(next(line.firsts()))
-        line.take(taken[-1])
+    while (first := line.first()) is not None:
+        taken.append(first)
+        line.take(first)
     assert taken == [key("a", 1), key("b", 1), key("c", 1), key("a", 2), key("b", 2), key("a", 3)]
 
 
