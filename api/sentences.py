@@ -32,6 +32,9 @@ _PATTERNS = {
     r"^ep_[0-9A-Za-z_]+$": "an endpoint's id begins with ep_",
     r"^evt_[0-9A-Za-z_]+$": "an event's id begins with evt_",
     r"^(dep|wdr)_[0-9A-Za-z_]+$": "the id of a deposit or withdrawal begins with dep_ or wdr_",
+    r"^[a-zA-Z0-9]{3,8}:[-_a-zA-Z0-9]{1,32}/[a-zA-Z0-9]{3,8}:[-.%a-zA-Z0-9]{1,128}$": (
+        "an asset is named as in asset.id: eip155:1/slip44:60, or eip155:1/erc20: and the contract; never by its symbol"
+    ),
 }
 _OTHER_PATTERN = "it is not formed as the description in /openapi.json says"
 _SHOWN_MAX = 60

@@ -88,12 +88,16 @@ def redact_url(url: str) -> str:
 def read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     """The settings in `CHAINBELL_SECTION__KEY` variables, nested. A value is text or, where it reads as JSON, that.
 
-    Variables of ours without `__` are no settings (`CHAINBELL_MASTER_KEY`, and what Kubernetes sets for a service).
+    Variables of ours without `__` are no settings (`CHAINBELL_MASTER_KEY`, and what Kubernetes sets for a service). One that
+    would be a setting if it had them is a mistake, and raises `SettingsError` like any misspelt key.
     """
     tree: dict[str, Any] = {}
     for variable, value in sorted(variables.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
         *sections, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        if not variable.startswith(ENVIRONMENT_PREFIX) or not sections:
+        if not sections:
+            _refuse_half_a_separator(variable, key)
             continue
         branch = tree
         for section in sections:
@@ -102,6 +106,17 @@ def read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
                 raise SettingsError(f"{variable} goes into a setting that another variable sets as a whole; use one")
         branch[key] = _value_of(value)
     return tree
+
+
+def _refuse_half_a_separator(variable: str, name: str) -> None:
+    """Refuse `CHAINBELL_API_LISTEN`: who set it would believe that it holds."""
+    for section in ("api", "database", "notifier"):
+        key = name.removeprefix(f"{section}_")
+        if key != name and key in _section_at([section]).model_fields:
+            meant = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            raise SettingsError(
+                f"{variable} is not a setting: sections end with two underscores; did you mean {meant}?"
+            )
 
 
 def _value_of(text: str) -> object:

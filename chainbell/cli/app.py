@@ -18,13 +18,13 @@ from typing import Annotated
 import typer
 
 from chainbell.cli.context import Context
-from chainbell.errors import ChainbellError
+from chainbell.errors import ChainbellError, UsageError
 from chainbell.opening import DatabaseUnreachable
 from chainbell.supervisor import PARENT_VARIABLE, REFUSED
 from chains.errors import ChainError
 from indexer.errors import IndexerError
 from ledger.embedded import EmbeddedPostgresError
-from ledger.errors import LedgerError
+from ledger.errors import LedgerError, UnknownName
 
 COMMANDS = {
     "init": "init.init",
@@ -137,4 +137,8 @@ def _exit_status(error: Exception) -> int:
     is away is no refusal: it comes back."""
     if PARENT_VARIABLE in os.environ and not isinstance(error, DatabaseUnreachable):
         return REFUSED
+    if isinstance(
+        error, UnknownName
+    ):  # a tenant, key, scope or network that there is not: the command line asked for it
+        return UsageError.exit_status
     return error.exit_status if isinstance(error, ChainbellError) else 1

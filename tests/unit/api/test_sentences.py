@@ -108,7 +108,12 @@ def test_a_wrong_body_is_told_of_in_our_words(type_: Any, sent: dict[str, Any], 
             "/updated_since",
             "a time needs its zone: 2026-11-01T00:00:00Z",
         ),
-        (EntryQuery, {"asset": "USDC"}, "/asset", "it is not formed as the description in /openapi.json says"),
+        (
+            EntryQuery,
+            {"asset": "USDC"},
+            "/asset",
+            "an asset is named as in asset.id: eip155:1/slip44:60, or eip155:1/erc20: and the contract; never by its symbol",
+        ),
     ],
 )
 def test_a_wrong_query_is_told_of_in_our_words(type_: Any, sent: dict[str, Any], pointer: str, sentence: str) -> None:  # noqa: ANN401

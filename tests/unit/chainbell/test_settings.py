@@ -241,6 +241,7 @@ def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CHAINBELL_CHAINS__ETHEREUM__QUORUM", "1")
     monkeypatch.setenv("CHAINBELL_CHAINS__ANVIL__NODES", json.dumps([{"url": "http://127.0.0.1:8545"}]))
     monkeypatch.setenv("CHAINBELL_PORT_8080_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("CHAINBELL_API_SERVICE_HOST", "10.0.0.1")
     settings = load(ETHEREUM + '[api]\nlisten = "127.0.0.1:1"')
     assert split_listen(settings.api.listen) == ("::1", 9000)
     assert settings.notifier.allow_http
@@ -260,6 +261,8 @@ def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -
         ),
         ("CHAINBELL_CHAINS__ETHEREUM__PROOF", "rots", "(in the environment, CHAINBELL_CHAINS__ETHEREUM__PROOF)"),
         ("CHAINBELL_NOTIFIER__ALLOW_PORTS", "[0]", "allow_ports[0] = 0"),
+        ("CHAINBELL_API_LISTEN", "0.0.0.0:80", "did you mean CHAINBELL_API__LISTEN?"),
+        ("CHAINBELL_DATABASE_URL", "postgresql://u:hunter2@db/x", "did you mean CHAINBELL_DATABASE__URL?"),
     ],
 )
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str) -> None:
