@@ -38,7 +38,7 @@ async def answering(answer: bytes, connections: int) -> AsyncIterator[tuple[str,
     server = await asyncio.start_server(_serve, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             for _ in range(connections):
                 await over.acquire()
     finally:
