@@ -40,6 +40,7 @@ from ledger.direct import direct_transaction
 from ledger.hints import listen
 from ledger.secrets import SealBroken, SecretBox
 from ledger.tally import Tally
+from notifier.ahead import AHEAD_MAX_S
 from notifier.backoff import ATTEMPTS_MAX, RETRY_AFTER_STATUS_CODES, parse_retry_after
 from notifier.claiming import FAILING_INTERVAL_S, IDLE_INTERVAL_S, SUSPECT_INTERVAL_S, Claiming, wait_for_database
 from notifier.errors import LeaseTooShort
@@ -52,10 +53,6 @@ from notifier.settling import Result, Unsent, report, settlement_of
 from notifier.tallying import keep_tally, tally_attempts
 
 log = structlog.get_logger()
-
-AHEAD_MAX_S = 1.0
-"""How long a claimed delivery may wait for a slot before it is given back: slots that hang must not hold what another
-process could send."""
 
 LEASE_S = 60.0
 """Longer than one exchange and a slow settle, with room for a paused machine."""

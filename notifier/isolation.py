@@ -35,6 +35,7 @@ from ledger.ids import TenantId
 from ledger.owed import Owed
 from ledger.secrets import SealBroken
 from ledger.states import EndpointHealth, Outcome
+from notifier.ahead import Pace
 from notifier.fairness import Key, Line, has_place, is_guest, shared
 from notifier.outcome import AttemptError
 
@@ -86,11 +87,6 @@ time, and keeps its place: with those that fail it would stand behind hundreds t
 LINE_MAX = 1_000
 """Endpoints of the line that are looked at for one claim."""
 
-AHEAD = 7
-"""Deliveries that may be claimed before they can begin, in numbers of those that can: an exchange takes milliseconds, and
-its slot must not wait for Postgres. With three, slots stood empty for half of the time at full rate. Only for endpoints that
-accept, and only while exchanges end."""
-
 
 class Debt(NamedTuple):
     """What is known of an endpoint to which something is due."""
@@ -137,6 +133,8 @@ class Standing:
     """It accepted something since the last claim."""
     rests_until: float = 0.0
     used_at: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+    """Of what it accepts."""
 
     @property
     def waiting(self) -> int:
@@ -198,6 +196,8 @@ class Isolation:
         """Endpoints to which something is under way."""
         self.under_way_of = {health: Counter[TenantId]() for health in EndpointHealth}
         """Exchanges of each tenant, in slots of that health or out of them."""
+        self.pace = Pace()
+        """How long what is accepted keeps its slot."""
 
     def note_owed(self, found: Iterable[Owed]) -> None:
         """Something is due to these endpoints: they get their turns."""
@@ -222,7 +222,7 @@ class Isolation:
         end (`is_moving`), as soon can. Endpoints share what there is; who had a turn is at the end of the line."""
         chosen = list[EndpointRoom]()
         for health in healths:
-            most = self.slots[health] * (1 + AHEAD if health is EndpointHealth.ACCEPTING else 1)
+            most = self.slots[health] * (1 + self.pace.ahead if health is EndpointHealth.ACCEPTING else 1)
             places, in_hand = most if is_moving else self.slots[health], self.taken[health] + self.waiting[health]
             if places > in_hand:
                 number = min(CLAIM_MAX, places - in_hand)
@@ -301,7 +301,7 @@ class Isolation:
             return WINDOW_FIRST[health]
         if standing.rests_until > now:
             return 0
-        ahead = 1 + AHEAD if is_moving and standing.is_moving else 1
+        ahead = 1 + standing.pace.ahead if is_moving and standing.is_moving else 1
         standing.is_moving = False
         is_failing = EndpointHealth.FAILING in (health, debt.stored)
         window = WINDOW_FIRST[EndpointHealth.FAILING] if is_failing else self._window(standing) * ahead
@@ -412,6 +412,9 @@ class Isolation:
         standing.used_at = now
         if outcome is not None:
             self._judge(key, standing, outcome, error)
+        if outcome is Outcome.ACCEPTED:
+            standing.pace.note(now - exchange.began_at)
+            self.pace.note(min(now - exchange.began_at, SLOW_AFTER_S[EndpointHealth.ACCEPTING]))
         if rest is not None:
             self._rest(key, standing, now + min(rest, REST_MAX).total_seconds())
         elif standing.health is EndpointHealth.FAILING:

@@ -11,7 +11,7 @@ from aiohttp import web
 from sqlalchemy import text
 
 from ledger.events import NewEvent, record_events
-from notifier.isolation import AHEAD
+from notifier.ahead import AHEAD
 from tests.fakes.receiver import Receiver, running_receiver, wait_for
 from tests.integration.notifier.conftest import TENANT, Post
 

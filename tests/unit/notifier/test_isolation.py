@@ -14,9 +14,9 @@ from ledger.events import LATE_PRIORITY, LIVE_PRIORITY
 from ledger.ids import DeliveryId, EndpointId, EventId, TenantId
 from ledger.owed import Owed
 from ledger.states import EndpointHealth, Outcome
+from notifier.ahead import AHEAD, AHEAD_S
 from notifier.fairness import guests_of
 from notifier.isolation import (
-    AHEAD,
     FORGOTTEN_AFTER_S,
     LINE_MAX,
     PAUSE_S,
@@ -340,6 +340,36 @@ def test_more_is_claimed_ahead_only_while_exchanges_end_and_only_of_those_that_a
     isolation.end(exchange, 0.0, Outcome.ACCEPTED)
     assert rooms_of(isolation, is_moving=True) == {"shop": SLOTS // 2 * (1 + AHEAD)}
     assert rooms_of(isolation, is_moving=True) == {"shop": SLOTS // 2}  # nothing was accepted since
+
+
+@pytest.mark.parametrize("took_s", [0.001, 0.05, 0.1, 0.2, 0.3, 0.7, 15.0])
+def test_no_more_is_claimed_ahead_than_begins_in_time_with_one_that_takes_as_long(took_s: float) -> None:
+    isolation = Isolation()
+    now = 0.0
+    for _ in range(2 * SLOTS):
+        give(isolation, "shop")
+        [exchange] = begin_all(isolation, now)
+        now += took_s
+        isolation.leave_slot(exchange, now)
+        isolation.end(exchange, now, Outcome.ACCEPTED)
+    isolation.note_owed([owed("shop")])
+    at_once = SLOTS // 2
+    [room] = rooms_of(isolation, is_moving=True).values()
+    assert at_once * 2 <= room <= at_once * (1 + AHEAD)
+    if room > at_once * 2:
+        assert (room - at_once) / at_once * took_s <= AHEAD_S  # turns of the window until the last has begun
+    assert (room == at_once * (1 + AHEAD)) == (took_s * AHEAD <= AHEAD_S)
+
+
+def test_slots_that_are_kept_long_are_claimed_for_less_ahead_whoever_keeps_them() -> None:
+    isolation, now = Isolation(), 0.0
+    for number in range(4 * SLOTS):
+        give(isolation, f"shop_{number}")
+        [exchange] = begin_all(isolation, now)
+        now += 0.2
+        isolation.end(exchange, now, Outcome.ACCEPTED)
+    isolation.note_owed([owed(f"shop_{number}") for number in range(4 * SLOTS)])
+    assert sum(rooms_of(isolation, is_moving=True).values()) <= SLOTS * (1 + AHEAD_S / 0.2)
 
 
 def test_what_a_claim_may_bring_for_an_endpoint_is_what_it_has_room_for() -> None:
