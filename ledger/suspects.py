@@ -71,7 +71,7 @@ _SUSPECTS = Direct(
 
 
 async def find_suspects(connection: AsyncConnection, own: str) -> list[Suspect]:
-    """Those that a process, whose tokens begin with `own`, may claim now, one after the other; of each endpoint one. Crosses
+    """Those of which a process, whose tokens begin with `own`, may claim one now; of each endpoint the first. Crosses
     tenants."""
     rows = await run_direct(connection, (READ_BY_INDEX, {}), (_SUSPECTS, {}))
     found: dict[tuple[str, str], Suspect] = {}

@@ -139,18 +139,20 @@ class Claiming:
     async def claim_suspect(self) -> int:
         """Claim the next suspect, if there is one and it is time for it; returns how many deliveries."""
         now = time.monotonic()
-        suspect = self.suspects.take_turn(self.isolation, now) if self.may_claim() else None
-        if suspect is None:
+        if not self.may_claim() or not self.suspects.is_turn(now):
             return 0
         try:
             async with direct_transaction(self.engine) as connection:
+                self.suspects.note_found(await find_suspects(connection, self.token))
+                suspect = self.suspects.take_next(self.isolation, now)
+                if suspect is None:
+                    return 0
                 found = await self._claim_rooms(connection, [room_for(suspect)])
         except (*UNAVAILABLE, OSError) as error:
             await wait_for_database(error)
             return 0
         self._let_wait(found, now)
-        for one in found.claimed:
-            self.suspects.note_claimed(suspect, one, now)
+        self.suspects.note_claimed(suspect, next(iter(found.claimed), None), now)
         return len(found.claimed)
 
     async def sweep(self) -> None:
@@ -162,7 +164,7 @@ class Claiming:
                 try:
                     async with direct_transaction(self.engine) as connection:
                         if place == START:
-                            self.suspects.note_found(await find_suspects(connection, self.token))
+                            self.suspects.note_swept(await find_suspects(connection, self.token))
                         owed, place = await find_owed(connection, place, SWEEP_MAX)
                 except (*UNAVAILABLE, OSError) as error:
                     await wait_for_database(error)

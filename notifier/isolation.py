@@ -313,11 +313,14 @@ class Isolation:
         return min(standing.window, max(WINDOW_MIN, share))
 
     def may_begin(self, key: Key, now: float) -> bool:
-        """Whether an endpoint has room for one more."""
+        """Whether one more would soon have its turn: with an endpoint that accepts it has, however much waits for it."""
         standing = self.standings.get(key)
         if standing is None:
             return True
-        return standing.rests_until <= now and standing.in_flight + standing.waiting < self._window(standing)
+        is_ready = standing.health is EndpointHealth.ACCEPTING or standing.in_flight + standing.waiting < self._window(
+            standing
+        )
+        return standing.rests_until <= now and is_ready
 
     def add(self, waiting: Waiting, now: float) -> None:
         """Let a claimed delivery wait for its turn."""

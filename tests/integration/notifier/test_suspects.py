@@ -131,6 +131,16 @@ async def test_what_two_workers_in_a_row_fell_silent_with_is_claimed_alone(post:
     assert [one.takeovers for one in await find(post, own="other")] == [1]  # the other one is tried before it
 
 
+async def test_one_sweep_finds_all_that_an_endpoint_is_owed(post: Post) -> None:
+    """Whom one machine that died twice had owed hundreds is not told for minutes."""
+    async with running_receiver() as receiver:
+        await post.add_endpoint(receiver)
+        await post.record_all([(f"dep_{number}", 1) for number in range(20)])
+        await post.execute("UPDATE deliveries SET takeovers = 2")
+        async with post.dispatching(idle_interval_s=300.0):
+            await post.wait_for_states(delivered=20)
+
+
 async def test_an_outcome_ends_the_row_and_what_is_given_back_is_no_outcome(
     post: Post, endpoint_id: EndpointId
 ) -> None:
