@@ -61,9 +61,9 @@ class Shop:
             return list(result.all()) if result.returns_rows else []
 
     def terminate(self, where: str, **parameters: object) -> int:
-        """End the database sessions of which `where` holds, other than our own; how many."""
+        """End the database sessions of which `where` holds, other than our own, and wait until they are gone; how many."""
         others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
-        ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others} AND {where}"
+        ended = f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE {others} AND {where}"
         return len(self.ask(ended, **parameters))
 
     async def leader(self) -> int:

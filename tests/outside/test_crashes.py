@@ -21,7 +21,7 @@ from aiohttp import web
 from chainbell.demo.anvil import AnvilNode, anvil
 from tests.fakes.receiver import Behaviour, Receiver, hang, running_receiver
 from tests.fixtures.cluster import Cluster, own_cluster
-from tests.outside.installation import DEADLINE_S, LOCAL_ENDPOINTS, Installation, Tenant, installed
+from tests.outside.installation import DEADLINE_S, LOCAL_ENDPOINTS, POLL_S, Installation, Tenant, installed
 from tests.outside.payments import new_address, receipt_of, send, submit
 
 ROLES = ("follow", "notify", "serve")
@@ -91,20 +91,35 @@ def slow_answer(chance: random.Random) -> Behaviour:
     return behave
 
 
-async def restart(installation: Installation, role: str) -> None:
-    """Kill a role and start it again, as the machine's service manager does, also when it ended by itself: one that starts
-    while Postgres recovers says so and ends."""
-    await installation.kill(role)
-    await installation.start(role)
+@dataclass
+class ServiceManager:
+    """Starts again whatever ended, killed or by itself: a role that starts while Postgres recovers says so and ends."""
+
+    installation: Installation
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def restart(self, role: str, *, is_needed: bool = True) -> None:
+        """Kill a role, if it has not ended by itself, and start it again: only if it has, where it is not needed."""
+        async with self.turn:
+            if is_needed or self.installation.processes[role].returncode is not None:
+                await self.installation.kill(role)
+                await self.installation.start(role)
+
+    async def keep_running(self, is_over: asyncio.Event) -> None:
+        """Start each role again that ended by itself, until `is_over`."""
+        while not is_over.is_set():
+            for role in ROLES:
+                await self.restart(role, is_needed=False)
+            await asyncio.sleep(POLL_S)
 
 
 async def kill_at_random(
-    installation: Installation, cluster: Cluster, chance: random.Random, receiver: Receiver, is_over: asyncio.Event
+    manager: ServiceManager, cluster: Cluster, chance: random.Random, receiver: Receiver, is_over: asyncio.Event
 ) -> None:
     """The notifier while its first request waits for an answer; then three kills of each role and one of Postgres, in
     random order, after random pauses; each is started again at once, so that it can be killed while it starts."""
     await receiver.wait_until("the first request waits", lambda: bool(receiver.requests))
-    await restart(installation, "notify")
+    await manager.restart("notify")
     victims = [*ROLES * 3, "postgres"]
     chance.shuffle(victims)
     for victim in victims:
@@ -113,7 +128,7 @@ async def kill_at_random(
             cluster.kill()
             await asyncio.to_thread(cluster.start)
         else:
-            await restart(installation, victim)
+            await manager.restart(victim)
     is_over.set()
 
 
@@ -193,12 +208,16 @@ async def test_whatever_is_killed_under_load_nothing_is_lost_doubled_or_out_of_o
         await shop.open_endpoint(receiver)
         load = Load(node, shop, chance, await node.rpc("eth_accounts"))
         receiver.script(hang())
-        async with asyncio.TaskGroup() as group:
-            is_over = asyncio.Event()
-            group.create_task(load.run(is_over))
-            group.create_task(kill_at_random(installation, cluster, chance, receiver, is_over))
+        manager = ServiceManager(installation)
+        is_paid, is_over = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as managing:
+            managing.create_task(manager.keep_running(is_paid))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run(is_over))
+                group.create_task(kill_at_random(manager, cluster, chance, receiver, is_over))
+            is_paid.set()
         for role in ROLES:
-            await restart(installation, role)
+            await manager.restart(role)
         await installation.ready()
         last = await node.height()
         await node.mine(9)
