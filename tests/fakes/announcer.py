@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 from aiohttp import WSMsgType, web
 
+from tests.fakes.ending import end
+
 Connection = web.WebSocketResponse
 Behaviour = Callable[["Announcer", Connection], Awaitable[None]]
 SUBSCRIPTION = "0xcd0c3e8af590364c09d0fa6a1210faf5"
@@ -54,7 +56,7 @@ class Announcer:
 
     async def __aexit__(self, *_: object) -> None:
         if self._runner:
-            await self._runner.cleanup()
+            await end(self._runner)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         behaviour = self.behaviours[min(self.connections, len(self.behaviours) - 1)]

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from chains.node.naming import TEXT_MAX
+from tests.fakes.ending import end
 
 
 def _error(message: str) -> web.Response:
@@ -45,4 +46,4 @@ async def betraying_node() -> AsyncIterator[int]:
         port: int = runner.addresses[0][1]
         yield port
     finally:
-        await runner.cleanup()
+        await end(runner)

@@ -23,6 +23,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from tests.fakes.ending import end
+
 Json = Any
 
 STALL_S = 30.0
@@ -135,7 +137,7 @@ async def lying_node(
             node.url = f"http://{host}:{runner.addresses[0][1]}"
             yield node
         finally:
-            await runner.cleanup()
+            await end(runner)
 
 
 # --- receipts and logs ------------------------------------------------------------------------------------------------

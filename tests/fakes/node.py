@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from tests.fakes.ending import end
+
 Json = Any
 Answer = Callable[[Json], Json]
 """Changes the result of one call; gets its own copy."""
@@ -108,7 +110,7 @@ class RecordedNode:
     async def stop(self) -> None:
         """Stop listening: the node is down."""
         if self._runner:
-            await self._runner.cleanup()
+            await end(self._runner)
 
     def misbehave(
         self,

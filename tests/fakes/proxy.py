@@ -12,6 +12,8 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from tests.fakes.ending import end
+
 Json = Any
 Reply = dict[str, Json]
 
@@ -71,4 +73,4 @@ async def proxy_before(behind: str, host: str = "127.0.0.2") -> AsyncIterator[Pr
             proxy.url = f"http://{host}:{runner.addresses[0][1]}"
             yield proxy
         finally:
-            await runner.cleanup()
+            await end(runner)

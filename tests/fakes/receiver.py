@@ -23,6 +23,8 @@ from typing import Any
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from tests.fakes.ending import end
+
 Behaviour = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -244,4 +246,4 @@ async def running_receiver(
         receiver.url = f"{'https' if ssl_context else 'http'}://{literal}:{port}/hook"
         yield receiver
     finally:
-        await runner.cleanup()
+        await end(runner)

@@ -25,6 +25,8 @@ from random import Random
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from tests.fakes.ending import end, stop_accepting
+
 BACKLOG = 128
 RECEIVE_BUFFER_BYTES = 64 * 1024
 """Of a request that nobody reads, the kernel takes about so much, and not the megabytes that it may grow to."""
@@ -134,6 +136,7 @@ class Sink:
         """Take no connection until `open`: callers connect to a queue that nobody serves, or, without `connects`, are not
         even answered, for the queue is full."""
         assert self._site is not None
+        await stop_accepting(self._site)
         await self._site.stop()  # of a duplicate: the port itself stays ours
         self._site = None
         if connects:
@@ -143,7 +146,7 @@ class Sink:
 
     async def stop(self) -> None:
         """End, whatever waits."""
-        await self._runner.cleanup()
+        await end(self._runner)
         self.socket.close()
         if self._filler is not None:
             self._filler.close()

@@ -30,7 +30,7 @@ QUIET_S = 20.0
 longer than a notifier waits for anything here."""
 QUIET_LOOKS = 200
 """How often that must have been seen besides: where all are slow, whoever holds the lease is slow too."""
-SETTLED_LIMIT_S = 240.0
+SETTLED_LIMIT_S = 480.0
 TARGET_LANE = "wdr_1"
 """The one entry of which the target is told: so there is never more than one delivery to it under way."""
 

@@ -54,8 +54,17 @@ END $$;
 CREATE TRIGGER proof_fan_out BEFORE INSERT ON deliveries FOR EACH ROW EXECUTE FUNCTION proof_wait('fan-out');
 CREATE CONSTRAINT TRIGGER proof_commit AFTER UPDATE ON deliveries DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.state = 'delivered') EXECUTE FUNCTION proof_wait('commit');
+CREATE FUNCTION proof_lengthen() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.leased_until := NEW.leased_until + interval '1 hour';
+    RETURN NEW;
+END $$;
+CREATE TRIGGER proof_leases BEFORE UPDATE ON deliveries FOR EACH ROW
+    WHEN (NEW.leased_until > now() AND NEW.leased_until IS DISTINCT FROM OLD.leased_until)
+    EXECUTE FUNCTION proof_lengthen();
 """
-"""A deferred trigger runs inside COMMIT: who waits in it has done all of its work and has not committed."""
+"""A deferred trigger runs inside COMMIT: who waits in it has done all of its work and has not committed. And no lease ends
+by itself, however slow all are: they end when a scenario has them end, and are counted then."""
 
 
 @dataclass
