@@ -105,16 +105,35 @@ async def open_engine(
             async with transaction(engine) as connection:
                 await require_head(connection)
     except OperationalError as error:
-        raise DatabaseUnreachable(
-            f"database.url: {redact_url(settings.database.url)} does not answer: {_reason_of(error)};"
-            " is Postgres running there?"
-        ) from error
+        raise _unreachable(settings, error) from error
     except LedgerError as error:
         raise ChainbellError(str(error)) from error
     try:
         yield engine
+    except (OperationalError, ExceptionGroup) as error:  # it went away just now, while a role begins, say
+        loss = _loss_in(error)
+        if loss is not None:
+            raise _unreachable(settings, loss) from error
+        raise
     finally:
         await engine.dispose()
+
+
+def _loss_in(error: Exception) -> OperationalError | None:
+    """That there is nobody to ask any more, where that is all that is wrong; a deadlock, say, was answered."""
+    if isinstance(error, ExceptionGroup):
+        losses = [_loss_in(one) for one in error.exceptions]
+        return losses[0] if all(losses) else None
+    if not isinstance(error, OperationalError):
+        return None
+    return error if error.connection_invalidated or getattr(error.orig, "sqlstate", None) is None else None
+
+
+def _unreachable(settings: Settings, error: OperationalError) -> DatabaseUnreachable:
+    return DatabaseUnreachable(
+        f"database.url: {redact_url(settings.database.url)} does not answer: {_reason_of(error)};"
+        " is Postgres running there?"
+    )
 
 
 def _reason_of(error: OperationalError) -> str:
